@@ -1,0 +1,153 @@
+//! From command line to exit code: the same start and the same end for every program.
+//!
+//! A program says what its command line is and what it does with it; it never installs loggers, runtimes or signal
+//! handlers itself.
+
+use std::ffi::OsString;
+use std::future::Future;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use prometheus::{IntGaugeVec, Opts, Registry};
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Clock;
+use crate::logging::{self, LogArgs, LogFormat};
+use crate::readiness::Readiness;
+use crate::settings::{Refusal, SettingError, refusal};
+use crate::shutdown::Signals;
+
+/// Exit code of a missing or malformed setting.
+const BAD_SETTING: u8 = 2;
+
+/// How long a drain may take. Orchestrators kill after 30 s; ending by ourselves leaves a log line that says so.
+const DRAIN: Duration = Duration::from_secs(25);
+
+/// A program's command line.
+pub trait Program: Parser {
+    /// Its logging settings, flattened into it.
+    fn log(&self) -> &LogArgs;
+}
+
+/// What a running program is handed. Cheap to clone; clones share everything.
+#[derive(Clone)]
+pub struct Context {
+    /// The program's name, as in `dsync-ingest`.
+    pub name: &'static str,
+    /// What time it is.
+    pub clock: Clock,
+    /// Where metrics are registered; `/metrics` shows them.
+    pub metrics: Registry,
+    /// What `/readyz` asks for.
+    pub readiness: Readiness,
+    /// Cancelled when the process is told to stop: finish what is under way and return.
+    pub shutdown: CancellationToken,
+}
+
+impl Context {
+    /// A context of its own, with `dsync_build_info` registered. [`run`] makes the real one; tests make theirs.
+    pub fn new(name: &'static str, version: &str, clock: Clock) -> Self {
+        let metrics = Registry::new();
+        let info = IntGaugeVec::new(
+            Opts::new("dsync_build_info", "Always 1; the label says what runs."),
+            &["version"],
+        )
+        .expect("a valid metric");
+        info.with_label_values(&[version]).set(1);
+        metrics.register(Box::new(info)).expect("a new registry is empty");
+        Self {
+            name,
+            clock,
+            metrics,
+            readiness: Readiness::default(),
+            shutdown: CancellationToken::new(),
+        }
+    }
+}
+
+/// Runs a program from command line to exit code.
+///
+/// `name` is the program's (`dsync-ingest`), `version` what `--version` and `dsync_build_info` show. `main` gets the
+/// parsed command line and its [`Context`]; it should return soon after [`Context::shutdown`] is cancelled. Its error is
+/// printed once: exit code 2 for a [`SettingError`], else 1.
+pub fn run<C, F>(name: &'static str, version: &'static str, main: impl FnOnce(C, Context) -> F) -> ExitCode
+where
+    C: Program,
+    F: Future<Output = anyhow::Result<ExitCode>>,
+{
+    let cli = match parse::<C, _>(name, version, std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(Refusal::Asked(text)) => {
+            print!("{text}");
+            return ExitCode::SUCCESS;
+        }
+        Err(Refusal::Wrong(line)) => {
+            eprintln!("{name}: {line}");
+            return ExitCode::from(BAD_SETTING);
+        }
+    };
+    let log = cli.log().clone();
+    start(name, version, &log, |context| main(cli, context))
+        .unwrap_or_else(|error| report(name, &log, &error))
+}
+
+fn parse<C: Program, A: Into<OsString> + Clone>(
+    name: &'static str,
+    version: &'static str,
+    args: impl IntoIterator<Item = A>,
+) -> Result<C, Refusal> {
+    let mut command = C::command().name(name).version(version);
+    let parsed = command
+        .try_get_matches_from_mut(args)
+        .and_then(|matches| C::from_arg_matches(&matches));
+    parsed.map_err(|error| refusal(&command, &error))
+}
+
+fn start<F>(
+    name: &'static str,
+    version: &'static str,
+    log: &LogArgs,
+    main: impl FnOnce(Context) -> F,
+) -> anyhow::Result<ExitCode>
+where
+    F: Future<Output = anyhow::Result<ExitCode>>,
+{
+    logging::start(log)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let code = runtime.block_on(async {
+        let context = Context::new(name, version, Clock::system());
+        let shutdown = context.shutdown.clone();
+        tokio::spawn(Signals::listen()?.govern(shutdown.clone()));
+        tokio::select! {
+            code = main(context) => code,
+            () = overdue(shutdown) => anyhow::bail!("did not finish within {DRAIN:?} of being told to stop"),
+        }
+    });
+    // Blocking work (name resolution) that hangs must not keep the process.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    code
+}
+
+async fn overdue(shutdown: CancellationToken) {
+    shutdown.cancelled().await;
+    tokio::time::sleep(DRAIN).await;
+}
+
+/// Prints the error that ended the program, whatever `RUST_LOG` hides.
+fn report(name: &str, log: &LogArgs, error: &anyhow::Error) -> ExitCode {
+    if let Some(setting) = error.chain().find_map(|e| e.downcast_ref::<SettingError>()) {
+        eprintln!("{name}: {setting}");
+        return ExitCode::from(BAD_SETTING);
+    }
+    match log.log_format {
+        LogFormat::Text => eprintln!("{name}: {error:#}"),
+        LogFormat::Json => {
+            eprintln!(
+                "{}",
+                serde_json::json!({"level": "ERROR", "target": name, "message": format!("{error:#}")})
+            );
+        }
+    }
+    ExitCode::FAILURE
+}

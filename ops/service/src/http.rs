@@ -1,0 +1,135 @@
+//! Connections of an HTTP/1 server that strangers may talk to: bounded in number, closed when slow, drained at the end.
+//!
+//! `axum::serve` never closes half headers, dripped headers or silent sockets; this does. What a request may hold and how
+//! long its body may take is the handlers' business: only they know.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{ConnectInfo, Request};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::ServiceExt as _;
+
+/// What one server puts up with.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections at the same time; further ones wait in the system's queue.
+    pub connections: usize,
+    /// How long a request's headers may take, and how long a kept-alive connection may stay silent.
+    pub header_read: Duration,
+    /// How long connections may take to finish once the server stops.
+    pub drain: Duration,
+}
+
+impl Limits {
+    /// For an admin endpoint.
+    pub const ADMIN: Self = Self {
+        connections: 64,
+        header_read: Duration::from_secs(5),
+        drain: Duration::from_secs(1),
+    };
+}
+
+/// Serves `router` on `listener` until `shutdown`, then lets requests under way finish within [`Limits::drain`], and closes
+/// what is left. Handlers find the peer's address as `ConnectInfo<SocketAddr>`.
+pub async fn serve(listener: TcpListener, router: Router, limits: Limits, shutdown: CancellationToken) {
+    let room = Arc::new(Semaphore::new(limits.connections));
+    let connections = TaskTracker::new();
+    let give_up = CancellationToken::new();
+    // Also when the caller drops this future: no connection outlives its server.
+    let _give_up_at_the_end = give_up.clone().drop_guard();
+    loop {
+        let next = async {
+            let permit = Arc::clone(&room).acquire_owned().await;
+            (permit, accept(&listener).await)
+        };
+        let Some((permit, (stream, peer))) = shutdown.run_until_cancelled(next).await else {
+            break;
+        };
+        let connection = converse(stream, peer, router.clone(), limits, shutdown.clone());
+        let give_up = give_up.clone();
+        connections.spawn(async move {
+            give_up.run_until_cancelled(connection).await;
+            drop(permit);
+        });
+    }
+    drop(listener);
+    connections.close();
+    if tokio::time::timeout(limits.drain, connections.wait())
+        .await
+        .is_err()
+    {
+        tracing::warn!(
+            left = connections.len(),
+            "closing connections that did not finish in time"
+        );
+    }
+}
+
+/// One connection, from its first byte to its close.
+async fn converse(
+    stream: TcpStream,
+    peer: SocketAddr,
+    router: Router,
+    limits: Limits,
+    shutdown: CancellationToken,
+) {
+    let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
+        let mut request: Request = request.map(axum::body::Body::new);
+        request.extensions_mut().insert(ConnectInfo(peer));
+        router.clone().oneshot(request)
+    });
+    let mut connection = pin!(
+        http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(limits.header_read)
+            .serve_connection(TokioIo::new(stream), service)
+    );
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = shutdown.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    // A peer that goes away or is too slow is its own business, not an error of ours.
+    if let Err(error) = ended {
+        tracing::debug!(%error, "connection closed");
+    }
+}
+
+/// The next connection. Out of file descriptors is no reason to stop: it waits until some are free.
+async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                // Small answers leave at once; a failure costs speed only.
+                let _ = stream.set_nodelay(true);
+                return (stream, peer);
+            }
+            Err(error) if is_the_peers(&error) => {}
+            Err(error) => {
+                tracing::error!(%error, "cannot accept connections");
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        }
+    }
+}
+
+fn is_the_peers(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionRefused | ConnectionReset
+    )
+}

@@ -1,0 +1,17 @@
+//! What every dsync program shares: start-up, settings, logging, clock, retries, the admin endpoint and shutdown.
+//!
+//! It knows nothing of directories, webhooks or the log. A program's `main` hands [`boot::run`] its command line type
+//! and one async function, and gets back a process that refuses bad settings in one line, logs, answers
+//! `/metrics`, `/livez` and `/readyz`, and drains when it is told to stop.
+
+pub mod admin;
+pub mod boot;
+pub mod clock;
+pub mod http;
+pub mod logging;
+#[cfg(feature = "postgres")]
+pub mod postgres;
+pub mod readiness;
+pub mod retry;
+pub mod settings;
+mod shutdown;

@@ -1,0 +1,65 @@
+//! Postgres for programs that stay up for months: how connections are set up, and what their errors mean.
+
+mod trouble;
+
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+
+pub use trouble::{Described, Trouble, described};
+
+use crate::settings::{Secret, SettingError};
+
+/// How a program wants its connections.
+#[derive(Clone, Copy, Debug)]
+pub struct PoolSettings {
+    /// Shown in `pg_stat_activity`.
+    pub application_name: &'static str,
+    /// Connections at most.
+    pub max_connections: u32,
+    /// How long one statement may run; zero = no limit.
+    pub statement_timeout: Duration,
+}
+
+/// After this long without a statement, the server ends an open transaction: a frozen program's locks go with it.
+const IDLE_IN_TRANSACTION: &str = "20s";
+
+/// Connections to the database at `url`. Returns at once: they are opened when needed, and opened again when lost.
+/// An error only when the URL cannot be understood.
+pub fn pool(url: &Secret, settings: &PoolSettings) -> Result<PgPool, SettingError> {
+    let options: PgConnectOptions = url
+        .expose()
+        .parse()
+        // The parser's error may repeat parts of the URL, and the URL holds the password.
+        .map_err(|_| SettingError::malformed("DATABASE_URL", "is not a Postgres URL"))?;
+    let options = options.application_name(settings.application_name).options([
+        (
+            "idle_in_transaction_session_timeout",
+            IDLE_IN_TRANSACTION.to_owned(),
+        ),
+        (
+            "statement_timeout",
+            format!("{}ms", settings.statement_timeout.as_millis()),
+        ),
+        ("TimeZone", "UTC".to_owned()),
+        // sqlx sets no keepalive on its side; on the server's side a vanished client is noticed within half a minute.
+        ("tcp_keepalives_idle", "10".to_owned()),
+        ("tcp_keepalives_interval", "5".to_owned()),
+        ("tcp_keepalives_count", "4".to_owned()),
+    ]);
+    Ok(PgPoolOptions::new()
+        .max_connections(settings.max_connections)
+        .acquire_timeout(Duration::from_secs(5))
+        // The check below stands in for the ping, at the same price.
+        .test_before_acquire(false)
+        .before_acquire(|connection, _| Box::pin(is_writable(connection)))
+        .connect_lazy_with(options))
+}
+
+/// False for a server that has become read-only (after a fail-over, say): the pool then drops the connection, and the
+/// next one is made to whichever server the name leads to by then.
+async fn is_writable(connection: &mut sqlx::PgConnection) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar("select current_setting('transaction_read_only') = 'off'")
+        .fetch_one(connection)
+        .await
+}

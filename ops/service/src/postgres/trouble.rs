@@ -1,0 +1,84 @@
+//! What a database error means for whoever must go on: the only place that says so.
+
+use std::fmt;
+
+use sqlx::Error;
+
+/// What to do about an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// The database or the way to it: wait and try the same again. No data is at fault.
+    Transient,
+    /// Some value in what was sent: trying the same again cannot help. Find the record, set it aside, go on.
+    Data,
+    /// The program or the schema: wait and try again loudly, until a person has looked. Never a reason to set data
+    /// aside: all of it would follow.
+    Defect,
+}
+
+impl Trouble {
+    /// What `error` means.
+    pub fn of(error: &Error) -> Self {
+        match error {
+            Error::Database(database) => database
+                .code()
+                .map_or(Self::Defect, |code| Self::of_sqlstate(&code)),
+            Error::Io(_)
+            | Error::Tls(_)
+            | Error::PoolTimedOut
+            | Error::PoolClosed
+            | Error::WorkerCrashed
+            | Error::BeginFailed => Self::Transient,
+            // A value that cannot even be written down for the server.
+            Error::Encode(_) => Self::Data,
+            _ => Self::Defect,
+        }
+    }
+
+    /// What a SQLSTATE means (Postgres manual, appendix A).
+    pub fn of_sqlstate(code: &str) -> Self {
+        match code {
+            // Lock not available, object in use; read-only, ended while idle in a transaction; cancelled or timed out.
+            "55P03" | "55006" | "25006" | "25P03" | "57014" => Self::Transient,
+            _ => match code.get(..2).unwrap_or_default() {
+                // Connection; rolled back (serialization, deadlock); out of resources; operator intervention; system.
+                "08" | "40" | "53" | "57" | "58" => Self::Transient,
+                // Cardinality; data exception; constraint; a limit exceeded (row or index entry too large, …).
+                "21" | "22" | "23" | "54" => Self::Data,
+                _ => Self::Defect,
+            },
+        }
+    }
+}
+
+/// Shows `error` without any value that was sent: Postgres repeats values in messages about them.
+pub fn described(error: &Error) -> Described<'_> {
+    Described(error)
+}
+
+/// See [`described`].
+#[derive(Debug)]
+pub struct Described<'a>(&'a Error);
+
+impl fmt::Display for Described<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Error::Database(error) = self.0 else {
+            return match self.0 {
+                Error::Encode(_) => f.write_str("a value cannot be encoded"),
+                Error::Decode(_) | Error::ColumnDecode { .. } => f.write_str("a value cannot be decoded"),
+                other => write!(f, "{other}"),
+            };
+        };
+        write!(f, "SQLSTATE {}", error.code().as_deref().unwrap_or("unknown"))?;
+        for (what, name) in [("table", error.table()), ("constraint", error.constraint())] {
+            if let Some(name) = name {
+                write!(f, ", {what} {name}")?;
+            }
+        }
+        if Trouble::of(self.0) == Trouble::Data {
+            Ok(())
+        } else {
+            write!(f, ": {}", error.message())
+        }
+    }
+}

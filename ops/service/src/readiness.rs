@@ -1,0 +1,70 @@
+//! Can this process do its job now? Asked afresh on every request, so that the answer is never yesterday's.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, join_all};
+
+type Ask = Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
+
+/// The named things that must be there. Cheap to clone; clones share their checks.
+#[derive(Clone, Default)]
+pub struct Readiness(Arc<Mutex<Vec<Check>>>);
+
+#[derive(Clone)]
+struct Check {
+    name: &'static str,
+    limit: Duration,
+    ask: Ask,
+}
+
+/// One thing that is missing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missing {
+    /// The check's name.
+    pub name: &'static str,
+    /// What is wrong, for an operator.
+    pub reason: String,
+}
+
+impl Readiness {
+    /// Adds a check: `ask` is called on every request and must answer within `limit`. Its error is shown to whoever may
+    /// read the admin endpoint: no secrets in it.
+    pub fn check<F, E>(
+        &self,
+        name: &'static str,
+        limit: Duration,
+        ask: impl Fn() -> F + Send + Sync + 'static,
+    ) where
+        F: Future<Output = Result<(), E>> + Send + 'static,
+        E: fmt::Display,
+    {
+        let ask: Ask = Arc::new(move || ask().map(|answer| answer.map_err(|e| e.to_string())).boxed());
+        self.checks().push(Check { name, limit, ask });
+    }
+
+    /// Runs all checks at the same time; what is missing, in the order in which checks were added.
+    pub async fn missing(&self) -> Vec<Missing> {
+        let checks = self.checks().clone();
+        let answers = join_all(checks.into_iter().map(|check| async move {
+            let reason = match tokio::time::timeout(check.limit, (check.ask)()).await {
+                Ok(Ok(())) => return None,
+                Ok(Err(reason)) => reason,
+                Err(_) => format!("no answer within {:?}", check.limit),
+            };
+            Some(Missing {
+                name: check.name,
+                reason,
+            })
+        }))
+        .await;
+        answers.into_iter().flatten().collect()
+    }
+
+    fn checks(&self) -> std::sync::MutexGuard<'_, Vec<Check>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

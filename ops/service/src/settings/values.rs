@@ -1,0 +1,93 @@
+//! How values are written: `15s`, `960KiB`, `10%`. Parsers for clap's `value_parser`.
+
+use std::fmt;
+use std::time::Duration;
+
+/// Why a value is not what the setting needs; the rest of a sentence that begins with the value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ValueError {
+    /// Not written as a duration.
+    #[error("is not a duration: write it like 15s, 5m, 1h or 30d")]
+    NotADuration,
+    /// Zero, where that would make no sense.
+    #[error("must be longer than zero")]
+    Zero,
+    /// Longer than a century: surely a slip, and time arithmetic would overflow.
+    #[error("is too long")]
+    TooLong,
+    /// Not written as a size.
+    #[error("is not a size: write it like 4096, 960KiB or 10GiB")]
+    NotASize,
+    /// Not written as a percentage.
+    #[error("is not a percentage from 0% to 100%: write it like 10% or 2.5%")]
+    NotAPercentage,
+}
+
+const CENTURY: Duration = Duration::from_hours(24 * 36_525);
+
+/// A duration longer than zero: `15s`, `5m`, `1h`, `30d`, also `1h 30m`.
+pub fn duration(text: &str) -> Result<Duration, ValueError> {
+    match duration_or_off(text)? {
+        Duration::ZERO => Err(ValueError::Zero),
+        duration => Ok(duration),
+    }
+}
+
+/// A duration, or `0` for "off", "keep", or whatever zero means to the setting.
+pub fn duration_or_off(text: &str) -> Result<Duration, ValueError> {
+    let duration = match text.trim() {
+        "0" => Duration::ZERO,
+        text => humantime::parse_duration(text).map_err(|_| ValueError::NotADuration)?,
+    };
+    if duration > CENTURY {
+        Err(ValueError::TooLong)
+    } else {
+        Ok(duration)
+    }
+}
+
+/// A number of bytes: `4096`, `960KiB`, `10GiB`, `1GB` (a billion).
+pub fn size(text: &str) -> Result<u64, ValueError> {
+    text.trim()
+        .parse::<bytesize::ByteSize>()
+        .map(|size| size.as_u64())
+        .map_err(|_| ValueError::NotASize)
+}
+
+/// A percentage, `0%` to `100%`, to two decimals.
+pub fn percent(text: &str) -> Result<Percent, ValueError> {
+    let number: f64 = text
+        .trim()
+        .strip_suffix('%')
+        .and_then(|n| n.trim_end().parse().ok())
+        .ok_or(ValueError::NotAPercentage)?;
+    if !(0.0..=100.0).contains(&number) {
+        return Err(ValueError::NotAPercentage);
+    }
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "0 to 10,000, checked above"
+    )]
+    let hundredths = (number * 100.0).round() as u32;
+    Ok(Percent { hundredths })
+}
+
+/// A share of a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Percent {
+    hundredths: u32,
+}
+
+impl Percent {
+    /// Whether `part` is more than this share of `whole`. Exact, in integers.
+    pub fn is_exceeded_by(self, part: u64, whole: u64) -> bool {
+        u128::from(part) * 10_000 > u128::from(whole) * u128::from(self.hundredths)
+    }
+}
+
+impl fmt::Display for Percent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}%", f64::from(self.hundredths) / 100.0)
+    }
+}
