@@ -1,0 +1,361 @@
+//! JSON as customers' identity providers write it, made storable, and read field by field without judging the rest.
+//!
+//! Postgres cannot hold all of JSON: no NUL character, no half of a surrogate pair, no number beyond `numeric`, no
+//! nesting beyond its stack. [`storable`] mends exactly these and leaves every other byte as it was. The log keeps
+//! the original.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::Deserializer as _;
+use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+/// Nesting that is kept as JSON; what lies deeper becomes a string holding its text.
+///
+/// Postgres's own limit depends on `max_stack_depth`; at the default 2 MB it is several thousand levels.
+pub const MAX_DEPTH: usize = 1_000;
+
+/// Digits before the decimal point that `numeric` holds, less a little.
+const MAX_INTEGER_DIGITS: i64 = 131_000;
+/// Digits after the decimal point that `numeric` holds, less a little.
+const MAX_FRACTION_DIGITS: i64 = 16_000;
+
+/// Why text could not be read as what it should be. Says nothing of the content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Malformed {
+    /// The bytes are not UTF-8.
+    #[error("not UTF-8")]
+    NotUtf8,
+    /// The text is not a JSON object.
+    #[error("not a JSON object")]
+    NotAnObject,
+    /// The object lacks a member it cannot be read without, or holds something else there.
+    #[error("`{0}` is missing or not readable")]
+    Missing(&'static str),
+}
+
+/// `body` as text that Postgres can store, borrowed where nothing had to be mended.
+///
+/// `\u0000` and lone surrogates become `\ufffd`; numbers that `numeric` cannot hold become strings with their digits;
+/// values nested deeper than [`MAX_DEPTH`] become strings with their text. Text that is not JSON comes back as some
+/// text, to be refused by whoever parses it.
+pub fn storable(body: &[u8]) -> Result<Cow<'_, str>, Malformed> {
+    let text = std::str::from_utf8(body).map_err(|_| Malformed::NotUtf8)?;
+    Ok(Mender {
+        text,
+        at: 0,
+        kept: 0,
+        mended: String::new(),
+    }
+    .run())
+}
+
+/// One pass over a text; `mended` holds what came before `kept`, once anything had to change.
+struct Mender<'a> {
+    text: &'a str,
+    at: usize,
+    kept: usize,
+    mended: String,
+}
+
+impl<'a> Mender<'a> {
+    fn run(mut self) -> Cow<'a, str> {
+        let bytes = self.text.as_bytes();
+        let mut depth = 0_usize;
+        while let Some(&byte) = bytes.get(self.at) {
+            match byte {
+                b'"' => self.string(),
+                b'{' | b'[' if depth == MAX_DEPTH => self.subtree(),
+                b'{' | b'[' => {
+                    depth += 1;
+                    self.at += 1;
+                }
+                b'}' | b']' => {
+                    depth = depth.saturating_sub(1);
+                    self.at += 1;
+                }
+                b'-' | b'0'..=b'9' => self.number(),
+                _ => self.at += 1,
+            }
+        }
+        if self.kept == 0 {
+            return Cow::Borrowed(self.text);
+        }
+        self.mended.push_str(&self.text[self.kept..]);
+        Cow::Owned(self.mended)
+    }
+
+    /// Puts `instead` in the place of what lies from `from` to here.
+    fn replace(&mut self, from: usize, instead: &str) {
+        self.mended.push_str(&self.text[self.kept..from]);
+        self.mended.push_str(instead);
+        self.kept = self.at;
+    }
+
+    fn string(&mut self) {
+        let bytes = self.text.as_bytes();
+        self.at += 1;
+        while let Some(offset) = memchr::memchr2(b'"', b'\\', &bytes[self.at..]) {
+            self.at += offset;
+            if bytes[self.at] == b'"' {
+                self.at += 1;
+                return;
+            }
+            self.escape();
+        }
+        self.at = bytes.len();
+    }
+
+    fn escape(&mut self) {
+        let start = self.at;
+        let Some(unit) = unicode_escape(self.text.as_bytes(), start) else {
+            // Any other escape is two bytes; the second may begin a longer character only in text that is no JSON.
+            self.at = self.text.ceil_char_boundary((start + 2).min(self.text.len()));
+            return;
+        };
+        self.at = start + 6;
+        match unit {
+            0 | 0xDC00..=0xDFFF => self.replace(start, "\\ufffd"),
+            0xD800..=0xDBFF => match unicode_escape(self.text.as_bytes(), self.at) {
+                Some(0xDC00..=0xDFFF) => self.at += 6,
+                _ => self.replace(start, "\\ufffd"),
+            },
+            _ => {}
+        }
+    }
+
+    fn number(&mut self) {
+        let start = self.at;
+        let length = self.text.as_bytes()[start..]
+            .iter()
+            .position(|b| !matches!(b, b'0'..=b'9' | b'+' | b'-' | b'.' | b'e' | b'E'))
+            .unwrap_or(self.text.len() - start);
+        self.at += length;
+        let number = &self.text[start..self.at];
+        if !fits_numeric(number) && serde_json::from_str::<&RawValue>(number).is_ok() {
+            self.replace(start, &format!("\"{number}\""));
+        }
+    }
+
+    fn subtree(&mut self) {
+        let start = self.at;
+        let bytes = self.text.as_bytes();
+        let mut depth = 0_usize;
+        while let Some(&byte) = bytes.get(self.at) {
+            match byte {
+                b'"' => {
+                    self.at += 1;
+                    while let Some(&inner) = bytes.get(self.at) {
+                        self.at += if inner == b'\\' { 2 } else { 1 };
+                        if inner == b'"' {
+                            break;
+                        }
+                    }
+                    continue;
+                }
+                b'{' | b'[' => depth += 1,
+                b'}' | b']' => depth -= 1,
+                _ => {}
+            }
+            self.at += 1;
+            if depth == 0 {
+                break;
+            }
+        }
+        self.at = self.text.ceil_char_boundary(self.at.min(bytes.len()));
+        let quoted = serde_json::Value::from(&self.text[start..self.at]).to_string();
+        self.replace(start, &quoted);
+    }
+}
+
+/// The code unit of a `\uXXXX` that starts at `at`.
+fn unicode_escape(bytes: &[u8], at: usize) -> Option<u16> {
+    let escape = bytes.get(at..at + 6)?;
+    if !escape.starts_with(b"\\u") {
+        return None;
+    }
+    let digits = std::str::from_utf8(&escape[2..]).ok()?;
+    if !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return None;
+    }
+    u16::from_str_radix(digits, 16).ok()
+}
+
+fn fits_numeric(number: &str) -> bool {
+    if number.len() < 64 && !number.contains(['e', 'E']) {
+        return true;
+    }
+    let (mantissa, exponent) = number.split_once(['e', 'E']).unwrap_or((number, "0"));
+    let exponent: i64 = match exponent.strip_prefix('+').unwrap_or(exponent).parse() {
+        Ok(exponent) => exponent,
+        Err(_) => return false,
+    };
+    let (integer, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+    let digits = |part: &str| i64::try_from(part.len()).unwrap_or(i64::MAX);
+    digits(integer).saturating_add(exponent) <= MAX_INTEGER_DIGITS
+        && digits(fraction).saturating_sub(exponent) <= MAX_FRACTION_DIGITS
+}
+
+/// The members `names` of the JSON object in `text`, each as the text it came as. Of a member that is there twice the
+/// last counts, as in Postgres; members that are `null` count as absent; all others are passed over.
+pub fn members<'a, const N: usize>(
+    text: &'a str,
+    names: &[&str; N],
+) -> Result<[Option<&'a RawValue>; N], Malformed> {
+    let mut json = serde_json::Deserializer::from_str(text);
+    let found = json
+        .deserialize_map(Members { names })
+        .map_err(|_| Malformed::NotAnObject)?;
+    json.end().map_err(|_| Malformed::NotAnObject)?;
+    Ok(found)
+}
+
+struct Members<'n, const N: usize> {
+    names: &'n [&'n str; N],
+}
+
+impl<'de, const N: usize> Visitor<'de> for Members<'_, N> {
+    type Value = [Option<&'de RawValue>; N];
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut found = [None; N];
+        while let Some(place) = map.next_key_seed(Place { names: self.names })? {
+            match place {
+                Some(place) => {
+                    let value: &RawValue = map.next_value()?;
+                    found[place] = (value.get() != "null").then_some(value);
+                }
+                None => {
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        Ok(found)
+    }
+}
+
+struct Place<'n, const N: usize> {
+    names: &'n [&'n str; N],
+}
+
+impl<'de, const N: usize> DeserializeSeed<'de> for Place<'_, N> {
+    type Value = Option<usize>;
+
+    fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl<const N: usize> Visitor<'_> for Place<'_, N> {
+    type Value = Option<usize>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a member's name")
+    }
+
+    fn visit_str<E>(self, name: &str) -> Result<Self::Value, E> {
+        Ok(self.names.iter().position(|known| *known == name))
+    }
+}
+
+/// A name in JSON: text that borrows where it could.
+pub type Name<'a> = Cow<'a, str>;
+
+/// The content of a JSON string; nothing for anything else.
+pub fn string(value: &RawValue) -> Option<Name<'_>> {
+    if value.get().starts_with('"') {
+        text(value)
+    } else {
+        None
+    }
+}
+
+/// The text in a JSON value: a string's content, a number or boolean as it is written, nothing for the rest.
+pub fn text(value: &RawValue) -> Option<Cow<'_, str>> {
+    let json = value.get();
+    match json.as_bytes().first()? {
+        b'"' if !json.contains('\\') => Some(Cow::Borrowed(&json[1..json.len() - 1])),
+        b'"' => serde_json::from_str::<String>(json).ok().map(Cow::Owned),
+        b'{' | b'[' | b'n' => None,
+        _ => Some(Cow::Borrowed(json)),
+    }
+}
+
+/// The elements of a JSON array; none for anything else.
+pub fn elements(value: &RawValue) -> Vec<&RawValue> {
+    serde_json::from_str(value.get()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mended(text: &str) -> String {
+        storable(text.as_bytes()).unwrap().into_owned()
+    }
+
+    #[test]
+    fn what_postgres_holds_is_left_alone() {
+        for fine in [
+            r#"{"a":"\\u0000","b":"\ud83d\ude00","c":1.50,"d":-0,"e":true,"f":"x\"y","g":1e400}"#,
+            r#"{"big":123456789012345678901234567890.10}"#,
+            "not json at all \\u0000 {{{",
+        ] {
+            assert!(
+                matches!(storable(fine.as_bytes()), Ok(Cow::Borrowed(_))),
+                "{fine}"
+            );
+        }
+    }
+
+    #[test]
+    fn characters_postgres_refuses_are_replaced_and_nothing_else() {
+        assert_eq!(mended(r#"{"a":"x\u0000y"}"#), r#"{"a":"x\ufffdy"}"#);
+        assert_eq!(mended(r#"{"a":"\\\u0000"}"#), r#"{"a":"\\\ufffd"}"#);
+        assert_eq!(
+            mended(r#"{"\ud800":"\udc00","b":"\ud800\u0041"}"#),
+            r#"{"\ufffd":"\ufffd","b":"\ufffd\u0041"}"#
+        );
+        assert_eq!(mended(r#"["\ud800\ud800\udc00"]"#), r#"["\ufffd\ud800\udc00"]"#);
+    }
+
+    #[test]
+    fn numbers_beyond_numeric_keep_their_digits_as_text() {
+        assert_eq!(mended("[1e200000,2,1E-99999]"), r#"["1e200000",2,"1E-99999"]"#);
+        assert_eq!(
+            mended("[1e99999999999999999999]"),
+            r#"["1e99999999999999999999"]"#
+        );
+    }
+
+    #[test]
+    fn what_is_nested_too_deep_becomes_text() {
+        let deep = format!("{}\"\\u0000\"{}", "[".repeat(5_000), "]".repeat(5_000));
+        let mended = mended(&deep);
+        assert!(serde_json::from_str::<&RawValue>(&mended).is_ok());
+        assert!(mended.len() > deep.len() && mended.matches("[\"").count() == 1);
+        for broken in ["[", "[\"\\", "{\"a"] {
+            let _ = storable(broken.repeat(4_000).as_bytes());
+        }
+    }
+
+    #[test]
+    fn members_are_picked_and_the_rest_passed_over() {
+        let text = r#"{"x":{"y":[1,{"z":2}]},"\u0061":"first","a":"last","n":null}"#;
+        let [a, n, absent] = members(text, &["a", "n", "absent"]).unwrap();
+        assert_eq!(a.and_then(super::text).as_deref(), Some("last"));
+        assert!(n.is_none() && absent.is_none());
+        for no_object in ["[]", "1", "", "{", r#"{"a":1}x"#, r#"{"a":1,}"#] {
+            assert_eq!(
+                members(no_object, &["a"]).unwrap_err(),
+                Malformed::NotAnObject,
+                "{no_object}"
+            );
+        }
+    }
+}

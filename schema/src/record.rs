@@ -1,0 +1,212 @@
+//! One record of the log: where it is filed, how it came, and the body byte for byte.
+
+use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
+
+use crate::address::{Address, Unaddressable, address};
+use crate::timestamp::Timestamp;
+
+/// The way a record came into the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Source {
+    /// WorkOS posted it.
+    Webhook,
+    /// The catch-up found it in the Events API.
+    EventsApi,
+    /// A sweep saw it in the state API.
+    Sweep,
+}
+
+impl Source {
+    /// As it stands in the header `Dsync-Source`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Webhook => "webhook",
+            Self::EventsApi => "events_api",
+            Self::Sweep => "sweep",
+        }
+    }
+
+    /// The source named so.
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Webhook, Self::EventsApi, Self::Sweep]
+            .into_iter()
+            .find(|source| source.as_str() == text)
+    }
+
+    /// As one character, as the tables hold it. Ordered like the sources are.
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::Webhook => "a",
+            Self::EventsApi => "b",
+            Self::Sweep => "c",
+        }
+    }
+}
+
+/// A subject of the log. Only ever made of checked ids.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Subject(String);
+
+impl Subject {
+    /// Where signed bodies go that are no event we can address.
+    pub fn quarantine() -> Self {
+        Self("dsync.quarantine".to_owned())
+    }
+
+    /// A subject read back from the log, or made of parts that are known to be ids.
+    pub fn from_log(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The subject as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether this is where unaddressable bodies go.
+    pub fn is_quarantine(&self) -> bool {
+        self.0 == "dsync.quarantine"
+    }
+
+    /// Whether the record under it takes access away: its last word says so.
+    pub fn is_removal(&self) -> bool {
+        !self.is_quarantine()
+            && matches!(
+                self.0.rsplit('.').next(),
+                Some("deleted" | "deactivated" | "removed" | "missing")
+            )
+    }
+}
+
+impl std::fmt::Display for Subject {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The subjects whose last word takes access away, as filters for a reader of the log.
+pub const REMOVAL_SUBJECTS: &[&str] = &[
+    "dsync.*.directory.deleted",
+    "dsync.*.directory.deactivated",
+    "dsync.*.directory.missing",
+    "dsync.*.user.*.deleted",
+    "dsync.*.user.*.deactivated",
+    "dsync.*.user.*.missing",
+    "dsync.*.group.*.deleted",
+    "dsync.*.group.*.missing",
+    "dsync.*.membership.*.*.removed",
+    "dsync.*.membership.*.*.missing",
+];
+
+/// One record of the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// Where it is filed.
+    pub subject: Subject,
+    /// What the log recognises a repetition by: the event's id, or of a body without one its SHA-256.
+    pub id: String,
+    /// The event's type; `unknown` where that could not be read or would not fit a header.
+    pub event_type: String,
+    /// The way it came.
+    pub source: Source,
+    /// When we received it.
+    pub received_at: Timestamp,
+    /// The header `WorkOS-Signature` as it came, of webhooks.
+    pub signature: Option<String>,
+    /// The body, byte for byte.
+    pub body: Bytes,
+}
+
+/// What to do with a body that was received.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Received {
+    /// An event of Directory Sync: append it.
+    Event(Record),
+    /// Genuine, but not an event we can address: append it to the quarantine. Says why.
+    Quarantined(Record, Unaddressable),
+    /// An event of another product: nothing to do.
+    NotOurs,
+}
+
+impl Record {
+    /// Addresses a body whose origin is proved. Loses nothing: what cannot be addressed is quarantined.
+    pub fn receive(
+        body: Bytes,
+        source: Source,
+        signature: Option<String>,
+        received_at: Timestamp,
+    ) -> Received {
+        let record = |subject, id, event_type, body| Self {
+            subject,
+            id,
+            event_type,
+            source,
+            received_at,
+            signature,
+            body,
+        };
+        match address(&body, source) {
+            Address::Ours {
+                id,
+                event_type,
+                subject,
+            } => Received::Event(record(subject, id, event_type, body)),
+            Address::NotOurs => Received::NotOurs,
+            Address::Unaddressable { id, event_type, why } => {
+                let id = id.unwrap_or_else(|| hex::encode(Sha256::digest(&body)));
+                let event_type = event_type.unwrap_or_else(|| "unknown".to_owned());
+                Received::Quarantined(record(Subject::quarantine(), id, event_type, body), why)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn removals_are_told_by_the_last_word() {
+        for filter in REMOVAL_SUBJECTS {
+            assert!(
+                Subject::from_log(filter.replace('*', "x")).is_removal(),
+                "{filter}"
+            );
+        }
+        for other in [
+            "dsync.d.user.u.updated",
+            "dsync.d.membership.g.u.added",
+            "dsync.quarantine",
+        ] {
+            assert!(!Subject::from_log(other).is_removal(), "{other}");
+        }
+    }
+
+    #[test]
+    fn sources_are_ordered_like_their_codes() {
+        let sources = [Source::Webhook, Source::EventsApi, Source::Sweep];
+        assert!(sources.is_sorted() && sources.map(Source::code).is_sorted());
+        for source in sources {
+            assert_eq!(Source::parse(source.as_str()), Some(source));
+        }
+    }
+
+    #[test]
+    fn nothing_is_lost() {
+        let at = Timestamp::from_micros(0);
+        for odd in [
+            &b"\xff\xfe"[..],
+            b"",
+            b"{}",
+            b"[1]",
+            b"{\"event\":\"dsync.user.created\"}",
+        ] {
+            let received = Record::receive(Bytes::from_static(odd), Source::Webhook, None, at);
+            let Received::Quarantined(record, _) = received else {
+                panic!("{odd:?}")
+            };
+            assert_eq!((record.body.as_ref(), record.id.len()), (odd, 64));
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! A moment, in the one resolution that Rust and Postgres share: microseconds.
+
+use std::fmt;
+
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+/// Microseconds since the Unix epoch.
+///
+/// Finer digits are cut off when parsing: Postgres would round them away, and two moments that Postgres calls
+/// equal must be equal in memory too, or the fold would choose another winner than the table does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Timestamp(i64);
+
+impl Timestamp {
+    /// A moment from microseconds since the Unix epoch.
+    pub const fn from_micros(micros: i64) -> Self {
+        Self(micros)
+    }
+
+    /// Microseconds since the Unix epoch.
+    pub const fn as_micros(self) -> i64 {
+        self.0
+    }
+
+    /// Reads RFC 3339, and what WorkOS also sends: a space for the `T`, no zone (then it is UTC).
+    pub fn parse(text: &str) -> Option<Self> {
+        let text = text.trim();
+        let bytes = text.as_bytes();
+        if bytes.len() < 19 || !text.is_ascii() {
+            return None;
+        }
+        let zoned = matches!(bytes[bytes.len() - 1], b'Z' | b'z') || text[19..].contains(['+', '-']);
+        let moment = if zoned && matches!(bytes[10], b'T' | b't') {
+            OffsetDateTime::parse(text, &Rfc3339)
+        } else {
+            let zone = if zoned { "" } else { "Z" };
+            OffsetDateTime::parse(&format!("{}T{}{zone}", &text[..10], &text[11..]), &Rfc3339)
+        };
+        moment.ok().map(Self::from)
+    }
+
+    /// This moment moved by `micros` microseconds, stopping at the ends of the range.
+    #[must_use]
+    pub const fn plus_micros(self, micros: i64) -> Self {
+        Self(self.0.saturating_add(micros))
+    }
+}
+
+impl From<OffsetDateTime> for Timestamp {
+    fn from(moment: OffsetDateTime) -> Self {
+        let micros = moment.unix_timestamp_nanos().div_euclid(1_000);
+        Self(i64::try_from(micros).unwrap_or(if micros < 0 { i64::MIN } else { i64::MAX }))
+    }
+}
+
+impl From<Timestamp> for OffsetDateTime {
+    /// A moment outside of the years ±9999 becomes the Unix epoch; none such can be parsed.
+    fn from(moment: Timestamp) -> Self {
+        OffsetDateTime::from_unix_timestamp_nanos(i128::from(moment.0) * 1_000)
+            .unwrap_or(OffsetDateTime::UNIX_EPOCH)
+    }
+}
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = OffsetDateTime::from(*self)
+            .format(&Rfc3339)
+            .map_err(|_| fmt::Error)?;
+        f.write_str(&text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_every_form_workos_sends() {
+        let expected = Timestamp::parse("2023-04-28T20:05:31.093Z").unwrap();
+        for form in [
+            "2023-04-28 20:05:31.093",
+            "2023-04-28T20:05:31.093",
+            "2023-04-28 20:05:31.093Z",
+            "2023-04-28t20:05:31.093z",
+            "2023-04-28T22:05:31.093+02:00",
+            "2023-04-28 15:05:31.093-05:00",
+            " 2023-04-28T20:05:31.093000999Z ",
+        ] {
+            assert_eq!(Timestamp::parse(form), Some(expected), "{form}");
+        }
+    }
+
+    #[test]
+    fn refuses_what_is_no_moment() {
+        for form in [
+            "",
+            "yesterday",
+            "2023-04-28",
+            "2023-13-01T00:00:00Z",
+            "1682712331",
+            "２０23-04-28T20:05:31Z",
+        ] {
+            assert_eq!(Timestamp::parse(form), None, "{form}");
+        }
+    }
+
+    #[test]
+    fn shows_itself_as_it_is_read() {
+        let moment = Timestamp::parse("2023-04-28T20:05:31.093001Z").unwrap();
+        assert_eq!(Timestamp::parse(&moment.to_string()), Some(moment));
+        assert_eq!(
+            OffsetDateTime::from(moment).unix_timestamp_nanos(),
+            1_682_712_331_093_001_000
+        );
+    }
+}
