@@ -113,3 +113,57 @@ async fn readyz(State(context): State<Context>) -> Response {
     )
         .into_response()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use axum::body::{Body, to_bytes};
+    use axum::http::Request;
+    use time::OffsetDateTime;
+    use tower::ServiceExt as _;
+
+    use super::*;
+    use crate::clock::Clock;
+
+    async fn get(context: &Context, path: &str) -> (StatusCode, serde_json::Value) {
+        let request = Request::get(path).body(Body::empty()).unwrap();
+        let answer = router(context.clone()).oneshot(request).await.unwrap();
+        let status = answer.status();
+        let body = to_bytes(answer.into_body(), 10_000).await.unwrap();
+        (status, serde_json::from_slice(&body).unwrap())
+    }
+
+    #[tokio::test]
+    async fn readiness_names_what_is_missing() {
+        let context = Context::new("test", "1.2.3", Clock::fixed(OffsetDateTime::UNIX_EPOCH));
+        assert_eq!(
+            get(&context, "/readyz").await,
+            (StatusCode::OK, json!({"ready": true, "missing": []}))
+        );
+        context
+            .readiness
+            .check("database", Duration::from_secs(1), || async {
+                Err("refuses connections")
+            });
+        let missing = json!([{"name": "database", "reason": "refuses connections"}]);
+        let expected = (
+            StatusCode::SERVICE_UNAVAILABLE,
+            json!({"ready": false, "missing": missing}),
+        );
+        assert_eq!(get(&context, "/readyz").await, expected);
+        assert_eq!(get(&context, "/livez").await.0, StatusCode::OK);
+    }
+
+    #[tokio::test]
+    async fn a_process_that_stops_is_not_ready() {
+        let context = Context::new("test", "1.2.3", Clock::fixed(OffsetDateTime::UNIX_EPOCH));
+        context.shutdown.cancel();
+        let (status, body) = get(&context, "/readyz").await;
+        assert_eq!(
+            (status, &body["missing"][0]["name"]),
+            (StatusCode::SERVICE_UNAVAILABLE, &json!("shutdown"))
+        );
+        assert_eq!(get(&context, "/livez").await.0, StatusCode::OK);
+    }
+}

@@ -3,19 +3,20 @@
 //! A program says what its command line is and what it does with it; it never installs loggers, runtimes or signal
 //! handlers itself.
 
-use std::ffi::OsString;
 use std::future::Future;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
 use prometheus::{IntGaugeVec, Opts, Registry};
+use serde_json::json;
+use time::format_description::well_known::Rfc3339;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::logging::{self, LogArgs, LogFormat};
 use crate::readiness::Readiness;
-use crate::settings::{Refusal, SettingError, refusal};
+use crate::settings::{SettingError, refusal};
 use crate::shutdown::Signals;
 
 /// Exit code of a missing or malformed setting.
@@ -76,13 +77,16 @@ where
     C: Program,
     F: Future<Output = anyhow::Result<ExitCode>>,
 {
-    let cli = match parse::<C, _>(name, version, std::env::args_os()) {
+    let mut command = C::command().name(name).version(version);
+    let parsed = command.try_get_matches_from_mut(std::env::args_os());
+    let cli = match parsed.and_then(|matches| C::from_arg_matches(&matches)) {
         Ok(cli) => cli,
-        Err(Refusal::Asked(text)) => {
-            print!("{text}");
-            return ExitCode::SUCCESS;
-        }
-        Err(Refusal::Wrong(line)) => {
+        Err(error) => {
+            let Some(line) = refusal(&command, &error) else {
+                // Help or version; that nobody reads it is not our failure.
+                let _ = error.print();
+                return ExitCode::SUCCESS;
+            };
             eprintln!("{name}: {line}");
             return ExitCode::from(BAD_SETTING);
         }
@@ -90,18 +94,6 @@ where
     let log = cli.log().clone();
     start(name, version, &log, |context| main(cli, context))
         .unwrap_or_else(|error| report(name, &log, &error))
-}
-
-fn parse<C: Program, A: Into<OsString> + Clone>(
-    name: &'static str,
-    version: &'static str,
-    args: impl IntoIterator<Item = A>,
-) -> Result<C, Refusal> {
-    let mut command = C::command().name(name).version(version);
-    let parsed = command
-        .try_get_matches_from_mut(args)
-        .and_then(|matches| C::from_arg_matches(&matches));
-    parsed.map_err(|error| refusal(&command, &error))
 }
 
 fn start<F>(
@@ -143,10 +135,10 @@ fn report(name: &str, log: &LogArgs, error: &anyhow::Error) -> ExitCode {
     match log.log_format {
         LogFormat::Text => eprintln!("{name}: {error:#}"),
         LogFormat::Json => {
-            eprintln!(
-                "{}",
-                serde_json::json!({"level": "ERROR", "target": name, "message": format!("{error:#}")})
-            );
+            let timestamp = Clock::system().now().format(&Rfc3339).unwrap_or_default();
+            let message = format!("{error:#}");
+            let line = json!({"timestamp": timestamp, "level": "ERROR", "message": message, "target": name});
+            eprintln!("{line}");
         }
     }
     ExitCode::FAILURE

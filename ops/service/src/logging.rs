@@ -42,6 +42,9 @@ pub enum LogFormat {
 
 /// Starts logging for the whole process. An error when the filter cannot be understood.
 pub(crate) fn start(args: &LogArgs) -> Result<(), SettingError> {
+    if args.rust_log.trim().is_empty() {
+        return Err(SettingError::malformed("RUST_LOG", "is empty"));
+    }
     let filter = EnvFilter::try_new(&args.rust_log)
         .map_err(|e| SettingError::malformed("RUST_LOG", format!("is not a log filter: {e}")))?;
     let lines = tracing_subscriber::fmt()

@@ -68,3 +68,46 @@ impl Readiness {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SOON: Duration = Duration::from_millis(50);
+
+    #[tokio::test]
+    async fn nothing_to_check_is_ready() {
+        assert_eq!(Readiness::default().missing().await, []);
+    }
+
+    #[tokio::test]
+    async fn what_fails_or_hangs_is_named_in_order() {
+        let readiness = Readiness::default();
+        readiness.check("hangs", SOON, std::future::pending::<Result<(), String>>);
+        readiness.check("works", SOON, || async { Ok::<_, String>(()) });
+        readiness
+            .clone()
+            .check("fails", SOON, || async { Err("is down") });
+        let missing = readiness.missing().await;
+        assert_eq!(
+            missing.iter().map(|m| m.name).collect::<Vec<_>>(),
+            ["hangs", "fails"]
+        );
+        assert_eq!(missing[0].reason, "no answer within 50ms");
+        assert_eq!(missing[1].reason, "is down");
+    }
+
+    #[tokio::test]
+    async fn every_question_is_asked_afresh() {
+        let up = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let readiness = Readiness::default();
+        let seen = Arc::clone(&up);
+        readiness.check("server", SOON, move || {
+            let up = seen.load(std::sync::atomic::Ordering::SeqCst);
+            async move { if up { Ok(()) } else { Err("is down") } }
+        });
+        assert_eq!(readiness.missing().await.len(), 1);
+        up.store(true, std::sync::atomic::Ordering::SeqCst);
+        assert_eq!(readiness.missing().await, []);
+    }
+}

@@ -82,3 +82,59 @@ impl fmt::Display for Described<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_sqlstate_that_was_thought_of_has_its_meaning() {
+        use Trouble::{Data, Defect, Transient};
+        for (trouble, codes) in [
+            (
+                Transient,
+                &[
+                    "08006", "08001", "57P01", "57P03", "57014", "40001", "40P01", "53300", "53100",
+                ][..],
+            ),
+            (Transient, &["55P03", "55006", "25006", "25P03", "58030"]),
+            (
+                Data,
+                &[
+                    "21000", "22001", "22003", "22021", "22P02", "22P05", "23502", "23505", "23514", "54000",
+                ],
+            ),
+            (
+                Defect,
+                &[
+                    "42P01", "42703", "42501", "28P01", "3D000", "25P02", "0A000", "XX000", "55000",
+                ],
+            ),
+            (Defect, &["", "4", "é"]),
+        ] {
+            for code in codes {
+                assert_eq!(Trouble::of_sqlstate(code), trouble, "{code}");
+            }
+        }
+    }
+
+    #[test]
+    fn errors_without_a_server_have_theirs() {
+        let io = || std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+        assert_eq!(Trouble::of(&Error::Io(io())), Trouble::Transient);
+        assert_eq!(Trouble::of(&Error::PoolTimedOut), Trouble::Transient);
+        assert_eq!(Trouble::of(&Error::Encode("too long".into())), Trouble::Data);
+        assert_eq!(Trouble::of(&Error::RowNotFound), Trouble::Defect);
+        assert_eq!(Trouble::of(&Error::Decode("hunter2".into())), Trouble::Defect);
+        assert!(
+            !described(&Error::Decode("hunter2".into()))
+                .to_string()
+                .contains("hunter2")
+        );
+        assert!(
+            !described(&Error::Encode("hunter2".into()))
+                .to_string()
+                .contains("hunter2")
+        );
+    }
+}

@@ -8,14 +8,14 @@ use std::time::Duration;
 use clap::Args;
 
 #[cfg(feature = "postgres")]
-use super::Secret;
-use super::{SettingError, duration, duration_or_off, size};
+use super::SettingError;
+use super::{Secret, duration, duration_or_off, size};
 
 /// Where the database is.
 #[cfg(feature = "postgres")]
 #[derive(Args, Clone, Debug)]
 pub struct DatabaseArgs {
-    /// Postgres 15 or newer: postgres://user:password@host:5432/database
+    /// Postgres 15 or newer, as `postgres://user:password@host:5432/database`
     #[arg(
         long,
         env = "DATABASE_URL",
@@ -42,10 +42,10 @@ impl DatabaseArgs {
 }
 
 /// Where the log is: the NATS server and the stream.
-#[derive(Args, Clone)]
+#[derive(Args, Clone, Debug)]
 pub struct JournalArgs {
-    /// NATS with JetStream, 2.10 or newer
-    // Its value is hidden because a password may be part of it.
+    /// NATS 2.10 or newer with its streams (`--jetstream`) enabled
+    // Held as a secret because a password may be part of it.
     #[arg(
         long,
         env = "NATS_URL",
@@ -54,7 +54,7 @@ pub struct JournalArgs {
         global = true,
         value_name = "URL"
     )]
-    pub nats_url: String,
+    pub nats_url: Secret,
     /// NATS credentials file
     #[arg(long, env = "NATS_CREDS", global = true, value_name = "PATH")]
     pub nats_creds: Option<PathBuf>,

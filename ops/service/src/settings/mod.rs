@@ -13,7 +13,7 @@ use std::fmt;
 #[cfg(feature = "postgres")]
 pub use groups::DatabaseArgs;
 pub use groups::{JournalArgs, JournalLimitArgs};
-pub(crate) use refusal::{Refusal, refusal};
+pub(crate) use refusal::refusal;
 pub use secret::Secret;
 pub use values::{Percent, ValueError, duration, duration_or_off, percent, size};
 

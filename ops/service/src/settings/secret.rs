@@ -84,3 +84,55 @@ impl fmt::Debug for Secret {
         f.write_str("Secret(…)")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(content: &[u8]) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), content).unwrap();
+        file
+    }
+
+    fn from_file(content: &[u8]) -> Result<String, String> {
+        Secret::required("THE_KEY", None, Some(file(content).path()))
+            .map(|secret| secret.expose().to_owned())
+            .map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn it_is_never_printed() {
+        let secret = Secret::from("hunter2");
+        assert_eq!(secret.expose(), "hunter2");
+        assert!(!format!("{secret:?} {:#?}", Some(secret.clone())).contains("hunter2"));
+    }
+
+    #[test]
+    fn a_file_may_hold_it_and_one_line_break_at_its_end_is_dropped() {
+        for content in [&b"k 1"[..], b"k 1\n", b"k 1\r\n"] {
+            assert_eq!(from_file(content).as_deref(), Ok("k 1"));
+        }
+        assert_eq!(from_file(b"k\n\n").as_deref(), Ok("k\n"));
+    }
+
+    #[test]
+    fn missing_empty_doubled_and_unreadable_are_errors_that_show_nothing_of_it() {
+        let (value, blank) = (Secret::from("hunter2"), Secret::from(" "));
+        let held = file(b"hunter2");
+        let error = |value, file| Secret::required("THE_KEY", value, file).unwrap_err().to_string();
+        assert_eq!(error(None, None), "THE_KEY (--the-key) is not set");
+        assert_eq!(error(Some(&blank), None), "THE_KEY (--the-key) is empty");
+        assert_eq!(from_file(b"\n"), Err("THE_KEY (--the-key) is empty".to_owned()));
+        assert_eq!(
+            error(Some(&value), Some(held.path())),
+            "THE_KEY (--the-key) is given twice, directly and by its _FILE"
+        );
+        assert_eq!(
+            error(None, Some(Path::new("/no/such/file"))),
+            "THE_KEY (--the-key) cannot be read from its _FILE /no/such/file: entity not found"
+        );
+        assert!(from_file(b"hunter2\xff").unwrap_err().contains("cannot be read"));
+        assert!(matches!(Secret::given("THE_KEY", None, None), Ok(None)));
+    }
+}

@@ -91,3 +91,77 @@ impl fmt::Display for Percent {
         write!(f, "{}%", f64::from(self.hundredths) / 100.0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_written_for_people() {
+        for (text, seconds) in [
+            ("15s", 15),
+            ("5m", 300),
+            ("1h", 3600),
+            ("30d", 2_592_000),
+            ("1h 30m", 5400),
+        ] {
+            assert_eq!(duration(text), Ok(Duration::from_secs(seconds)), "{text}");
+            assert_eq!(duration_or_off(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(duration_or_off("0"), Ok(Duration::ZERO));
+        assert_eq!(duration_or_off("0s"), Ok(Duration::ZERO));
+        assert_eq!(duration("0"), Err(ValueError::Zero));
+        assert_eq!(duration("0m"), Err(ValueError::Zero));
+    }
+
+    #[test]
+    fn what_is_no_duration_is_refused() {
+        for text in [
+            "",
+            " ",
+            "15",
+            "-5s",
+            "5 parsecs",
+            "1.5.2h",
+            "s",
+            "∞",
+            "15s!",
+            "99999999999999999999s",
+        ] {
+            assert_eq!(duration(text), Err(ValueError::NotADuration), "{text}");
+        }
+        assert_eq!(duration("200y"), Err(ValueError::TooLong));
+    }
+
+    #[test]
+    fn sizes_are_written_for_people() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("4096", 4096),
+            ("960KiB", 983_040),
+            ("10 GiB", 10 << 30),
+            ("1GB", 1_000_000_000),
+        ] {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "KiB", "-1", "10 gibberish", "0x10", "1.5.2KiB"] {
+            assert_eq!(size(text), Err(ValueError::NotASize), "{text}");
+        }
+    }
+
+    #[test]
+    fn percentages_are_exact() {
+        let ten = percent("10%").unwrap();
+        assert!(!ten.is_exceeded_by(10, 100));
+        assert!(ten.is_exceeded_by(11, 100));
+        assert!(percent("0%").unwrap().is_exceeded_by(1, u64::MAX));
+        assert!(!percent("100%").unwrap().is_exceeded_by(u64::MAX, u64::MAX));
+        let fine = percent(" 2.5 % ").unwrap();
+        assert_eq!(fine.to_string(), "2.5%");
+        assert!(fine.is_exceeded_by(26, 1000) && !fine.is_exceeded_by(25, 1000));
+        for text in ["10", "%", "-1%", "101%", "NaN%", "inf%", "ten%", ""] {
+            assert_eq!(percent(text), Err(ValueError::NotAPercentage), "{text}");
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! `service::http` against clients that are slow, silent, too many or in the middle of something.
+
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::routing::get;
+use service::http::{Limits, serve};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, Semaphore};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+const HEADER_READ: Duration = Duration::from_millis(400);
+const LIMITS: Limits = Limits {
+    connections: 2,
+    header_read: HEADER_READ,
+    drain: Duration::from_secs(5),
+};
+const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n";
+const BOUND: Duration = Duration::from_secs(10);
+
+struct Server {
+    addr: SocketAddr,
+    shutdown: CancellationToken,
+    task: JoinHandle<()>,
+    /// `/held` gives a permit when it is entered …
+    entered: Arc<Semaphore>,
+    /// … and answers once this is notified.
+    release: Arc<Notify>,
+}
+
+impl Server {
+    async fn start(limits: Limits) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (addr, shutdown) = (listener.local_addr().unwrap(), CancellationToken::new());
+        let (entered, release) = (Arc::new(Semaphore::new(0)), Arc::new(Notify::new()));
+        let (enter, held) = (Arc::clone(&entered), Arc::clone(&release));
+        let router = Router::new().route("/", get(|| async { "hello" })).route(
+            "/held",
+            get(move || async move {
+                enter.add_permits(1);
+                held.notified().await;
+                "released"
+            }),
+        );
+        let task = tokio::spawn(serve(listener, router, limits, shutdown.clone()));
+        Self {
+            addr,
+            shutdown,
+            task,
+            entered,
+            release,
+        }
+    }
+
+    /// Waits until a request for `/held` is really under way.
+    async fn entered(&self) {
+        bounded(self.entered.acquire()).await.unwrap().forget();
+    }
+
+    async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.addr).await.unwrap()
+    }
+}
+
+async fn bounded<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(BOUND, what).await.expect("in time")
+}
+
+/// Reads until the server closes.
+async fn rest(stream: &mut TcpStream) -> String {
+    let mut all = Vec::new();
+    // A reset is a close, too.
+    let _ = bounded(stream.read_to_end(&mut all)).await;
+    String::from_utf8(all).unwrap()
+}
+
+async fn answer(stream: &mut TcpStream, end: &str) -> String {
+    let mut all = Vec::new();
+    while !all.ends_with(end.as_bytes()) {
+        let mut some = [0; 1024];
+        let n = bounded(stream.read(&mut some)).await.unwrap();
+        assert!(n > 0, "closed after {all:?}");
+        all.extend_from_slice(&some[..n]);
+    }
+    String::from_utf8(all).unwrap()
+}
+
+#[tokio::test]
+async fn silent_and_half_open_connections_are_closed() {
+    let server = Server::start(LIMITS).await;
+    for begun in [&b""[..], b"GET / HT", b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: "] {
+        let mut stream = server.connect().await;
+        stream.write_all(begun).await.unwrap();
+        let began = Instant::now();
+        let answer = rest(&mut stream).await;
+        assert!(!answer.contains("200 OK"), "{answer}");
+        assert!(
+            began.elapsed() >= HEADER_READ / 2,
+            "closed at once after {begun:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn dripping_headers_does_not_buy_time() {
+    let server = Server::start(LIMITS).await;
+    let (mut read, mut write) = server.connect().await.into_split();
+    let drip = tokio::spawn(async move {
+        write
+            .write_all(b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ")
+            .await
+            .unwrap();
+        while write.write_all(b"a").await.is_ok() {
+            tokio::time::sleep(HEADER_READ / 10).await;
+        }
+    });
+    let began = Instant::now();
+    let _ = bounded(read.read_to_end(&mut Vec::new())).await;
+    assert!(began.elapsed() < HEADER_READ * 5, "{:?}", began.elapsed());
+    bounded(drip).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_kept_connection_serves_again_and_is_closed_when_it_falls_silent() {
+    let server = Server::start(LIMITS).await;
+    let mut stream = server.connect().await;
+    for _ in 0..3 {
+        stream.write_all(REQUEST).await.unwrap();
+        assert!(answer(&mut stream, "hello").await.starts_with("HTTP/1.1 200 OK"));
+    }
+    assert_eq!(rest(&mut stream).await, "");
+}
+
+#[tokio::test]
+async fn connections_above_the_limit_wait_for_room() {
+    let server = Server::start(LIMITS).await;
+    let (mut one, mut two) = (server.connect().await, server.connect().await);
+    for stream in [&mut one, &mut two] {
+        stream
+            .write_all(b"GET /held HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            .await
+            .unwrap();
+    }
+    let mut three = server.connect().await;
+    three.write_all(REQUEST).await.unwrap();
+    let early = tokio::time::timeout(HEADER_READ, three.read_u8()).await;
+    assert!(early.is_err(), "the third was served beside two others");
+    server.release.notify_one();
+    assert!(answer(&mut three, "hello").await.starts_with("HTTP/1.1 200 OK"));
+    server.release.notify_one();
+    assert!(rest(&mut one).await.ends_with("released") && rest(&mut two).await.ends_with("released"));
+}
+
+#[tokio::test]
+async fn a_drain_finishes_what_is_under_way_and_takes_nothing_new() {
+    let server = Server::start(LIMITS).await;
+    let (mut busy, mut idle) = (server.connect().await, server.connect().await);
+    idle.write_all(REQUEST).await.unwrap();
+    answer(&mut idle, "hello").await;
+    busy.write_all(b"GET /held HTTP/1.1\r\nHost: x\r\n\r\n")
+        .await
+        .unwrap();
+    server.entered().await;
+    server.shutdown.cancel();
+    assert_eq!(rest(&mut idle).await, "");
+    assert!(!server.task.is_finished());
+    server.release.notify_one();
+    let last = rest(&mut busy).await;
+    assert!(
+        last.contains("connection: close") && last.ends_with("released"),
+        "{last}"
+    );
+    bounded(server.task).await.unwrap();
+    assert!(TcpStream::connect(server.addr).await.is_err());
+}
+
+#[tokio::test]
+async fn a_drain_ends_even_when_a_request_does_not() {
+    let server = Server::start(Limits {
+        drain: Duration::from_millis(100),
+        ..LIMITS
+    })
+    .await;
+    let mut stuck = server.connect().await;
+    stuck
+        .write_all(b"GET /held HTTP/1.1\r\nHost: x\r\n\r\n")
+        .await
+        .unwrap();
+    server.entered().await;
+    server.shutdown.cancel();
+    bounded(server.task).await.unwrap();
+    assert_eq!(rest(&mut stuck).await, "");
+}
