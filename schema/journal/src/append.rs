@@ -1,0 +1,52 @@
+//! Appending: one record, one message, one acknowledgement. Nothing is ever said to be stored before the broker said so.
+
+use async_nats::HeaderMap;
+use schema::record::Record;
+
+use crate::connection::{Journal, REQUEST_TIMEOUT};
+use crate::entry::headers_of;
+use crate::error::{AppendError, Unavailable};
+
+/// Where a record is in the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Appended {
+    /// Stored now, as entry `seq`.
+    Stored {
+        /// The entry's sequence.
+        seq: u64,
+    },
+    /// Known already: a record with this id is in the log.
+    Duplicate {
+        /// The sequence of the entry stored first.
+        seq: u64,
+    },
+}
+
+impl Journal {
+    /// Appends a record and waits for the acknowledgement, 3 seconds at most. Any number of tasks may append at once, on
+    /// clones or on the same handle: their acknowledgements are awaited side by side, in no particular order. While the
+    /// broker is away nothing is queued for it: the call waits for the connection, within the same 3 seconds.
+    ///
+    /// After `Unavailable` the record may or may not be stored; appending it again is safe and tells.
+    pub async fn append(&self, record: &Record) -> Result<Appended, AppendError> {
+        let headers = headers_of(record);
+        match tokio::time::timeout(REQUEST_TIMEOUT, self.publish(record, headers)).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(Unavailable::TimedOut.into()),
+        }
+    }
+
+    async fn publish(&self, record: &Record, headers: HeaderMap) -> Result<Appended, AppendError> {
+        self.connected().await?;
+        let subject = record.subject.as_str().to_owned();
+        let ack = self
+            .context
+            .publish_with_headers(subject, headers, record.body.clone())
+            .await?
+            .await?;
+        Ok(match (ack.sequence, ack.duplicate) {
+            (seq, false) => Appended::Stored { seq },
+            (seq, true) => Appended::Duplicate { seq },
+        })
+    }
+}

@@ -1,0 +1,226 @@
+//! The connection to the broker: settings in, a cheap handle out. It never gives up on a broker that is away, and never
+//! writes a URL or a credential to the logs.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_nats::jetstream::{self, context::ContextBuilder, response::Response};
+use async_nats::{Client, ConnectOptions, Event, ServerAddr};
+use tokio::sync::watch;
+
+use crate::error::{Error, Unavailable};
+
+/// How long one question, or one write, may take before it counts as unanswered.
+pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
+/// A dead peer is noticed after two of these.
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+/// The longest pause between two attempts to connect.
+const LONGEST_RECONNECT_PAUSE: Duration = Duration::from_secs(1);
+
+/// Where the log is.
+#[derive(Clone)]
+pub struct Connection {
+    /// One URL, or several of one cluster separated by commas. May hold a password.
+    pub url: String,
+    /// Path of a NATS credentials file.
+    pub creds: Option<PathBuf>,
+    /// The stream's name.
+    pub stream: String,
+    /// What this client calls itself to the broker.
+    pub name: String,
+}
+
+/// A setting that can never work. None of them repeats the setting's value.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The URL is not one of a NATS server.
+    #[error("the NATS URL cannot be read: expected nats://host:port, or several separated by commas")]
+    Url,
+    /// The credentials file cannot be read, or holds no credentials.
+    #[error("the NATS credentials file cannot be used: {}", .0.kind())]
+    Credentials(#[source] io::Error),
+    /// The stream's name is empty, or holds a character that no stream's name may have.
+    #[error("the stream's name may not be empty or hold spaces or any of . * > / \\")]
+    StreamName,
+    /// The client could not be set up (TLS).
+    #[error("the NATS client could not be set up: {0}")]
+    Client(async_nats::ConnectErrorKind),
+}
+
+/// The log. Cheap to clone; all clones share one connection.
+#[derive(Clone)]
+pub struct Journal {
+    pub(crate) stream: Arc<str>,
+    pub(crate) context: jetstream::Context,
+    client: Client,
+    link: Link,
+}
+
+/// What the connection's events last said.
+#[derive(Clone)]
+struct Link {
+    connects: watch::Receiver<u64>,
+    up: watch::Receiver<bool>,
+}
+
+impl Journal {
+    /// A handle on the log. Returns at once, also when no broker can be reached: the connection is made, and made again,
+    /// in the background. Fails only for settings that can never work. Needs a tokio runtime.
+    pub async fn connect(settings: &Connection) -> Result<Journal, ConnectError> {
+        if !is_stream_name(&settings.stream) {
+            return Err(ConnectError::StreamName);
+        }
+        let servers = servers(&settings.url)?;
+        let mut options = ConnectOptions::new();
+        if let Some(path) = &settings.creds {
+            options = options
+                .credentials_file(path)
+                .await
+                .map_err(ConnectError::Credentials)?;
+        }
+        let (connects_tx, connects) = watch::channel(0);
+        let (up_tx, up) = watch::channel(false);
+        let watcher = Arc::new(Watcher {
+            connects: connects_tx,
+            up: up_tx,
+            complaint: Mutex::default(),
+        });
+        let client = options
+            .name(&settings.name)
+            .ping_interval(PING_INTERVAL)
+            .connection_timeout(REQUEST_TIMEOUT)
+            .request_timeout(Some(REQUEST_TIMEOUT))
+            .retry_on_initial_connect()
+            .reconnect_delay_callback(reconnect_pause)
+            .event_callback(move |event| {
+                watcher.see(event);
+                std::future::ready(())
+            })
+            .connect(servers)
+            .await
+            .map_err(|error| ConnectError::Client(error.kind()))?;
+        let context = ContextBuilder::new()
+            .timeout(REQUEST_TIMEOUT)
+            .build(client.clone());
+        Ok(Journal {
+            stream: settings.stream.as_str().into(),
+            context,
+            client,
+            link: Link { connects, up },
+        })
+    }
+
+    /// The name of the stream.
+    pub fn stream_name(&self) -> &str {
+        &self.stream
+    }
+
+    /// Counts connections made. Changes on every reconnect, when what was known of the log should be checked again.
+    pub fn connections(&self) -> watch::Receiver<u64> {
+        self.link.connects.clone()
+    }
+
+    /// The largest message, headers included, in bytes, that the broker takes; `None` before the first connection.
+    pub fn max_payload(&self) -> Option<usize> {
+        self.client.try_server_info().map(|info| info.max_payload)
+    }
+
+    /// Whether the log can be used now: the broker is connected and answers for the stream.
+    pub async fn ready(&self) -> Result<(), Error> {
+        if !*self.link.up.borrow() {
+            return Err(Unavailable::Disconnected.into());
+        }
+        self.info().await.map(|_| ())
+    }
+
+    /// Waits until there is a connection, at most as long as a request may take.
+    pub(crate) async fn connected(&self) -> Result<(), Unavailable> {
+        let mut up = self.link.up.clone();
+        match tokio::time::timeout(REQUEST_TIMEOUT, up.wait_for(|up| *up)).await {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(Unavailable::Disconnected),
+        }
+    }
+
+    /// One question to the broker's API.
+    pub(crate) async fn ask<Q, A>(&self, subject: String, question: &Q) -> Result<A, Error>
+    where
+        Q: serde::Serialize + ?Sized,
+        A: serde::de::DeserializeOwned,
+    {
+        self.connected().await?;
+        match self.context.request(subject, question).await? {
+            Response::Ok(answer) => Ok(answer),
+            Response::Err { error } => Err(error.into()),
+        }
+    }
+}
+
+/// Turns the client's events into the two watches and a few log lines.
+struct Watcher {
+    connects: watch::Sender<u64>,
+    up: watch::Sender<bool>,
+    /// The last complaint logged since the last connection: attempts are many, their reason is one.
+    complaint: Mutex<Option<String>>,
+}
+
+impl Watcher {
+    fn see(&self, event: Event) {
+        match event {
+            Event::Connected => {
+                self.complain_again();
+                tracing::info!("connected to the log's broker");
+                self.connects.send_modify(|connects| *connects += 1);
+                self.up.send_replace(true);
+            }
+            Event::Disconnected | Event::Closed => {
+                if self.up.send_replace(false) {
+                    tracing::warn!("lost the connection to the log's broker; connecting again");
+                }
+            }
+            Event::ClientError(error) => self.complain(error.to_string()),
+            Event::ServerError(error) => self.complain(error.to_string()),
+            Event::SlowConsumer(_) => tracing::warn!("the log's broker sent faster than this program read"),
+            Event::LameDuckMode | Event::Draining => tracing::info!("the log's broker is about to stop"),
+        }
+    }
+
+    fn complain(&self, what: String) {
+        let mut last = self
+            .complaint
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        if last.as_ref() != Some(&what) {
+            tracing::warn!(error = %what, "trouble with the log's broker");
+            *last = Some(what);
+        }
+    }
+
+    fn complain_again(&self) {
+        *self
+            .complaint
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner) = None;
+    }
+}
+
+/// Doubling from nothing to a second: a broker's restart takes about as long.
+fn reconnect_pause(attempts: usize) -> Duration {
+    match u32::try_from(attempts) {
+        Ok(0 | 1) => Duration::ZERO,
+        Ok(n @ 2..=10) => Duration::from_millis(1 << n).min(LONGEST_RECONNECT_PAUSE),
+        _ => LONGEST_RECONNECT_PAUSE,
+    }
+}
+
+fn servers(urls: &str) -> Result<Vec<ServerAddr>, ConnectError> {
+    urls.split(',')
+        .map(|url| url.trim().parse().map_err(|_| ConnectError::Url))
+        .collect()
+}
+
+fn is_stream_name(name: &str) -> bool {
+    !name.is_empty() && !name.contains(|c: char| c.is_whitespace() || c.is_control() || ".*>/\\".contains(c))
+}

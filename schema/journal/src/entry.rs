@@ -1,0 +1,150 @@
+//! One entry of the log, and how a record is written as a message and read back: the body byte for byte, the rest as
+//! headers. Reading never fails: what a foreign message lacks gets a sensible value.
+
+use std::collections::BTreeMap;
+
+use async_nats::header::{HeaderMap, HeaderValue};
+use async_nats::jetstream::message::StreamMessage;
+use async_nats::jetstream::stream::RawMessage;
+use bytes::Bytes;
+use schema::record::{Record, Source, Subject};
+use schema::timestamp::Timestamp;
+use serde::Deserialize;
+
+use crate::connection::Journal;
+use crate::error::Error;
+
+const MESSAGE_ID: &str = "Nats-Msg-Id";
+const EVENT: &str = "Dsync-Event";
+const SOURCE: &str = "Dsync-Source";
+const RECEIVED_AT: &str = "Dsync-Received-At";
+const SIGNATURE: &str = "WorkOS-Signature";
+/// Headers count towards the broker's size limit, and an event's type is whatever the body says: longer ones are cut.
+const LONGEST_HEADER: usize = 1024;
+/// The broker's error code for "no message found".
+const NO_MESSAGE: u64 = 10037;
+
+/// A record as the log holds it.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// Its place in the log, from 1.
+    pub seq: u64,
+    /// When it was stored, by the broker's clock.
+    pub appended_at: Timestamp,
+    /// What was stored.
+    pub record: Record,
+}
+
+/// The broker's answer when asked for one message.
+#[derive(Deserialize)]
+struct Found {
+    message: RawMessage,
+}
+
+impl Journal {
+    /// The entry with this sequence, as the stream's leader has it; `None` when it was purged or never was.
+    pub async fn entry(&self, seq: u64) -> Result<Option<Entry>, Error> {
+        let question = BTreeMap::from([("seq", seq)]);
+        let found: Found = match self
+            .ask(format!("STREAM.MSG.GET.{}", self.stream), &question)
+            .await
+        {
+            Ok(found) => found,
+            Err(Error::Refused { code: NO_MESSAGE, .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        // Headers that cannot be read are left out: the body is what counts.
+        let bare = RawMessage {
+            headers: None,
+            ..found.message.clone()
+        };
+        let message = StreamMessage::try_from(found.message)
+            .or_else(|_| StreamMessage::try_from(bare))
+            .map_err(|_| Error::Unreadable)?;
+        let StreamMessage {
+            subject,
+            sequence,
+            headers,
+            payload,
+            time,
+        } = message;
+        Ok(Some(Entry::new(
+            sequence,
+            time.into(),
+            &subject,
+            &headers,
+            payload,
+        )))
+    }
+}
+
+/// The headers a record is stored with.
+pub(crate) fn headers_of(record: &Record) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    let received_at = record.received_at.to_string();
+    let pairs = [
+        (MESSAGE_ID, record.id.as_str()),
+        (EVENT, record.event_type.as_str()),
+        (SOURCE, record.source.as_str()),
+        (RECEIVED_AT, received_at.as_str()),
+        (SIGNATURE, record.signature.as_deref().unwrap_or_default()),
+    ];
+    for (name, value) in pairs {
+        if !value.is_empty() {
+            headers.insert(name, header_value(value));
+        }
+    }
+    headers
+}
+
+/// A header's value is one line of text.
+fn header_value(value: &str) -> HeaderValue {
+    let line: String = value
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect();
+    let mut end = line.len().min(LONGEST_HEADER);
+    while !line.is_char_boundary(end) {
+        end -= 1;
+    }
+    HeaderValue::from(&line[..end])
+}
+
+impl Entry {
+    pub(crate) fn new(
+        seq: u64,
+        appended_at: Timestamp,
+        subject: &str,
+        headers: &HeaderMap,
+        body: Bytes,
+    ) -> Entry {
+        let header = |name: &str| headers.get(name).map(HeaderValue::as_str);
+        let source = header(SOURCE)
+            .and_then(Source::parse)
+            .unwrap_or_else(|| source_by_subject(subject));
+        let record = Record {
+            subject: Subject::from_log(subject),
+            id: header(MESSAGE_ID).unwrap_or_default().to_owned(),
+            event_type: header(EVENT).unwrap_or_default().to_owned(),
+            source,
+            received_at: header(RECEIVED_AT)
+                .and_then(Timestamp::parse)
+                .unwrap_or(appended_at),
+            signature: header(SIGNATURE).map(str::to_owned),
+            body,
+        };
+        Entry {
+            seq,
+            appended_at,
+            record,
+        }
+    }
+}
+
+/// Only sweeps write these two verbs.
+fn source_by_subject(subject: &str) -> Source {
+    match subject.rsplit('.').next() {
+        Some("listed" | "missing") => Source::Sweep,
+        _ => Source::Webhook,
+    }
+}

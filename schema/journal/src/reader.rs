@@ -1,0 +1,280 @@
+//! Reading in order, each entry once, from any position, over restarts of the broker.
+//!
+//! The broker serves a private consumer that lives in its memory and is told nothing back. Whatever happens to it (broker
+//! killed, connection cut, consumer gone, a message dropped on the way) the reader notices by the consumer's own count,
+//! the heartbeats or the reconnect, throws the consumer away and opens another one after the last entry it returned. So
+//! there is one way to recover from everything, and it is the way every reader starts.
+//!
+//! What never happens here: skipping over entries in silence. A log that is no longer the one the reader was opened on is
+//! [`ReadError::Replaced`], not an empty wait.
+
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::pull::{self, MessagesErrorKind};
+use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy};
+use async_nats::jetstream::{self, consumer::PullConsumer};
+use futures_util::{FutureExt, StreamExt};
+use schema::timestamp::Timestamp;
+use tokio::sync::watch;
+
+use crate::connection::Journal;
+use crate::entry::Entry;
+use crate::error::{Error, ReadError, Unavailable};
+use crate::stream::Identity;
+
+/// Entries asked for at once. Up to one and a half times as many wait in memory.
+const PULL_ENTRIES: usize = 4_000;
+/// Bytes asked for at once, or one largest message if that is more. Up to three times as many wait in memory.
+const PULL_BYTES: usize = 8 << 20;
+/// A consumer that is silent for two of these is taken for dead.
+const HEARTBEAT: Duration = Duration::from_secs(3);
+/// How long one pull stands at the broker before it is renewed.
+const PULL_EXPIRES: Duration = Duration::from_secs(30);
+/// When the broker drops a consumer nobody pulls from.
+const FORGET_AFTER: Duration = Duration::from_mins(1);
+
+/// Reads the log in order; made by [`Journal::read`].
+pub struct Reader {
+    journal: Journal,
+    filters: Vec<String>,
+    /// Creation time of the stream it was opened on.
+    born: Timestamp,
+    /// Sequence of the last entry returned, or the position to start after.
+    last: u64,
+    /// Matching entries behind the last one returned, when it was sent.
+    pending: u64,
+    connections: watch::Receiver<u64>,
+    feed: Option<Feed>,
+    /// The entry that did not fit into the last batch.
+    held: Option<Delivered>,
+}
+
+/// A consumer at the broker and what it sends.
+struct Feed {
+    messages: pull::Stream,
+    /// How many messages it sent: the next one is numbered one higher, or something was lost.
+    count: u64,
+}
+
+/// An entry with the broker's count of those behind it.
+struct Delivered {
+    entry: Entry,
+    pending: u64,
+}
+
+/// Why a feed has to be thrown away.
+enum Broken {
+    /// Read on with another one.
+    Renew(&'static str),
+    /// The log went backwards under the reader.
+    Replaced,
+}
+
+impl Journal {
+    /// A reader of the entries after `after_seq` (0: from the beginning) whose subject matches one of the filters; no
+    /// filters: all entries. Filters may not overlap. [`Error::BeyondEnd`] when the log does not reach to `after_seq`.
+    pub async fn read(&self, after_seq: u64, filters: &[&str]) -> Result<Reader, Error> {
+        let mut reader = Reader {
+            journal: self.clone(),
+            filters: filters.iter().map(ToString::to_string).collect(),
+            born: Timestamp::from_micros(0),
+            last: after_seq,
+            pending: 0,
+            connections: self.connections(),
+            feed: None,
+            held: None,
+        };
+        let identity = self.identity().await?.ok_or(Error::NoStream)?;
+        if identity.last_seq < after_seq {
+            return Err(Error::BeyondEnd {
+                after_seq,
+                last_seq: identity.last_seq,
+            });
+        }
+        reader.born = identity.created;
+        reader.feed = Some(reader.open(identity).await?);
+        Ok(reader)
+    }
+}
+
+impl Reader {
+    /// The next entries, in order: waits until there is one, then adds what has already arrived, up to `max_entries` and
+    /// up to `max_bytes` of bodies (one entry is returned however large). Never waits for more.
+    ///
+    /// Cancel-safe: dropping the future loses nothing. After an error, calling again goes on after the last entry
+    /// returned.
+    pub async fn next_batch(
+        &mut self,
+        max_entries: usize,
+        max_bytes: usize,
+    ) -> Result<Vec<Entry>, ReadError> {
+        let first = match self.held.take() {
+            Some(held) => held,
+            None => self.next().await?,
+        };
+        // From here on nothing is awaited, so that what was taken is returned.
+        let mut bytes = first.entry.record.body.len();
+        let mut batch = vec![self.returned(first)];
+        while batch.len() < max_entries {
+            let Some(more) = self.arrived() else { break };
+            bytes = bytes.saturating_add(more.entry.record.body.len());
+            if bytes > max_bytes {
+                self.held = Some(more);
+                break;
+            }
+            batch.push(self.returned(more));
+        }
+        Ok(batch)
+    }
+
+    /// How many matching entries were behind the last one returned when the broker sent it; at first, how many match.
+    pub fn pending(&self) -> u64 {
+        self.pending
+    }
+
+    /// Sequence of the last entry returned, or the position the reader was opened at.
+    pub fn position(&self) -> u64 {
+        self.last
+    }
+
+    fn returned(&mut self, delivered: Delivered) -> Entry {
+        self.last = delivered.entry.seq;
+        self.pending = delivered.pending;
+        delivered.entry
+    }
+
+    /// Waits for an entry. A feed that breaks is replaced once; if that one breaks too before it sent anything, the
+    /// caller hears of it and sets the pace.
+    async fn next(&mut self) -> Result<Delivered, ReadError> {
+        let mut renewed = false;
+        loop {
+            if self.feed.is_none() {
+                self.feed = Some(self.reopen().await?);
+            }
+            let Some(feed) = self.feed.as_mut() else { continue };
+            let broken = tokio::select! {
+                message = feed.messages.next() => match feed.accept(message, self.last) {
+                    Ok(delivered) => return Ok(delivered),
+                    Err(broken) => broken,
+                },
+                _ = self.connections.changed() => Broken::Renew("connected anew"),
+            };
+            self.feed = None;
+            match broken {
+                Broken::Replaced => return Err(ReadError::Replaced),
+                Broken::Renew(why) => {
+                    tracing::debug!(why, after = self.last, "reading the log through a new consumer");
+                    if std::mem::replace(&mut renewed, true) {
+                        return Err(Unavailable::NoResponders.into());
+                    }
+                }
+            }
+        }
+    }
+
+    /// An entry that is already here, if any. A broken feed is left to the next call that may wait.
+    fn arrived(&mut self) -> Option<Delivered> {
+        let feed = self.feed.as_mut()?;
+        // Unconstrained: the scheduler's budget would make a full channel look empty after a hundred messages.
+        let message = tokio::task::unconstrained(feed.messages.next()).now_or_never()?;
+        let accepted = feed.accept(message, self.last);
+        if accepted.is_err() {
+            self.feed = None;
+        }
+        accepted.ok()
+    }
+
+    /// A new feed after the last entry returned, if the log is still the same one.
+    async fn reopen(&mut self) -> Result<Feed, ReadError> {
+        self.held = None;
+        let identity = self.journal.identity().await?.ok_or(ReadError::Replaced)?;
+        if identity.created != self.born || identity.last_seq < self.last {
+            return Err(ReadError::Replaced);
+        }
+        Ok(self.open(identity).await?)
+    }
+
+    async fn open(&mut self, identity: Identity) -> Result<Feed, Error> {
+        self.connections.borrow_and_update();
+        let stream = self
+            .journal
+            .context
+            .get_stream_no_info(&*self.journal.stream)
+            .await
+            .map_err(|_| Error::NoStream)?;
+        let consumer: PullConsumer = stream.create_consumer(self.consumer()).await?;
+        if identity.last_seq > self.last {
+            self.pending = consumer.cached_info().num_pending;
+        }
+        let largest = self
+            .journal
+            .max_payload()
+            .unwrap_or_default()
+            .saturating_add(64 << 10);
+        let messages = consumer
+            .stream()
+            .max_messages_per_batch(PULL_ENTRIES)
+            .max_bytes_per_batch(PULL_BYTES.max(largest))
+            .heartbeat(HEARTBEAT)
+            .expires(PULL_EXPIRES)
+            .messages()
+            .await?;
+        Ok(Feed { messages, count: 0 })
+    }
+
+    fn consumer(&self) -> pull::Config {
+        pull::Config {
+            deliver_policy: DeliverPolicy::ByStartSequence {
+                start_sequence: self.last + 1,
+            },
+            ack_policy: AckPolicy::None,
+            filter_subjects: self.filters.clone(),
+            inactive_threshold: FORGET_AFTER,
+            num_replicas: 1,
+            memory_storage: true,
+            ..pull::Config::default()
+        }
+    }
+}
+
+impl Feed {
+    /// Checks that a message is the one that comes next.
+    fn accept(
+        &mut self,
+        message: Option<Result<jetstream::Message, pull::MessagesError>>,
+        last: u64,
+    ) -> Result<Delivered, Broken> {
+        let message = match message {
+            Some(Ok(message)) => message,
+            Some(Err(error)) => return Err(Broken::Renew(reason(error.kind()))),
+            None => return Err(Broken::Renew("the subscription ended")),
+        };
+        let Ok(info) = message.info() else {
+            return Err(Broken::Renew("a message without a sequence"));
+        };
+        let (seq, pending, appended_at) = (info.stream_sequence, info.pending, info.published.into());
+        if info.consumer_sequence != self.count + 1 {
+            return Err(Broken::Renew("a message was lost on the way"));
+        }
+        if seq <= last {
+            return Err(Broken::Replaced);
+        }
+        self.count += 1;
+        let (message, _) = message.split();
+        let headers = message.headers.unwrap_or_default();
+        let entry = Entry::new(seq, appended_at, &message.subject, &headers, message.payload);
+        Ok(Delivered { entry, pending })
+    }
+}
+
+fn reason(kind: MessagesErrorKind) -> &'static str {
+    match kind {
+        MessagesErrorKind::MissingHeartbeat => "no heartbeat",
+        MessagesErrorKind::ConsumerDeleted => "the consumer was deleted",
+        MessagesErrorKind::NoResponders => "the consumer is gone",
+        MessagesErrorKind::Pull => "a pull could not be sent",
+        MessagesErrorKind::PushBasedConsumer
+        | MessagesErrorKind::RequestLimitExceeded
+        | MessagesErrorKind::Other => "the broker ended the pull",
+    }
+}

@@ -1,0 +1,166 @@
+//! The stream as a whole: made as the settings say, and told apart from another of the same name. What the settings do
+//! not name (placement, compression, a description) belongs to the operator and is never touched.
+
+use std::time::Duration;
+
+use async_nats::jetstream::stream::{Config, DiscardPolicy, Info, RetentionPolicy, StorageType};
+use schema::timestamp::Timestamp;
+
+use crate::connection::Journal;
+use crate::error::Error;
+
+/// Everything the log holds; `interface` of the stream.
+const SUBJECTS: &str = "dsync.>";
+/// The broker's error code for "a stream of this name exists, with another configuration".
+const NAME_IN_USE: u64 = 10058;
+
+/// How much the log holds, for how long, and how many times.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Copies in a cluster, 1 to 5.
+    pub replicas: usize,
+    /// Entries older than this go; zero keeps them.
+    pub max_age: Duration,
+    /// A log of this many bytes refuses new entries; zero is no limit.
+    pub max_bytes: u64,
+    /// For how long a message id is remembered; never longer than `max_age`.
+    pub dedup_window: Duration,
+}
+
+/// What [`Journal::ensure`] did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ensured {
+    /// There was no stream; there is one now.
+    Created,
+    /// The stream was there and its settings were changed; the names of those that were.
+    Updated(Vec<&'static str>),
+    /// The stream was there as it should be.
+    Unchanged,
+}
+
+/// What tells one log from another, and how far it reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// When the stream was created, by the broker's clock. A stream made anew has another.
+    pub created: Timestamp,
+    /// Sequence of the oldest entry still there; `last_seq + 1` when none is.
+    pub first_seq: u64,
+    /// Sequence of the newest entry ever stored; 0 when there was none. It never falls in a sound log, purges included.
+    pub last_seq: u64,
+    /// Entries in the log now.
+    pub messages: u64,
+    /// Bytes they take.
+    pub bytes: u64,
+}
+
+impl Journal {
+    /// Creates the stream, or brings its settings in line with `limits`. Entries are lost only to a shorter `max_age`.
+    /// [`Error::Refused`] says in the broker's words which setting it does not take. Several programs may call it at once.
+    pub async fn ensure(&self, limits: &Limits) -> Result<Ensured, Error> {
+        match self.info().await {
+            Ok(info) => self.update(info, limits).await,
+            Err(Error::NoStream) => match self.create(limits).await {
+                // Another program was quicker, with other settings.
+                Err(Error::Refused {
+                    code: NAME_IN_USE, ..
+                }) => self.update(self.info().await?, limits).await,
+                outcome => outcome,
+            },
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The stream's identity; `None` when there is no such stream.
+    pub async fn identity(&self) -> Result<Option<Identity>, Error> {
+        match self.info().await {
+            Ok(info) => Ok(Some(Identity::of(&info))),
+            Err(Error::NoStream) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(crate) async fn info(&self) -> Result<Info, Error> {
+        self.ask(format!("STREAM.INFO.{}", self.stream), &()).await
+    }
+
+    async fn create(&self, limits: &Limits) -> Result<Ensured, Error> {
+        let mut config = Config {
+            name: self.stream.to_string(),
+            ..Config::default()
+        };
+        limits.apply(&mut config);
+        let _: Info = self
+            .ask(format!("STREAM.CREATE.{}", self.stream), &config)
+            .await?;
+        tracing::info!(stream = %self.stream, ?limits, "created the log's stream");
+        Ok(Ensured::Created)
+    }
+
+    async fn update(&self, info: Info, limits: &Limits) -> Result<Ensured, Error> {
+        let mut config = info.config;
+        let changed = limits.apply(&mut config);
+        if changed.is_empty() {
+            return Ok(Ensured::Unchanged);
+        }
+        let _: Info = self
+            .ask(format!("STREAM.UPDATE.{}", self.stream), &config)
+            .await?;
+        tracing::info!(stream = %self.stream, ?changed, ?limits, "updated the log's stream");
+        Ok(Ensured::Updated(changed))
+    }
+}
+
+impl Limits {
+    /// Sets in `config` what is ours to set; the names of what was otherwise.
+    fn apply(&self, config: &mut Config) -> Vec<&'static str> {
+        let window = if self.max_age.is_zero() {
+            self.dedup_window
+        } else {
+            self.dedup_window.min(self.max_age)
+        };
+        // The broker writes "no limit" as -1.
+        let max_bytes = if self.max_bytes == 0 {
+            -1
+        } else {
+            i64::try_from(self.max_bytes).unwrap_or(i64::MAX)
+        };
+        let mut changed = Vec::new();
+        let mut set = |name, differs: bool| {
+            if differs {
+                changed.push(name);
+            }
+        };
+        set("subjects", put(&mut config.subjects, vec![SUBJECTS.to_owned()]));
+        set("storage", put(&mut config.storage, StorageType::File));
+        set("retention", put(&mut config.retention, RetentionPolicy::Limits));
+        set("replicas", put(&mut config.num_replicas, self.replicas));
+        set("max_age", put(&mut config.max_age, self.max_age));
+        set("max_bytes", put(&mut config.max_bytes, max_bytes));
+        set("discard", put(&mut config.discard, DiscardPolicy::New));
+        set("duplicate_window", put(&mut config.duplicate_window, window));
+        set("allow_direct", put(&mut config.allow_direct, true));
+        // Forgetting a person needs both.
+        set("deny_delete", put(&mut config.deny_delete, false));
+        set("deny_purge", put(&mut config.deny_purge, false));
+        changed
+    }
+}
+
+/// Puts a value in its place; whether there was another.
+fn put<T: PartialEq>(place: &mut T, value: T) -> bool {
+    let differs = *place != value;
+    *place = value;
+    differs
+}
+
+impl Identity {
+    pub(crate) fn of(info: &Info) -> Identity {
+        Identity {
+            created: info.created.into(),
+            first_seq: info.state.first_sequence.max(1),
+            last_seq: info.state.last_sequence,
+            messages: info.state.messages,
+            bytes: info.state.bytes,
+        }
+    }
+}

@@ -1,0 +1,25 @@
+//! The harness: private servers, our programs as child processes, and the comparison of the tables with the source.
+//!
+//! Every test has its own servers, on ports of its own and in directories of its own, so tests run side by side and none
+//! sees what another left. Whatever a test starts ends with it, also when the test process is killed.
+//!
+//! What never happens here: using the programs' own code to judge them. The harness depends on none of their libraries.
+
+mod eventually;
+mod metrics;
+mod nats;
+mod ports;
+mod postgres;
+mod process;
+mod program;
+mod template;
+mod watchdog;
+
+pub use eventually::{eventually, holds};
+pub use metrics::Metrics;
+pub use nats::{Nats, NatsOptions};
+pub use ports::Port;
+pub use postgres::{Backup, Durability, Postgres};
+pub use process::{Process, Signal};
+pub use program::{Output, Program, Running};
+pub use watchdog::Watchdog;

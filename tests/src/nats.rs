@@ -1,0 +1,163 @@
+//! A private NATS server with `JetStream`, every write synced to its disk before it is acknowledged.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tempfile::TempDir;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpStream;
+
+use crate::eventually::eventually;
+use crate::ports::Port;
+use crate::process::{Process, Signal};
+
+const STARTS_WITHIN: Duration = Duration::from_secs(20);
+const STOPS_WITHIN: Duration = Duration::from_secs(20);
+
+/// How the server differs from the usual.
+#[derive(Debug, Clone, Default)]
+pub struct NatsOptions {
+    /// The largest message it takes, in bytes; else the server's default of 1 MiB.
+    pub max_payload: Option<usize>,
+    /// User and password it asks for; else it asks for none.
+    pub login: Option<(String, String)>,
+}
+
+/// A server of its own; ends when dropped.
+#[derive(Debug)]
+pub struct Nats {
+    process: Option<Process>,
+    port: Port,
+    options: NatsOptions,
+    dir: TempDir,
+}
+
+impl Nats {
+    /// A server with an empty store, accepting connections.
+    pub async fn start() -> anyhow::Result<Nats> {
+        Nats::with(NatsOptions::default()).await
+    }
+
+    /// The same with options.
+    pub async fn with(options: NatsOptions) -> anyhow::Result<Nats> {
+        let mut nats = Nats::absent(options)?;
+        nats.start_again().await?;
+        Ok(nats)
+    }
+
+    /// A server that is not started yet, but has its address.
+    pub fn absent(options: NatsOptions) -> anyhow::Result<Nats> {
+        let dir = tempfile::Builder::new().prefix("dsync-nats-").tempdir()?;
+        Ok(Nats {
+            process: None,
+            port: Port::reserve()?,
+            options,
+            dir,
+        })
+    }
+
+    /// Where programs find it, with the login if it asks for one.
+    pub fn url(&self) -> String {
+        match &self.options.login {
+            Some((user, password)) => format!("nats://{user}:{password}@{}", self.port.address()),
+            None => format!("nats://{}", self.port.address()),
+        }
+    }
+
+    /// Where it keeps its streams.
+    pub fn store(&self) -> PathBuf {
+        self.dir.path().join("store")
+    }
+
+    /// Starts it on the store it has, and waits until it accepts connections.
+    pub async fn start_again(&mut self) -> anyhow::Result<()> {
+        let config = self.dir.path().join("nats.conf");
+        std::fs::write(&config, self.config())?;
+        let log = self.dir.path().join("nats.log");
+        let mut command = Command::new("nats-server");
+        command.arg("--config").arg(&config);
+        let mut process = Process::start("nats-server", &mut command, &log, self.dir.path())?;
+        let address = self.port.address();
+        eventually(STARTS_WITHIN, async || {
+            process.must_run()?;
+            greeting(&address).await
+        })
+        .await
+        .with_context(|| {
+            format!(
+                "nats-server does not start; its last words:\n{}",
+                process.tail(20)
+            )
+        })?;
+        self.process = Some(process);
+        Ok(())
+    }
+
+    /// Kills it outright.
+    pub fn kill(&mut self) {
+        self.process = None;
+    }
+
+    /// Asks it to stop, and waits.
+    pub async fn stop(&mut self) -> anyhow::Result<()> {
+        if let Some(mut process) = self.process.take() {
+            process.terminate(STOPS_WITHIN).await?;
+        }
+        Ok(())
+    }
+
+    /// Kills it, forgets everything it stored and starts it again.
+    pub async fn wipe(&mut self) -> anyhow::Result<()> {
+        self.kill();
+        std::fs::remove_dir_all(self.store())?;
+        self.start_again().await
+    }
+
+    /// Freezes it: connections stay open and nothing is answered.
+    pub fn pause(&mut self) -> anyhow::Result<()> {
+        self.signal(Signal::STOP)
+    }
+
+    /// Undoes [`Nats::pause`].
+    pub fn resume(&mut self) -> anyhow::Result<()> {
+        self.signal(Signal::CONT)
+    }
+
+    fn signal(&mut self, signal: Signal) -> anyhow::Result<()> {
+        self.process
+            .as_mut()
+            .context("nats-server is not running")?
+            .signal(signal)
+    }
+
+    fn config(&self) -> String {
+        let store = self.store();
+        let mut lines = vec![
+            format!("listen: \"{}\"", self.port.address()),
+            format!(
+                "jetstream {{ store_dir: \"{}\", sync_interval: always }}",
+                store.display()
+            ),
+        ];
+        lines.extend(
+            self.options
+                .max_payload
+                .map(|bytes| format!("max_payload: {bytes}")),
+        );
+        lines.extend(self.options.login.as_ref().map(|(user, password)| {
+            format!("authorization {{ user: \"{user}\", password: \"{password}\" }}")
+        }));
+        lines.join("\n")
+    }
+}
+
+/// A server that greets has read its streams already.
+async fn greeting(address: &str) -> anyhow::Result<()> {
+    let mut socket = TcpStream::connect(address).await?;
+    let mut hello = [0; 5];
+    socket.read_exact(&mut hello).await?;
+    anyhow::ensure!(&hello == b"INFO ", "something else answers on the server's port");
+    Ok(())
+}

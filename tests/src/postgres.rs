@@ -1,0 +1,231 @@
+//! A private Postgres: started in a fraction of a second, killed, frozen, and set back to an older copy.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use sqlx::postgres::PgPoolOptions;
+use sqlx::{Connection as _, PgPool};
+use tempfile::TempDir;
+use tokio::net::TcpStream;
+
+use crate::eventually::eventually;
+use crate::ports::Port;
+use crate::process::{Process, Signal, signal_pid};
+use crate::template::{DATABASE, Installation, PASSWORD, USER, copy};
+
+const STARTS_WITHIN: Duration = Duration::from_mins(1);
+const STOPS_WITHIN: Duration = Duration::from_mins(1);
+
+/// What a crash may cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// Writes are not synced to disk. What survives a killed process, as the system's cache does, survives.
+    Quick,
+    /// As in production: synced at commit.
+    Full,
+}
+
+/// A server of its own with an empty database; ends when dropped.
+#[derive(Debug)]
+pub struct Postgres {
+    process: Option<Process>,
+    port: Port,
+    durability: Durability,
+    installation: Installation,
+    dir: TempDir,
+}
+
+/// A copy of a whole server, to set one back to.
+#[derive(Debug)]
+pub struct Backup {
+    dir: TempDir,
+}
+
+impl Postgres {
+    /// A server with an empty database, accepting connections.
+    pub async fn start() -> anyhow::Result<Postgres> {
+        Postgres::with(Durability::Quick).await
+    }
+
+    /// The same with every commit synced to disk, or not.
+    pub async fn with(durability: Durability) -> anyhow::Result<Postgres> {
+        let installation = Installation::find()?;
+        let dir = tempfile::Builder::new().prefix("dsync-postgres-").tempdir()?;
+        installation.own(dir.path())?;
+        let template = installation.template()?;
+        let mut postgres = Postgres {
+            process: None,
+            port: Port::reserve()?,
+            durability,
+            installation,
+            dir,
+        };
+        copy(&template, &postgres.data())?;
+        postgres.start_again().await?;
+        Ok(postgres)
+    }
+
+    /// A server whose database has our schema.
+    pub async fn migrated() -> anyhow::Result<Postgres> {
+        let postgres = Postgres::start().await?;
+        postgres.migrate().await?;
+        Ok(postgres)
+    }
+
+    /// Brings the database up to our schema.
+    pub async fn migrate(&self) -> anyhow::Result<()> {
+        let pool = self.pool().await?;
+        migrations::run(&pool).await.context("the migrations fail")?;
+        pool.close().await;
+        Ok(())
+    }
+
+    /// Where programs find its database, password included.
+    pub fn url(&self) -> String {
+        format!("postgres://{USER}:{PASSWORD}@{}/{DATABASE}", self.port.address())
+    }
+
+    /// The same for a user of the test's own making.
+    pub fn url_as(&self, user: &str, password: &str) -> String {
+        format!("postgres://{user}:{password}@{}/{DATABASE}", self.port.address())
+    }
+
+    /// A few connections to it.
+    pub async fn pool(&self) -> anyhow::Result<PgPool> {
+        let options = PgPoolOptions::new()
+            .max_connections(4)
+            .acquire_timeout(Duration::from_secs(20));
+        options
+            .connect(&self.url())
+            .await
+            .context("cannot connect to the private Postgres")
+    }
+
+    /// Starts it on the data it has, and waits until it takes connections.
+    pub async fn start_again(&mut self) -> anyhow::Result<()> {
+        let log = self.dir.path().join("postgres.log");
+        let mut command = self.installation.command("postgres");
+        command.arg("-D").arg(self.data());
+        for (name, value) in self.settings() {
+            command.arg("-c").arg(format!("{name}={value}"));
+        }
+        let mut process = Process::start("postgres", &mut command, &log, self.dir.path())?;
+        let address = self.port.address();
+        let url = self.url();
+        let up = eventually(STARTS_WITHIN, async || {
+            process.must_run()?;
+            TcpStream::connect(&address).await?;
+            // It listens before it is ready, and says so.
+            Ok(sqlx::PgConnection::connect(&url).await?.close().await?)
+        });
+        up.await.context("Postgres does not start")?;
+        self.process = Some(process);
+        Ok(())
+    }
+
+    /// Kills it outright, every process of it.
+    pub fn kill(&mut self) -> anyhow::Result<()> {
+        if let Some(mut process) = self.process.take() {
+            let workers = workers(process.pid());
+            process.kill();
+            for pid in workers {
+                // It may have noticed already that its parent is gone.
+                signal_pid(pid, Signal::KILL).ok();
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks it to stop, disconnecting everyone, and waits.
+    pub async fn stop(&mut self) -> anyhow::Result<()> {
+        if let Some(mut process) = self.process.take() {
+            process.signal(Signal::INT)?;
+            process.wait(STOPS_WITHIN).await?;
+        }
+        Ok(())
+    }
+
+    /// Freezes it: connections stay open and nothing is answered.
+    pub fn pause(&mut self) -> anyhow::Result<()> {
+        self.signal_all(Signal::STOP)
+    }
+
+    /// Undoes [`Postgres::pause`].
+    pub fn resume(&mut self) -> anyhow::Result<()> {
+        self.signal_all(Signal::CONT)
+    }
+
+    /// A copy of the server as it is now, open transactions undone: what a snapshot of its disk would hold.
+    pub fn backup(&mut self) -> anyhow::Result<Backup> {
+        let dir = tempfile::Builder::new().prefix("dsync-backup-").tempdir()?;
+        self.pause()?;
+        let copied = copy(&self.data(), &dir.path().join("data"));
+        self.resume()?;
+        copied?;
+        std::fs::remove_file(dir.path().join("data/postmaster.pid"))?;
+        Ok(Backup { dir })
+    }
+
+    /// Kills the server, sets it back to an earlier state and starts it again at the same address.
+    pub async fn restore(&mut self, backup: &Backup) -> anyhow::Result<()> {
+        self.kill()?;
+        std::fs::remove_dir_all(self.data())?;
+        copy(&backup.dir.path().join("data"), &self.data())?;
+        self.start_again().await
+    }
+
+    fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    fn settings(&self) -> Vec<(&'static str, String)> {
+        let safe = if self.durability == Durability::Full {
+            "on"
+        } else {
+            "off"
+        };
+        vec![
+            ("listen_addresses", "127.0.0.1".to_owned()),
+            ("port", self.port.number().to_string()),
+            ("unix_socket_directories", self.dir.path().display().to_string()),
+            ("fsync", safe.to_owned()),
+            ("full_page_writes", safe.to_owned()),
+            ("shared_buffers", "64MB".to_owned()),
+            ("max_connections", "60".to_owned()),
+            ("max_wal_size", "256MB".to_owned()),
+            ("log_min_messages", "warning".to_owned()),
+        ]
+    }
+
+    /// The parent first when freezing, so that no worker is born meanwhile.
+    fn signal_all(&mut self, signal: Signal) -> anyhow::Result<()> {
+        let process = self.process.as_mut().context("Postgres is not running")?;
+        process.signal(signal)?;
+        for pid in workers(process.pid()) {
+            // A worker may end at any time.
+            signal_pid(pid, signal).ok();
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        self.kill().ok();
+    }
+}
+
+/// The processes a server forked.
+fn workers(pid: u32) -> Vec<u32> {
+    let list = Path::new("/proc")
+        .join(pid.to_string())
+        .join("task")
+        .join(pid.to_string())
+        .join("children");
+    let children = std::fs::read_to_string(list).unwrap_or_default();
+    children
+        .split_whitespace()
+        .filter_map(|pid| pid.parse().ok())
+        .collect()
+}

@@ -1,0 +1,147 @@
+//! A child process that cannot outlive the test: killed when dropped, and by a watchdog when the test process dies.
+
+use std::fs::File;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+pub use rustix::process::Signal;
+use rustix::process::{Pid, kill_process};
+
+use crate::watchdog::Watchdog;
+
+/// A running child process; its output goes to a file.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    child: Child,
+    watchdog: Watchdog,
+    log: PathBuf,
+    /// Set once it was waited for: its pid may be another's then.
+    exited: Option<ExitStatus>,
+}
+
+impl Process {
+    /// Starts `command` with output appended to the file `log`. `scratch` is removed if the test process dies.
+    pub fn start(name: &str, command: &mut Command, log: &Path, scratch: &Path) -> anyhow::Result<Process> {
+        let out = File::options()
+            .create(true)
+            .append(true)
+            .open(log)
+            .context("cannot open the log file")?;
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(out.try_clone()?)
+            .stderr(out)
+            // Its own group: Ctrl-C at a terminal is for the test, which then ends its servers in order.
+            .process_group(0)
+            .spawn()
+            .with_context(|| format!("cannot start {name}"))?;
+        let watchdog = Watchdog::over(child.id(), Some(scratch))?;
+        Ok(Process {
+            name: name.to_owned(),
+            child,
+            watchdog,
+            log: log.to_owned(),
+            exited: None,
+        })
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends a signal, unless it has ended already.
+    pub fn signal(&mut self, signal: Signal) -> anyhow::Result<()> {
+        if self.exited()?.is_none() {
+            signal_pid(self.pid(), signal)?;
+        }
+        Ok(())
+    }
+
+    /// How it ended, if it did.
+    pub fn exited(&mut self) -> anyhow::Result<Option<ExitStatus>> {
+        if self.exited.is_none() {
+            self.exited = self.child.try_wait()?;
+            if self.exited.is_some() {
+                self.watchdog.call_off();
+            }
+        }
+        Ok(self.exited)
+    }
+
+    /// Waits for its end, `bound` at most.
+    pub async fn wait(&mut self, bound: Duration) -> anyhow::Result<ExitStatus> {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.exited()? {
+                return Ok(status);
+            }
+            if start.elapsed() > bound {
+                bail!(
+                    "{} still runs after {bound:?}; its last words:\n{}",
+                    self.name,
+                    self.tail(30)
+                );
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// SIGTERM, then waits for its end.
+    pub async fn terminate(&mut self, bound: Duration) -> anyhow::Result<ExitStatus> {
+        self.signal(Signal::TERM)?;
+        self.wait(bound).await
+    }
+
+    /// SIGKILL; back when it is gone.
+    pub fn kill(&mut self) {
+        if self.exited.is_none() {
+            // Fails only if it has ended by itself.
+            self.child.kill().ok();
+            self.watchdog.call_off();
+            self.exited = self.child.wait().ok();
+        }
+    }
+
+    /// Fails when it has ended, with its last words.
+    pub fn must_run(&mut self) -> anyhow::Result<()> {
+        match self.exited()? {
+            None => Ok(()),
+            Some(status) => bail!(
+                "{} ended ({status}); its last words:\n{}",
+                self.name,
+                self.tail(30)
+            ),
+        }
+    }
+
+    /// The last lines of its output.
+    pub fn tail(&self, lines: usize) -> String {
+        let text = std::fs::read(&self.log).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let all: Vec<&str> = text.lines().collect();
+        all[all.len().saturating_sub(lines)..].join("\n")
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if std::thread::panicking() && !self.tail(1).is_empty() {
+            eprintln!("--- last words of {}\n{}\n---", self.name, self.tail(30));
+        }
+        self.kill();
+    }
+}
+
+/// Signals a process by its id.
+pub(crate) fn signal_pid(pid: u32, signal: Signal) -> anyhow::Result<()> {
+    let pid = i32::try_from(pid)
+        .ok()
+        .and_then(Pid::from_raw)
+        .context("not a process id")?;
+    kill_process(pid, signal).context("cannot signal a process")
+}

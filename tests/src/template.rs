@@ -1,0 +1,215 @@
+//! The data directory every private Postgres starts from: made once per build directory, copied per server.
+
+use std::fs::File;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, ensure};
+
+/// The superuser of every private Postgres.
+pub(crate) const USER: &str = "dsync";
+/// Its password over TCP: a value that must never show up in a program's output.
+pub(crate) const PASSWORD: &str = "private-postgres-password";
+/// The database every private Postgres has.
+pub(crate) const DATABASE: &str = "dsync";
+/// The oldest major version we support.
+const OLDEST: u32 = 15;
+
+/// The machine's Postgres and who may run it.
+#[derive(Debug, Clone)]
+pub(crate) struct Installation {
+    pub(crate) bin: PathBuf,
+    /// Who runs it when we are root, which Postgres refuses to run as.
+    pub(crate) owner: Option<Owner>,
+}
+
+/// A user and its group.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Owner {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+}
+
+impl Installation {
+    /// The newest Postgres on this machine.
+    pub(crate) fn find() -> anyhow::Result<Installation> {
+        let on_path = std::env::var_os("PATH").unwrap_or_default();
+        let mut places: Vec<PathBuf> = std::env::split_paths(&on_path).collect();
+        // Debian keeps the servers' programs out of the path, one directory a version.
+        let mut versions: Vec<u32> = std::fs::read_dir("/usr/lib/postgresql")
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+            .filter(|version| *version >= OLDEST)
+            .collect();
+        versions.sort_unstable();
+        places.extend(
+            versions
+                .iter()
+                .rev()
+                .map(|v| PathBuf::from(format!("/usr/lib/postgresql/{v}/bin"))),
+        );
+        let bin = places
+            .into_iter()
+            .find(|place| place.join("initdb").is_file() && place.join("postgres").is_file())
+            .with_context(|| {
+                format!("no Postgres {OLDEST} or newer on this machine: ops/test installs it")
+            })?;
+        Ok(Installation {
+            bin,
+            owner: Owner::if_root()?,
+        })
+    }
+
+    /// A command of this installation, run as who may.
+    pub(crate) fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(self.bin.join(program));
+        command
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("TZ", "UTC");
+        if let Some(owner) = self.owner {
+            command.uid(owner.uid).gid(owner.gid).current_dir("/");
+        }
+        command
+    }
+
+    /// Gives a path to who runs Postgres.
+    pub(crate) fn own(&self, path: &Path) -> anyhow::Result<()> {
+        if let Some(owner) = self.owner {
+            std::os::unix::fs::chown(path, Some(owner.uid), Some(owner.gid))?;
+        }
+        Ok(())
+    }
+
+    /// The template, made if this is the first to ask for it.
+    pub(crate) fn template(&self) -> anyhow::Result<PathBuf> {
+        let home = harness_dir()?;
+        std::fs::create_dir_all(&home)?;
+        let version = words_of(self.command("postgres").arg("--version"))?;
+        let version: String = version
+            .chars()
+            .filter(|c| c.is_ascii_digit() || *c == '.')
+            .collect();
+        let template = home.join(format!("postgres-{version}-v1"));
+        let lock = File::create(home.join("lock"))?;
+        lock.lock()?;
+        if !template.exists() {
+            let made = self.make()?;
+            let unfinished = home.join("unfinished");
+            if unfinished.exists() {
+                std::fs::remove_dir_all(&unfinished)?;
+            }
+            copy(&made.path().join("data"), &unfinished)?;
+            std::fs::rename(&unfinished, &template)?;
+        }
+        Ok(template)
+    }
+
+    /// Made where the user that runs Postgres may write, which the build directory need not be.
+    fn make(&self) -> anyhow::Result<tempfile::TempDir> {
+        let dir = tempfile::Builder::new().prefix("dsync-initdb-").tempdir()?;
+        self.own(dir.path())?;
+        let password = dir.path().join("password");
+        std::fs::write(&password, PASSWORD)?;
+        self.own(&password)?;
+        let data = dir.path().join("data");
+        let mut initdb = self.command("initdb");
+        initdb.arg("--pgdata").arg(&data).arg("--pwfile").arg(&password);
+        initdb.args([
+            "--username",
+            USER,
+            "--encoding",
+            "UTF8",
+            "--locale",
+            "C.UTF-8",
+            "--no-sync",
+        ]);
+        // Passwords in the clear, over the loopback only: hashing them is slow in a debug build.
+        initdb.args([
+            "--auth-host",
+            "password",
+            "--auth-local",
+            "trust",
+            "--wal-segsize",
+            "4",
+        ]);
+        words_of(&mut initdb)?;
+        let statement = dir.path().join("statement");
+        std::fs::write(&statement, format!("create database {DATABASE}\n"))?;
+        let mut single = self.command("postgres");
+        single
+            .args(["--single", "-F", "-D"])
+            .arg(&data)
+            .arg("postgres")
+            .stdin(File::open(statement)?);
+        words_of(&mut single)?;
+        Ok(dir)
+    }
+}
+
+impl Owner {
+    fn if_root() -> anyhow::Result<Option<Owner>> {
+        if !rustix::process::geteuid().is_root() {
+            return Ok(None);
+        }
+        let users = std::fs::read_to_string("/etc/passwd")?;
+        let line = users.lines().find(|line| line.starts_with("postgres:"));
+        let line =
+            line.context("Postgres does not run as root, and there is no user `postgres` to run it as")?;
+        let mut ids = line.split(':').skip(2);
+        let mut id = || {
+            ids.next()
+                .and_then(|id| id.parse().ok())
+                .context("cannot read /etc/passwd")
+        };
+        Ok(Some(Owner {
+            uid: id()?,
+            gid: id()?,
+        }))
+    }
+}
+
+/// Copies a directory with everything in it, owners included.
+pub(crate) fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
+    words_of(
+        Command::new("cp")
+            .args(["--archive", "--reflink=auto", "--no-target-directory"])
+            .arg(from)
+            .arg(to),
+    )?;
+    Ok(())
+}
+
+/// Where the build puts its programs: `target/debug` or the like.
+pub(crate) fn build_dir() -> anyhow::Result<PathBuf> {
+    let program = std::env::current_exe()?;
+    let mut dir = program.parent().context("a program without a directory")?;
+    if dir.ends_with("deps") || dir.ends_with("examples") {
+        dir = dir.parent().context("no build directory")?;
+    }
+    Ok(dir.to_owned())
+}
+
+fn harness_dir() -> anyhow::Result<PathBuf> {
+    Ok(build_dir()?
+        .parent()
+        .context("no target directory")?
+        .join("harness"))
+}
+
+/// Runs a command to its end; what it printed, or an error with what it complained of.
+fn words_of(command: &mut Command) -> anyhow::Result<String> {
+    let output = command
+        .stderr(Stdio::piped())
+        .output()
+        .with_context(|| format!("cannot run {command:?}"))?;
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.success(),
+        "{} failed: {complaint}",
+        command.get_program().display()
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}

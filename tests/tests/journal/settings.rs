@@ -1,0 +1,213 @@
+//! The stream is made and kept as the settings say, and settings that cannot work say which.
+
+use std::time::Duration;
+
+use journal::{ConnectError, Connection, Ensured, Error, Journal, Limits};
+use tests::{Nats, NatsOptions, eventually};
+
+use super::{BOUND, limits, log_on, nth, settings};
+
+#[tokio::test]
+async fn ensure_creates_updates_and_leaves_alone() -> anyhow::Result<()> {
+    let nats = Nats::start().await?;
+    let journal = Journal::connect(&settings(&nats)).await?;
+    assert_eq!(journal.identity().await?, None);
+    assert_eq!(journal.ensure(&limits()).await?, Ensured::Created);
+    assert_eq!(journal.ensure(&limits()).await?, Ensured::Unchanged);
+    journal.append(&nth(1)).await?;
+
+    let aged = Limits {
+        max_age: Duration::from_hours(1),
+        max_bytes: 1 << 20,
+        ..limits()
+    };
+    assert_eq!(
+        journal.ensure(&aged).await?,
+        Ensured::Updated(vec!["max_age", "max_bytes", "duplicate_window"])
+    );
+    assert_eq!(journal.ensure(&aged).await?, Ensured::Unchanged);
+    let shown = config(&nats).await?;
+    assert_eq!(
+        shown.duplicate_window,
+        Duration::from_hours(1),
+        "never longer than the log is kept"
+    );
+    assert_eq!(
+        journal.ensure(&limits()).await?,
+        Ensured::Updated(vec!["max_age", "max_bytes", "duplicate_window"])
+    );
+    assert_eq!(journal.identity().await?.expect("there").messages, 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_stream_refuses_rather_than_drops_and_allows_forgetting() -> anyhow::Result<()> {
+    use async_nats::jetstream::stream::{DiscardPolicy, StorageType};
+    let nats = Nats::start().await?;
+    log_on(&nats).await?;
+    let config = config(&nats).await?;
+    assert_eq!(config.subjects, ["dsync.>"]);
+    assert_eq!(
+        (config.storage, config.discard),
+        (StorageType::File, DiscardPolicy::New)
+    );
+    assert_eq!(
+        (config.max_bytes, config.max_messages, config.num_replicas),
+        (-1, -1, 1)
+    );
+    assert!(config.allow_direct && !config.deny_delete && !config.deny_purge);
+    assert_eq!(config.duplicate_window, limits().dedup_window);
+    Ok(())
+}
+
+/// A limit below what is there takes nothing away: the log is full until it has room.
+#[tokio::test]
+async fn a_lower_size_limit_drops_nothing() -> anyhow::Result<()> {
+    let nats = Nats::start().await?;
+    let journal = log_on(&nats).await?;
+    for n in 1..=50 {
+        journal.append(&nth(n)).await?;
+    }
+    journal
+        .ensure(&Limits {
+            max_bytes: 1_000,
+            ..limits()
+        })
+        .await?;
+    assert_eq!(journal.append(&nth(51)).await, Err(journal::AppendError::Full));
+    let identity = journal.identity().await?.expect("there");
+    assert_eq!((identity.first_seq, identity.messages), (1, 50));
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_the_operator_set_beside_ours_stays() -> anyhow::Result<()> {
+    let nats = Nats::start().await?;
+    let context = async_nats::jetstream::new(async_nats::connect(nats.url()).await?);
+    context
+        .create_stream(async_nats::jetstream::stream::Config {
+            name: "DSYNC".to_owned(),
+            subjects: vec!["dsync.>".to_owned()],
+            description: Some("ours".to_owned()),
+            compression: Some(async_nats::jetstream::stream::Compression::S2),
+            ..Default::default()
+        })
+        .await?;
+    let journal = Journal::connect(&settings(&nats)).await?;
+    assert!(matches!(journal.ensure(&limits()).await?, Ensured::Updated(_)));
+    let config = config(&nats).await?;
+    assert_eq!(config.description.as_deref(), Some("ours"));
+    assert_eq!(
+        config.compression,
+        Some(async_nats::jetstream::stream::Compression::S2)
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn several_programs_may_ensure_at_once() -> anyhow::Result<()> {
+    let nats = Nats::start().await?;
+    let mut journals = Vec::new();
+    for _ in 0..6 {
+        journals.push(Journal::connect(&settings(&nats)).await?);
+    }
+    let limits = limits();
+    futures_util::future::try_join_all(journals.iter().map(|journal| journal.ensure(&limits))).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_the_broker_does_not_take_is_refused_in_its_words() -> anyhow::Result<()> {
+    let nats = Nats::start().await?;
+    let journal = Journal::connect(&settings(&nats)).await?;
+    let refused = journal
+        .ensure(&Limits {
+            replicas: 3,
+            ..limits()
+        })
+        .await;
+    let Err(Error::Refused {
+        code: 10074,
+        description,
+    }) = refused
+    else {
+        panic!("{refused:?}")
+    };
+    assert_eq!(description, "replicas > 1 not supported in non-clustered mode");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_login_that_is_refused_is_unavailable_not_shown() -> anyhow::Result<()> {
+    let login = Some(("dsync".to_owned(), "right".to_owned()));
+    let nats = Nats::with(NatsOptions {
+        login,
+        ..NatsOptions::default()
+    })
+    .await?;
+    let right = Journal::connect(&settings(&nats)).await?;
+    right.ensure(&limits()).await?;
+
+    let wrong = Connection {
+        url: nats.url().replace("right", "wrong-password"),
+        ..settings(&nats)
+    };
+    let wrong = Journal::connect(&wrong).await?;
+    let error = wrong.ready().await.expect_err("refused");
+    assert!(matches!(error, Error::Unavailable(_)));
+    assert!(!format!("{error:?} {error}").contains("wrong-password"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn several_urls_of_which_one_answers_are_enough() -> anyhow::Result<()> {
+    let absent = Nats::absent(NatsOptions::default())?;
+    let nats = Nats::start().await?;
+    let both = Connection {
+        url: format!("{} , {}", absent.url(), nats.url()),
+        ..settings(&nats)
+    };
+    let journal = Journal::connect(&both).await?;
+    eventually(BOUND, async || Ok(journal.ensure(&limits()).await?)).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn settings_that_can_never_work_are_told_at_once_and_not_repeated() {
+    let good = Connection {
+        url: "nats://127.0.0.1:4222".to_owned(),
+        creds: None,
+        stream: "DSYNC".to_owned(),
+        name: "test".to_owned(),
+    };
+    let bad_url = Connection {
+        url: "nats://user:password@:::/".to_owned(),
+        ..good.clone()
+    };
+    let error = Journal::connect(&bad_url).await.err().expect("refused");
+    assert!(matches!(error, ConnectError::Url));
+    assert!(!format!("{error:?} {error}").contains("password"));
+
+    let bad_stream = Connection {
+        stream: "my.stream".to_owned(),
+        ..good.clone()
+    };
+    assert!(matches!(
+        Journal::connect(&bad_stream).await,
+        Err(ConnectError::StreamName)
+    ));
+
+    let no_file = Connection {
+        creds: Some("/nowhere/user.creds".into()),
+        ..good
+    };
+    assert!(matches!(
+        Journal::connect(&no_file).await,
+        Err(ConnectError::Credentials(_))
+    ));
+}
+
+async fn config(nats: &Nats) -> anyhow::Result<async_nats::jetstream::stream::Config> {
+    let context = async_nats::jetstream::new(async_nats::connect(nats.url()).await?);
+    Ok(context.get_stream("DSYNC").await?.cached_info().config.clone())
+}
