@@ -1,0 +1,205 @@
+//! One batch into Postgres, and the lane's position with it, in one transaction.
+//!
+//! A value that Postgres refuses is one record's trouble: the batch is then tried in halves, down to that record, which
+//! goes to the dead letters while all others are applied, still in the one transaction. Trouble of the database itself
+//! is nobody's fault: the batch is left as it was, to be tried again.
+
+use std::time::Duration;
+
+use journal::Entry;
+use schema::timestamp::Timestamp;
+use service::postgres::{Trouble, described};
+use sqlx::{Acquire as _, PgConnection, PgPool};
+use time::OffsetDateTime;
+
+use crate::fold::{Outcome, Reason, Texts, fold};
+use crate::lane::Lane;
+use crate::store::progress::Position;
+use crate::store::{self, Effects};
+
+/// What a batch did, record by record, in its order.
+#[derive(Debug, Default)]
+pub struct Applied {
+    /// What became of each record.
+    pub records: Vec<Fate>,
+}
+
+/// What became of one record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// It changed a row.
+    Applied {
+        /// When its event happened, where readable.
+        created_at: Option<Timestamp>,
+    },
+    /// It said nothing newer than the tables knew, or nothing at all.
+    Stale,
+    /// It was set aside.
+    Dead,
+}
+
+/// Why a batch was not applied.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The lane no longer stands where the batch begins: another applied it.
+    #[error("another projector was faster")]
+    Overtaken,
+    /// The database failed; see [`Trouble`].
+    #[error(transparent)]
+    Database(#[from] sqlx::Error),
+}
+
+/// A batch, and where in the log it goes.
+#[derive(Debug, Clone, Copy)]
+pub struct Batch<'e> {
+    /// The lane it was read in.
+    pub lane: Lane,
+    /// Where the lane stands before it.
+    pub from: Position,
+    /// Its records, in the order of the log, after `from`.
+    pub entries: &'e [Entry],
+}
+
+impl Batch<'_> {
+    /// Where the lane stands after it.
+    pub fn to(&self) -> Position {
+        match self.entries.last() {
+            Some(last) => Position {
+                seq: last.seq,
+                seq_appended_at: Some(last.appended_at),
+                ..self.from
+            },
+            None => self.from,
+        }
+    }
+}
+
+/// Applies `batch` and moves its lane, both or neither. `now` is when; `lease` is what the move renews.
+pub async fn apply(
+    pool: &PgPool,
+    batch: Batch<'_>,
+    now: OffsetDateTime,
+    lease: Duration,
+) -> Result<Applied, Error> {
+    match attempt(pool, batch, now, lease, Care::Whole).await {
+        Err(Error::Database(error)) if Trouble::of(&error) == Trouble::Data => {
+            tracing::warn!(
+                lane = batch.lane.as_str(),
+                records = batch.entries.len(),
+                error = %described(&error),
+                "a record in this batch is refused by Postgres; looking for it"
+            );
+            attempt(pool, batch, now, lease, Care::Halves).await
+        }
+        outcome => outcome,
+    }
+}
+
+/// How a batch is written.
+#[derive(Clone, Copy)]
+enum Care {
+    /// All at once; a refused value fails the whole.
+    Whole,
+    /// In halves as far as needed; a refused record is set aside.
+    Halves,
+}
+
+async fn attempt(
+    pool: &PgPool,
+    batch: Batch<'_>,
+    now: OffsetDateTime,
+    lease: Duration,
+    care: Care,
+) -> Result<Applied, Error> {
+    let mut transaction = pool.begin().await?;
+    let applied = match care {
+        Care::Whole => write(&mut transaction, batch, batch.entries, now).await?,
+        Care::Halves => write_in_halves(&mut transaction, batch, now).await?,
+    };
+    if !store::progress::advance(&mut transaction, batch.lane, batch.from, batch.to(), lease).await? {
+        return Err(Error::Overtaken);
+    }
+    transaction.commit().await?;
+    Ok(applied)
+}
+
+/// Writes some of a batch's entries.
+async fn write(
+    connection: &mut PgConnection,
+    batch: Batch<'_>,
+    entries: &[Entry],
+    now: OffsetDateTime,
+) -> sqlx::Result<Applied> {
+    let texts = Texts::of(entries);
+    let fold = fold(entries, &texts);
+    let effects = store::write(connection, &fold.picture).await?;
+    store::activity::note(connection, &fold.newest, now).await?;
+    let mut applied = Applied::default();
+    for (entry, outcome) in entries.iter().zip(&fold.outcomes) {
+        if let Outcome::Dead(reason) = outcome {
+            put_aside(connection, batch, entry, reason).await?;
+        }
+        applied.records.push(fate(outcome, &effects));
+    }
+    Ok(applied)
+}
+
+fn fate(outcome: &Outcome<'_>, effects: &Effects) -> Fate {
+    match outcome {
+        Outcome::Said { event, created_at } if effects.has(event.as_str()) => Fate::Applied {
+            created_at: *created_at,
+        },
+        Outcome::Said { .. } | Outcome::Nothing => Fate::Stale,
+        Outcome::Dead(_) => Fate::Dead,
+    }
+}
+
+/// Writes a batch so that a refused record fails alone: each part in a savepoint, a part that fails in two halves.
+async fn write_in_halves(
+    connection: &mut PgConnection,
+    batch: Batch<'_>,
+    now: OffsetDateTime,
+) -> sqlx::Result<Applied> {
+    let mut applied = Applied::default();
+    // The part to write next is on top, so that the records' fates come out in their order.
+    let mut parts = vec![batch.entries];
+    while let Some(part) = parts.pop() {
+        let mut savepoint = connection.begin().await?;
+        match write(&mut savepoint, batch, part, now).await {
+            Ok(done) => {
+                savepoint.commit().await?;
+                applied.records.extend(done.records);
+            }
+            Err(error) if Trouble::of(&error) != Trouble::Data => return Err(error),
+            Err(error) => {
+                savepoint.rollback().await?;
+                if let [entry] = part {
+                    let reason = Reason::Refused(described(&error).to_string());
+                    put_aside(connection, batch, entry, &reason).await?;
+                    applied.records.push(Fate::Dead);
+                } else {
+                    let (first, second) = part.split_at(part.len() / 2);
+                    parts.extend([second, first]);
+                }
+            }
+        }
+    }
+    Ok(applied)
+}
+
+async fn put_aside(
+    connection: &mut PgConnection,
+    batch: Batch<'_>,
+    entry: &Entry,
+    reason: &Reason,
+) -> sqlx::Result<()> {
+    tracing::warn!(
+        seq = entry.seq,
+        event_id = entry.record.id,
+        event_type = entry.record.event_type,
+        %reason,
+        "a record goes to the dead letters"
+    );
+    let created = batch.from.stream_created;
+    store::dead_letters::put(connection, created, entry.seq, &entry.record, &reason.to_string()).await
+}

@@ -1,0 +1,158 @@
+//! What the projector counts. One field a metric; names and labels are part of the interface.
+
+use prometheus::{
+    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
+
+use crate::lane::Lane;
+
+/// Types of events that have a label of their own; all others count as `other`, so that what WorkOS thinks of next
+/// cannot make series without end.
+const KNOWN_EVENTS: &[&str] = &[
+    "dsync.activated",
+    "dsync.deactivated",
+    "dsync.deleted",
+    "dsync.user.created",
+    "dsync.user.updated",
+    "dsync.user.deleted",
+    "dsync.group.created",
+    "dsync.group.updated",
+    "dsync.group.deleted",
+    "dsync.group.user_added",
+    "dsync.group.user_removed",
+    "sweep.directory.listed",
+    "sweep.directory.missing",
+    "sweep.user.listed",
+    "sweep.user.missing",
+    "sweep.group.listed",
+    "sweep.group.missing",
+    "sweep.membership.listed",
+    "sweep.membership.missing",
+];
+
+/// The projector's metrics.
+#[derive(Clone)]
+pub struct Metrics {
+    /// Records read, by type and by what became of them: applied, stale, dead.
+    pub events: IntCounterVec,
+    /// Seconds from a batch's first record in hand to its commit.
+    pub batch_seconds: Histogram,
+    /// Records in a batch.
+    pub batch_events: Histogram,
+    /// Records of the log that the lane `all` has not applied yet.
+    pub pending_messages: IntGauge,
+    /// Seconds from an event's `created_at` to being visible.
+    pub freshness_seconds: Histogram,
+    /// The same, of events that take access away.
+    pub deprovision_seconds: Histogram,
+    /// Records that wait in the dead letters.
+    pub dead_letters: IntGauge,
+    /// How often the log was found to have lost its end.
+    pub log_rewinds: IntCounter,
+    /// 1 on the projector that works a lane.
+    pub lane_held: IntGaugeVec,
+    /// Batches that could not be applied and will be tried again.
+    pub batch_retries: IntCounter,
+}
+
+/// Metrics are made once, with constant names: a mistake in one is a mistake in the program.
+const VALID: &str = "a valid metric, registered once";
+
+impl Metrics {
+    /// Makes the metrics and registers them.
+    pub fn new(registry: &Registry) -> Self {
+        let seconds = |name: &str, help: &str, buckets: &[f64]| {
+            let histogram =
+                Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec())).expect(VALID);
+            registry.register(Box::new(histogram.clone())).expect(VALID);
+            histogram
+        };
+        let gauge = |name: &str, help: &str| {
+            let gauge = IntGauge::new(name, help).expect(VALID);
+            registry.register(Box::new(gauge.clone())).expect(VALID);
+            gauge
+        };
+        let counter = |name: &str, help: &str| {
+            let counter = IntCounter::new(name, help).expect(VALID);
+            registry.register(Box::new(counter.clone())).expect(VALID);
+            counter
+        };
+        let events = IntCounterVec::new(
+            Opts::new(
+                "dsync_projector_events_total",
+                "Records read, by what became of them.",
+            ),
+            &["event", "outcome"],
+        )
+        .expect(VALID);
+        registry.register(Box::new(events.clone())).expect(VALID);
+        let lane_held = IntGaugeVec::new(
+            Opts::new(
+                "dsync_projector_lane_held",
+                "1 where this projector works the lane.",
+            ),
+            &["lane"],
+        )
+        .expect(VALID);
+        registry.register(Box::new(lane_held.clone())).expect(VALID);
+        for lane in Lane::EVERY {
+            lane_held.with_label_values(&[lane.as_str()]).set(0);
+        }
+        let work = [
+            0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+        ];
+        let age = [
+            0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0,
+            86400.0,
+        ];
+        let sizes = [
+            1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2000.0,
+        ];
+        Self {
+            events,
+            batch_seconds: seconds(
+                "dsync_projector_batch_seconds",
+                "Seconds from a batch in hand to its commit.",
+                &work,
+            ),
+            batch_events: seconds("dsync_projector_batch_events", "Records in a batch.", &sizes),
+            pending_messages: gauge(
+                "dsync_projector_pending_messages",
+                "Records of the log that the lane `all` has not applied yet.",
+            ),
+            freshness_seconds: seconds(
+                "dsync_projector_freshness_seconds",
+                "Seconds from an event's created_at to being visible.",
+                &age,
+            ),
+            deprovision_seconds: seconds(
+                "dsync_projector_deprovision_seconds",
+                "Seconds from an event's created_at to being visible, of events that take access away.",
+                &age,
+            ),
+            dead_letters: gauge(
+                "dsync_projector_dead_letters",
+                "Records that wait in the dead letters.",
+            ),
+            log_rewinds: counter(
+                "dsync_projector_log_rewinds_total",
+                "How often the log was found to have lost its end.",
+            ),
+            lane_held,
+            batch_retries: counter(
+                "dsync_projector_batch_retries_total",
+                "Batches that could not be applied and were tried again.",
+            ),
+        }
+    }
+
+    /// Counts one record.
+    pub fn count(&self, event_type: &str, outcome: &str) {
+        let event = KNOWN_EVENTS
+            .iter()
+            .find(|known| **known == event_type)
+            .copied()
+            .unwrap_or("other");
+        self.events.with_label_values(&[event, outcome]).inc();
+    }
+}

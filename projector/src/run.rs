@@ -1,0 +1,268 @@
+//! The long-running loop of one lane.
+//!
+//! ```text
+//!              lease is another's                         lease lost, overtaken, log changed, any error
+//!            ┌───────────────────┐                      ┌──────────────────────────────────────────────┐
+//!            ▼                   │                      ▼                                              │
+//!   ┌─────────────────┐    ┌─────┴──────┐  lease   ┌─────────────────────┐  same log  ┌────────────────┴───┐
+//!   │ wait (1 s, or   ├───►│ ask for    ├─────────►│ compare the log     ├───────────►│ read, fold, write, │
+//!   │ backing off)    │    │ the lease  │          │ with the position   │            │ advance; renew     │
+//!   └─────────────────┘    └────────────┘          └──────────┬──────────┘            └────────────────────┘
+//!                                                             │ rewound: every lane back to the beginning
+//! ```
+//!
+//! Every stretch of work begins at the position that Postgres holds, and whatever ends it ends it whole: nothing is
+//! carried over in memory. So a crash, a lost connection, a lost lease and a restart are one case. A database that is
+//! down costs waiting and never a dead letter.
+
+use std::time::{Duration, Instant};
+
+use journal::{Entry, Journal, Reader};
+use schema::timestamp::Timestamp;
+use service::clock::Clock;
+use service::postgres::{Trouble, described};
+use service::retry::Backoff;
+use sqlx::PgPool;
+use tokio_util::sync::CancellationToken;
+
+use crate::apply::{self, Applied, Batch, Fate};
+use crate::lane::Lane;
+use crate::metrics::Metrics;
+use crate::store::progress::{self, Found, Position};
+use crate::watch::{Verdict, judge};
+
+/// How long a lease holds without being renewed: the longest a dead projector keeps others waiting.
+pub const LEASE: Duration = Duration::from_secs(8);
+/// How often it is renewed while nothing is applied.
+const RENEW: Duration = Duration::from_secs(2);
+/// How often one that stands by asks for the lease.
+const STAND_BY: Duration = Duration::from_secs(1);
+/// How often the log is compared with the position while working.
+const COMPARE: Duration = Duration::from_secs(10);
+/// Records in a batch at most.
+const BATCH_RECORDS: usize = 2_000;
+/// Bytes of bodies in a batch at most, or one record.
+const BATCH_BYTES: usize = 8 << 20;
+
+/// What a lane works with. Cheap to clone.
+#[derive(Clone)]
+pub struct Worker {
+    /// The projection.
+    pub pool: PgPool,
+    /// The log.
+    pub journal: Journal,
+    /// The log's name.
+    pub stream: String,
+    /// Who holds leases, unlike any other process.
+    pub holder: String,
+    /// What time it is.
+    pub clock: Clock,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// When to stop.
+    pub shutdown: CancellationToken,
+}
+
+/// What ended a stretch of work without an error.
+enum End {
+    /// Another projector holds the lease.
+    StandBy,
+    /// Begin anew at the position that Postgres holds now.
+    Again,
+    /// We are told to stop.
+    Shutdown,
+}
+
+/// Why a stretch of work could not go on.
+#[derive(Debug, thiserror::Error)]
+enum Stop {
+    #[error("the log's stream does not exist yet; ingest or the reconciler makes it")]
+    NoStream,
+    #[error("the log: {0}")]
+    Log(#[from] journal::Error),
+    #[error("the log: {0}")]
+    Read(#[from] journal::ReadError),
+    #[error("the database: {}", described(.0))]
+    Database(#[from] sqlx::Error),
+}
+
+impl Worker {
+    /// Works `lane` until shutdown: alone, or in turn with other projectors.
+    pub async fn work(self, lane: Lane) {
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
+        let held = self.metrics.lane_held.with_label_values(&[lane.as_str()]);
+        loop {
+            let began = Instant::now();
+            let end = self.stretch(lane).await;
+            held.set(0);
+            match end {
+                Ok(End::Shutdown) => break,
+                Ok(End::Again) => {}
+                Ok(End::StandBy) => self.pause(STAND_BY).await,
+                Err(stop) => {
+                    tell(lane, &stop);
+                    self.metrics.batch_retries.inc();
+                    if began.elapsed() > Duration::from_secs(30) {
+                        backoff.reset();
+                    }
+                    backoff.wait(&self.shutdown).await;
+                }
+            }
+            if self.shutdown.is_cancelled() {
+                break;
+            }
+        }
+        if let Err(error) = progress::release(&self.pool, lane, &self.holder).await {
+            tracing::debug!(lane = lane.as_str(), error = %described(&error), "the lease runs out by itself");
+        }
+    }
+
+    async fn pause(&self, time: Duration) {
+        tokio::select! {
+            () = self.shutdown.cancelled() => {}
+            () = tokio::time::sleep(time) => {}
+        }
+    }
+
+    /// One stretch of work: from asking for the lease to whatever ends it.
+    async fn stretch(&self, lane: Lane) -> Result<End, Stop> {
+        let log = self.journal.identity().await?.ok_or(Stop::NoStream)?;
+        progress::begin(&self.pool, &self.stream, log.created).await?;
+        let Some(position) = progress::hold(&self.pool, lane, &self.holder, LEASE).await? else {
+            return Ok(End::StandBy);
+        };
+        if !self.is_same_log(lane, position).await? {
+            return Ok(End::Again);
+        }
+        let reader = self.journal.read(position.seq, lane.subjects()).await?;
+        self.metrics.lane_held.with_label_values(&[lane.as_str()]).set(1);
+        tracing::info!(lane = lane.as_str(), seq = position.seq, "working this lane");
+        self.follow(lane, position, reader).await
+    }
+
+    /// Reads and applies from `position` on, keeping the lease and an eye on the log.
+    async fn follow(&self, lane: Lane, mut position: Position, mut reader: Reader) -> Result<End, Stop> {
+        let mut connections = self.journal.connections();
+        connections.mark_unchanged();
+        let mut renew = tokio::time::interval(RENEW);
+        let mut compare = tokio::time::interval_at(tokio::time::Instant::now() + COMPARE, COMPARE);
+        loop {
+            let entries = tokio::select! {
+                biased;
+                () = self.shutdown.cancelled() => return Ok(End::Shutdown),
+                _ = renew.tick() => {
+                    match progress::hold(&self.pool, lane, &self.holder, LEASE).await? {
+                        Some(held) if held == position => continue,
+                        Some(_) => return Ok(End::Again),
+                        None => return Ok(End::StandBy),
+                    }
+                }
+                _ = compare.tick() => {
+                    if self.is_same_log(lane, position).await? { continue } else { return Ok(End::Again) }
+                }
+                _ = connections.changed() => {
+                    if self.is_same_log(lane, position).await? { continue } else { return Ok(End::Again) }
+                }
+                entries = reader.next_batch(BATCH_RECORDS, BATCH_BYTES) => entries?,
+            };
+            let batch = Batch {
+                lane,
+                from: position,
+                entries: &entries,
+            };
+            let began = Instant::now();
+            match apply::apply(&self.pool, batch, self.clock.now(), LEASE).await {
+                Ok(applied) => {
+                    position = batch.to();
+                    self.count(lane, &entries, &applied, began.elapsed());
+                }
+                Err(apply::Error::Overtaken) => return Ok(End::Again),
+                Err(apply::Error::Database(error)) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Whether the log goes on from `position`. If not, the lanes were sent to where they must go on.
+    async fn is_same_log(&self, lane: Lane, position: Position) -> Result<bool, Stop> {
+        let log = self.journal.identity().await?.ok_or(Stop::NoStream)?;
+        let there = match position.seq {
+            0 => None,
+            seq if seq > log.last_seq => None,
+            seq => self.journal.entry(seq).await?.map(|entry| entry.appended_at),
+        };
+        let found = Found {
+            created: log.created,
+            first_seq: log.first_seq,
+            last_seq: log.last_seq,
+        };
+        match judge(position, log, there, lane) {
+            Verdict::Same => Ok(true),
+            Verdict::Rewound => {
+                if progress::rewind(&self.pool, lane, position, found).await? {
+                    self.metrics.log_rewinds.inc();
+                    tracing::error!(
+                        lane = lane.as_str(),
+                        applied = position.seq,
+                        last = log.last_seq,
+                        "the log lost its end or was made anew: reading all of it again; every directory is due for a sweep"
+                    );
+                }
+                Ok(false)
+            }
+            Verdict::Gap => {
+                if progress::skip_gap(&self.pool, lane, position, found).await? {
+                    self.metrics.log_rewinds.inc();
+                    tracing::error!(
+                        lane = lane.as_str(),
+                        applied = position.seq,
+                        first = log.first_seq,
+                        "the log dropped records before they were applied (its max age): every directory is due for a sweep"
+                    );
+                }
+                Ok(false)
+            }
+        }
+    }
+
+    fn count(&self, lane: Lane, entries: &[Entry], applied: &Applied, took: Duration) {
+        self.metrics.batch_seconds.observe(took.as_secs_f64());
+        #[expect(clippy::cast_precision_loss, reason = "a batch is small")]
+        self.metrics.batch_events.observe(entries.len() as f64);
+        let now = Timestamp::from(self.clock.now());
+        for (entry, fate) in entries.iter().zip(&applied.records) {
+            let outcome = match fate {
+                Fate::Applied { created_at } => {
+                    self.observe_age(entry, *created_at, now);
+                    "applied"
+                }
+                // What both lanes read is counted once: what the removals lane applied is no news to the other.
+                Fate::Stale if lane == Lane::All && entry.record.subject.is_removal() => continue,
+                Fate::Dead if lane == Lane::Removals => continue,
+                Fate::Stale => "stale",
+                Fate::Dead => "dead",
+            };
+            self.metrics.count(&entry.record.event_type, outcome);
+        }
+    }
+
+    fn observe_age(&self, entry: &Entry, created_at: Option<Timestamp>, now: Timestamp) {
+        let Some(created_at) = created_at else { return };
+        #[expect(clippy::cast_precision_loss, reason = "an age in microseconds")]
+        let age = (now.as_micros().saturating_sub(created_at.as_micros()) as f64 / 1e6).max(0.0);
+        self.metrics.freshness_seconds.observe(age);
+        if entry.record.subject.is_removal() {
+            self.metrics.deprovision_seconds.observe(age);
+        }
+    }
+}
+
+/// What to say of what stopped a stretch: trouble that passes is a warning, a defect an error.
+fn tell(lane: Lane, stop: &Stop) {
+    let lane = lane.as_str();
+    match stop {
+        Stop::Database(error) if Trouble::of(error) != Trouble::Transient => {
+            tracing::error!(lane, error = %stop, "cannot write the projection; nothing is lost, trying again");
+        }
+        _ => tracing::warn!(lane, error = %stop, "waiting, then trying again"),
+    }
+}

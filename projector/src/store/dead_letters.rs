@@ -1,0 +1,172 @@
+//! Records that could not be applied. They wait here, whole, for a person; the batch they came in went on without them.
+
+use schema::record::{Record, Source};
+use schema::timestamp::Timestamp;
+use serde::Serialize;
+use sqlx::PgConnection;
+use sqlx::postgres::PgExecutor;
+use time::OffsetDateTime;
+
+/// A dead letter as a list shows it: nothing of its content.
+#[derive(Debug, Clone, Serialize)]
+pub struct Letter {
+    /// Its number.
+    pub id: i64,
+    /// Its place in the log.
+    pub seq: i64,
+    /// Its subject.
+    pub subject: String,
+    /// Its event's id.
+    pub event_id: Option<String>,
+    /// Its event's type.
+    pub event_type: String,
+    /// What is wrong with it.
+    pub reason: String,
+    /// How often it was tried.
+    pub attempts: i32,
+    /// When it last failed.
+    #[serde(with = "time::serde::rfc3339")]
+    pub failed_at: OffsetDateTime,
+}
+
+/// A dead letter with what it takes to try again.
+#[derive(Debug, Clone)]
+pub struct Waiting {
+    /// Its number.
+    pub id: i64,
+    /// The way it came into the log.
+    pub source: Source,
+    /// When it was received.
+    pub received_at: Timestamp,
+    /// Its body.
+    pub body: Vec<u8>,
+}
+
+/// Puts a record aside. Reading the log again does not put it aside again, nor raise one that was dropped.
+pub async fn put(
+    connection: &mut PgConnection,
+    stream_created: Timestamp,
+    seq: u64,
+    record: &Record,
+    reason: &str,
+) -> sqlx::Result<()> {
+    sqlx::query!(
+        r#"
+        insert into dsync.dead_letters
+            (stream_created, seq, subject, event_id, event_type, source, received_at, reason, body)
+        values ($1, $2, $3, nullif($4, ''), $5, $6, $7, $8, $9)
+        on conflict (stream_created, seq) do nothing
+        "#,
+        OffsetDateTime::from(stream_created),
+        i64::try_from(seq).unwrap_or(i64::MAX),
+        record.subject.as_str(),
+        record.id,
+        record.event_type,
+        record.source.as_str(),
+        OffsetDateTime::from(record.received_at),
+        reason,
+        &*record.body,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// How many wait.
+pub async fn count(executor: impl PgExecutor<'_>) -> sqlx::Result<i64> {
+    sqlx::query_scalar!(r#"select count(*) as "count!" from dsync.dead_letters where state = 'dead'"#)
+        .fetch_one(executor)
+        .await
+}
+
+/// Those that wait, oldest first.
+pub async fn list(executor: impl PgExecutor<'_>) -> sqlx::Result<Vec<Letter>> {
+    sqlx::query_as!(
+        Letter,
+        r#"
+        select id, seq, subject, event_id, event_type, reason, attempts, failed_at
+        from dsync.dead_letters where state = 'dead' order by id
+        "#,
+    )
+    .fetch_all(executor)
+    .await
+}
+
+/// One that waits, and its body.
+pub async fn show(executor: impl PgExecutor<'_>, id: i64) -> sqlx::Result<Option<(Letter, Vec<u8>)>> {
+    let row = sqlx::query!(
+        r#"
+        select id, seq, subject, event_id, event_type, reason, attempts, failed_at, body as "body!"
+        from dsync.dead_letters where state = 'dead' and id = $1
+        "#,
+        id,
+    )
+    .fetch_optional(executor)
+    .await?;
+    Ok(row.map(|row| {
+        let letter = Letter {
+            id: row.id,
+            seq: row.seq,
+            subject: row.subject,
+            event_id: row.event_id,
+            event_type: row.event_type,
+            reason: row.reason,
+            attempts: row.attempts,
+            failed_at: row.failed_at,
+        };
+        (letter, row.body)
+    }))
+}
+
+/// One that waits, locked so that nobody else tries it meanwhile.
+pub async fn take(connection: &mut PgConnection, id: i64) -> sqlx::Result<Option<Waiting>> {
+    let row = sqlx::query!(
+        r#"
+        select source, received_at, body as "body!" from dsync.dead_letters
+        where state = 'dead' and id = $1 for update
+        "#,
+        id,
+    )
+    .fetch_optional(connection)
+    .await?;
+    Ok(row.map(|row| Waiting {
+        id,
+        source: Source::parse(&row.source).unwrap_or(Source::Webhook),
+        received_at: row.received_at.into(),
+        body: row.body,
+    }))
+}
+
+/// Strikes out one that was applied after all.
+pub async fn settle(connection: &mut PgConnection, id: i64) -> sqlx::Result<()> {
+    sqlx::query!("delete from dsync.dead_letters where id = $1", id)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Notes that one failed again.
+pub async fn failed_again(connection: &mut PgConnection, id: i64, reason: &str) -> sqlx::Result<()> {
+    sqlx::query!(
+        r#"
+        update dsync.dead_letters set attempts = attempts + 1, reason = $2, failed_at = now()
+        where id = $1
+        "#,
+        id,
+        reason,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Gives one up: its body goes, its place stays known. `false`: none such waits.
+pub async fn discard(executor: impl PgExecutor<'_>, id: i64) -> sqlx::Result<bool> {
+    let dropped = sqlx::query!(
+        "update dsync.dead_letters set state = 'dropped', body = null where id = $1 and state = 'dead'",
+        id,
+    )
+    .execute(executor)
+    .await?;
+    Ok(dropped.rows_affected() == 1)
+}

@@ -1,0 +1,210 @@
+//! How far each lane has read the log: one row a lane, moved only by compare-and-set.
+//!
+//! The position is what is applied, because it moves in the transaction that applies. The lease in the same row is no
+//! lock: a holder that lost it can do no harm, its compare-and-set fails.
+
+use std::time::Duration;
+
+use schema::timestamp::Timestamp;
+use sqlx::postgres::PgExecutor;
+use sqlx::postgres::types::PgInterval;
+use sqlx::{PgConnection, PgPool};
+use time::OffsetDateTime;
+
+use crate::lane::Lane;
+
+/// Where a lane stands in which log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    /// When the stream was made, by the broker.
+    pub stream_created: Timestamp,
+    /// The last sequence that is applied; 0 before the first.
+    pub seq: u64,
+    /// When the broker stored that message.
+    pub seq_appended_at: Option<Timestamp>,
+}
+
+/// Makes the row of each lane, at the beginning of the log, where there is none yet.
+pub async fn begin(pool: &PgPool, stream: &str, created: Timestamp) -> sqlx::Result<()> {
+    sqlx::query!(
+        r#"
+        insert into dsync.progress (lane, stream, stream_created)
+        values ('all', $1, $2), ('removals', $1, $2)
+        on conflict (lane) do nothing
+        "#,
+        stream,
+        OffsetDateTime::from(created),
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+/// Where `lane` stands, if it has begun.
+pub async fn position(executor: impl PgExecutor<'_>, lane: Lane) -> sqlx::Result<Option<Position>> {
+    let row = sqlx::query!(
+        "select stream_created, seq, seq_appended_at from dsync.progress where lane = $1",
+        lane.as_str(),
+    )
+    .fetch_optional(executor)
+    .await?;
+    Ok(row.map(|row| at(row.stream_created, row.seq, row.seq_appended_at)))
+}
+
+/// Takes or renews the lease of `lane` for `holder`, and answers where the lane stands; nothing while another holds it.
+pub async fn hold(
+    pool: &PgPool,
+    lane: Lane,
+    holder: &str,
+    lease: Duration,
+) -> sqlx::Result<Option<Position>> {
+    let row = sqlx::query!(
+        r#"
+        update dsync.progress set holder = $2, held_until = now() + $3
+        where lane = $1 and (holder is null or holder = $2 or held_until < now())
+        returning stream_created, seq, seq_appended_at
+        "#,
+        lane.as_str(),
+        holder,
+        interval(lease),
+    )
+    .fetch_optional(pool)
+    .await?;
+    Ok(row.map(|row| at(row.stream_created, row.seq, row.seq_appended_at)))
+}
+
+/// Gives the lease of `lane` back, so that another need not wait for its end.
+pub async fn release(pool: &PgPool, lane: Lane, holder: &str) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update dsync.progress set holder = null, held_until = null where lane = $1 and holder = $2",
+        lane.as_str(),
+        holder,
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+/// Moves `lane` from `from` to `to`, if it still stands there. `false`: another was faster; undo the batch.
+pub async fn advance(
+    connection: &mut PgConnection,
+    lane: Lane,
+    from: Position,
+    to: Position,
+    lease: Duration,
+) -> sqlx::Result<bool> {
+    let moved = sqlx::query!(
+        r#"
+        update dsync.progress
+        set seq = $4, seq_appended_at = $5, advanced_at = now(),
+            held_until = case when holder is null then null else now() + $6 end
+        where lane = $1 and stream_created = $2 and seq = $3
+        "#,
+        lane.as_str(),
+        OffsetDateTime::from(from.stream_created),
+        seq(from.seq),
+        seq(to.seq),
+        to.seq_appended_at.map(OffsetDateTime::from),
+        interval(lease),
+    )
+    .execute(connection)
+    .await?;
+    Ok(moved.rows_affected() == 1)
+}
+
+/// What the log looked like when it was found shorter than what was applied.
+#[derive(Debug, Clone, Copy)]
+pub struct Found {
+    /// When the stream that is there now was made.
+    pub created: Timestamp,
+    /// The first sequence that is still there.
+    pub first_seq: u64,
+    /// Its last sequence.
+    pub last_seq: u64,
+}
+
+/// Sends every lane back to the beginning of the log that is there now, and keeps a note of it. `false`: the lane no
+/// longer stands at `from`; someone else noticed first.
+pub async fn rewind(pool: &PgPool, lane: Lane, from: Position, found: Found) -> sqlx::Result<bool> {
+    let mut transaction = pool.begin().await?;
+    if !note(&mut transaction, lane, from, found.created, found.last_seq).await? {
+        return Ok(false);
+    }
+    sqlx::query!(
+        "update dsync.progress set stream_created = $1, seq = 0, seq_appended_at = null",
+        OffsetDateTime::from(found.created),
+    )
+    .execute(&mut *transaction)
+    .await?;
+    transaction.commit().await?;
+    Ok(true)
+}
+
+/// Sends `lane` over records that the log dropped before they were applied, and keeps a note of it. `false` as in
+/// [`rewind`].
+pub async fn skip_gap(pool: &PgPool, lane: Lane, from: Position, found: Found) -> sqlx::Result<bool> {
+    let mut transaction = pool.begin().await?;
+    if !note(&mut transaction, lane, from, found.created, found.first_seq).await? {
+        return Ok(false);
+    }
+    sqlx::query!(
+        "update dsync.progress set seq = $2, seq_appended_at = null where lane = $1",
+        lane.as_str(),
+        seq(found.first_seq.saturating_sub(1)),
+    )
+    .execute(&mut *transaction)
+    .await?;
+    transaction.commit().await?;
+    Ok(true)
+}
+
+/// Keeps a note that the log is not what it was, if `lane` still stands at `from`. Locks the lane's row.
+async fn note(
+    connection: &mut PgConnection,
+    lane: Lane,
+    from: Position,
+    created: Timestamp,
+    found_seq: u64,
+) -> sqlx::Result<bool> {
+    let noted = sqlx::query!(
+        r#"
+        with stands as (
+            select stream, stream_created, seq from dsync.progress
+            where lane = $1 and stream_created = $2 and seq = $3
+            for update
+        )
+        insert into dsync.rewinds (stream, old_created, old_seq, new_created, new_seq)
+        select stream, stream_created, seq, $4, $5 from stands
+        "#,
+        lane.as_str(),
+        OffsetDateTime::from(from.stream_created),
+        seq(from.seq),
+        OffsetDateTime::from(created),
+        seq(found_seq),
+    )
+    .execute(connection)
+    .await?;
+    Ok(noted.rows_affected() == 1)
+}
+
+fn at(created: OffsetDateTime, seq: i64, appended_at: Option<OffsetDateTime>) -> Position {
+    Position {
+        stream_created: created.into(),
+        // The table refuses negative ones.
+        seq: seq.unsigned_abs(),
+        seq_appended_at: appended_at.map(Into::into),
+    }
+}
+
+/// A sequence as Postgres holds it: JetStream's end is beyond what any stream reaches.
+fn seq(seq: u64) -> i64 {
+    i64::try_from(seq).unwrap_or(i64::MAX)
+}
+
+fn interval(duration: Duration) -> PgInterval {
+    PgInterval {
+        months: 0,
+        days: 0,
+        microseconds: i64::try_from(duration.as_micros()).unwrap_or(i64::MAX),
+    }
+}

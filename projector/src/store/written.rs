@@ -1,0 +1,43 @@
+//! What a write changed: the events whose observations now stand in a row.
+
+use std::collections::HashSet;
+
+/// A row that changed, with the events its registers now come from.
+pub(super) struct Row {
+    /// The event of the newest version of its attributes.
+    pub(super) version_event: String,
+    /// The event that saw it last.
+    pub(super) seen_event: String,
+    /// The event by which it was last gone.
+    pub(super) gone_event: String,
+}
+
+/// The same of a directory, with what its contents depend on.
+pub(super) struct DirectoryRow {
+    pub(super) id: String,
+    pub(super) version_event: String,
+    pub(super) seen_event: String,
+    pub(super) gone_event: String,
+    pub(super) organization_id: Option<String>,
+}
+
+/// The ids of events that had an effect. An event whose observations all lost against newer ones is not in it.
+#[derive(Debug, Default)]
+pub struct Effects(HashSet<String>);
+
+impl Effects {
+    pub(super) fn add(&mut self, events: impl IntoIterator<Item = String>) {
+        self.0.extend(events);
+    }
+
+    pub(super) fn add_rows(&mut self, rows: Vec<Row>) {
+        for row in rows {
+            self.add([row.version_event, row.seen_event, row.gone_event]);
+        }
+    }
+
+    /// Whether the event of this id changed a row.
+    pub fn has(&self, event: &str) -> bool {
+        self.0.contains(event)
+    }
+}

@@ -1,0 +1,135 @@
+//! Watching the log from outside of the lanes: whether it is still the log that was applied, and how far behind we are.
+
+use std::time::Duration;
+
+use journal::{Identity, Journal};
+use schema::timestamp::Timestamp;
+use service::postgres::described;
+use sqlx::PgPool;
+use tokio_util::sync::CancellationToken;
+
+use crate::lane::Lane;
+use crate::metrics::Metrics;
+use crate::store::dead_letters;
+use crate::store::progress::{self, Position};
+
+/// What comparing the log with a lane's position shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// The log goes on from where the lane stands.
+    Same,
+    /// The log is not the one that was applied, or lost its end: what was applied is still right, what is in the log
+    /// now may not have been applied, and what was lost must be read anew from WorkOS.
+    Rewound,
+    /// The log dropped records (by its max age) before they were applied.
+    Gap,
+}
+
+/// Compares. `at_position` is when the broker stored the message at the lane's sequence, if that is still there: a log
+/// that was restored from an older copy and has grown since has another message in that place.
+pub fn judge(position: Position, log: Identity, at_position: Option<Timestamp>, lane: Lane) -> Verdict {
+    let other_message = match (position.seq_appended_at, at_position) {
+        (Some(applied), Some(there)) => applied != there,
+        _ => false,
+    };
+    if log.created != position.stream_created || log.last_seq < position.seq || other_message {
+        Verdict::Rewound
+    } else if lane == Lane::All && position.seq > 0 && log.first_seq > position.seq + 1 {
+        Verdict::Gap
+    } else {
+        Verdict::Same
+    }
+}
+
+/// How often the gauges are brought up to date.
+const GAUGES: Duration = Duration::from_secs(5);
+
+/// Keeps the gauges that every projector shows, working or standing by, until shutdown.
+pub async fn gauges(pool: PgPool, journal: Journal, metrics: Metrics, shutdown: CancellationToken) {
+    let mut tick = tokio::time::interval(GAUGES);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            _ = tick.tick() => {}
+        }
+        match dead_letters::count(&pool).await {
+            Ok(count) => metrics.dead_letters.set(count),
+            Err(error) => tracing::debug!(error = %described(&error), "dead letters cannot be counted"),
+        }
+        let position = progress::position(&pool, Lane::All).await.ok().flatten();
+        if let Ok(Some(log)) = journal.identity().await {
+            metrics.pending_messages.set(pending(position, log));
+        }
+    }
+}
+
+fn pending(position: Option<Position>, log: Identity) -> i64 {
+    let applied = position
+        .filter(|position| position.stream_created == log.created)
+        .map_or(0, |position| position.seq);
+    let pending = log
+        .last_seq
+        .saturating_sub(applied.max(log.first_seq.saturating_sub(1)));
+    i64::try_from(pending).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(micros: i64) -> Timestamp {
+        Timestamp::from_micros(micros)
+    }
+
+    fn log(created: i64, first_seq: u64, last_seq: u64) -> Identity {
+        Identity {
+            created: at(created),
+            first_seq,
+            last_seq,
+            messages: 0,
+            bytes: 0,
+        }
+    }
+
+    #[test]
+    fn a_log_that_goes_on_is_the_same() {
+        let position = Position {
+            stream_created: at(1),
+            seq: 10,
+            seq_appended_at: Some(at(5)),
+        };
+        for (log, there, lane, verdict) in [
+            (log(1, 1, 10), Some(at(5)), Lane::All, Verdict::Same),
+            (log(1, 1, 99), Some(at(5)), Lane::All, Verdict::Same),
+            // The message at the position was purged: nothing to compare.
+            (log(1, 1, 99), None, Lane::All, Verdict::Same),
+            (log(2, 1, 99), Some(at(5)), Lane::All, Verdict::Rewound),
+            (log(1, 1, 9), None, Lane::Removals, Verdict::Rewound),
+            // Restored from an older copy, and grown past the position since.
+            (log(1, 1, 99), Some(at(6)), Lane::All, Verdict::Rewound),
+            (log(1, 12, 99), None, Lane::All, Verdict::Gap),
+            (log(1, 11, 99), None, Lane::All, Verdict::Same),
+            // The removals lane stands at its last removal, however old.
+            (log(1, 12, 99), None, Lane::Removals, Verdict::Same),
+        ] {
+            assert_eq!(judge(position, log, there, lane), verdict, "{log:?} {lane:?}");
+        }
+    }
+
+    #[test]
+    fn pending_counts_from_the_position_or_the_first_that_is_there() {
+        let position = |seq| {
+            Some(Position {
+                stream_created: at(1),
+                seq,
+                seq_appended_at: None,
+            })
+        };
+        assert_eq!(pending(None, log(1, 1, 10)), 10);
+        assert_eq!(pending(position(7), log(1, 1, 10)), 3);
+        assert_eq!(pending(position(7), log(2, 1, 10)), 10);
+        assert_eq!(pending(position(2), log(1, 9, 10)), 2);
+        assert_eq!(pending(position(12), log(1, 1, 10)), 0);
+    }
+}
