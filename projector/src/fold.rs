@@ -102,7 +102,7 @@ fn add<'a>(fold: &mut Fold<'a>, text: &'a str, record: &'a Record) -> Result<Out
 }
 
 /// What a single body says, for one that is tried again.
-pub fn single<'a>(text: &'a str, source: Source, received_at: Timestamp) -> Result<Picture<'a>, Malformed> {
+pub fn single(text: &str, source: Source, received_at: Timestamp) -> Result<Picture<'_>, Malformed> {
     let mut picture = Picture::default();
     for observation in observe(&Event::parse(text)?, source, received_at)? {
         picture.add(observation);

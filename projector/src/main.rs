@@ -8,7 +8,7 @@ use journal::{Connection, Journal};
 use projector::config::{Cli, Command, Output};
 use projector::lane::Lane;
 use projector::metrics::Metrics;
-use projector::run::Worker;
+use projector::run::{Tuning, Worker};
 use projector::{dead_letters, watch};
 use service::admin;
 use service::boot::{self, Context};
@@ -88,6 +88,7 @@ async fn serve(cli: &Cli, context: Context, pool: PgPool) -> anyhow::Result<Exit
         holder: format!("{}-{:016x}", std::process::id(), rand::random::<u64>()),
         clock: context.clock.clone(),
         metrics: metrics.clone(),
+        tuning: Tuning::default(),
         shutdown: context.shutdown.clone(),
     };
     let mut tasks = JoinSet::new();

@@ -1,5 +1,6 @@
 //! What the projector counts. One field a metric; names and labels are part of the interface.
 
+use prometheus::core::Collector;
 use prometheus::{
     Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
@@ -47,101 +48,112 @@ pub struct Metrics {
     pub deprovision_seconds: Histogram,
     /// Records that wait in the dead letters.
     pub dead_letters: IntGauge,
-    /// How often the log was found to have lost its end.
+    /// How often the log was found to have lost records.
     pub log_rewinds: IntCounter,
     /// 1 on the projector that works a lane.
     pub lane_held: IntGaugeVec,
-    /// Batches that could not be applied and will be tried again.
+    /// Stretches of work that ended in an error and were begun again.
     pub batch_retries: IntCounter,
 }
 
 /// Metrics are made once, with constant names: a mistake in one is a mistake in the program.
 const VALID: &str = "a valid metric, registered once";
 
+/// Buckets for how long work takes, in seconds.
+const WORK: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+];
+/// Buckets for how old an event is when it becomes visible, in seconds.
+const AGE: &[f64] = &[
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3_600.0,
+    86_400.0,
+];
+/// Buckets for numbers of records.
+const SIZE: &[f64] = &[
+    1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1_000.0, 2_000.0,
+];
+
+fn registered<C: Collector + Clone + 'static>(registry: &Registry, collector: prometheus::Result<C>) -> C {
+    let collector = collector.expect(VALID);
+    registry.register(Box::new(collector.clone())).expect(VALID);
+    collector
+}
+
 impl Metrics {
     /// Makes the metrics and registers them.
     pub fn new(registry: &Registry) -> Self {
-        let seconds = |name: &str, help: &str, buckets: &[f64]| {
-            let histogram =
-                Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec())).expect(VALID);
-            registry.register(Box::new(histogram.clone())).expect(VALID);
-            histogram
+        let histogram = |name: &str, help: &str, buckets: &[f64]| {
+            let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+            registered(registry, Histogram::with_opts(options))
         };
-        let gauge = |name: &str, help: &str| {
-            let gauge = IntGauge::new(name, help).expect(VALID);
-            registry.register(Box::new(gauge.clone())).expect(VALID);
-            gauge
-        };
-        let counter = |name: &str, help: &str| {
-            let counter = IntCounter::new(name, help).expect(VALID);
-            registry.register(Box::new(counter.clone())).expect(VALID);
-            counter
-        };
-        let events = IntCounterVec::new(
-            Opts::new(
-                "dsync_projector_events_total",
-                "Records read, by what became of them.",
+        let lane_held = registered(
+            registry,
+            IntGaugeVec::new(
+                Opts::new(
+                    "dsync_projector_lane_held",
+                    "1 where this projector works the lane.",
+                ),
+                &["lane"],
             ),
-            &["event", "outcome"],
-        )
-        .expect(VALID);
-        registry.register(Box::new(events.clone())).expect(VALID);
-        let lane_held = IntGaugeVec::new(
-            Opts::new(
-                "dsync_projector_lane_held",
-                "1 where this projector works the lane.",
-            ),
-            &["lane"],
-        )
-        .expect(VALID);
-        registry.register(Box::new(lane_held.clone())).expect(VALID);
+        );
         for lane in Lane::EVERY {
             lane_held.with_label_values(&[lane.as_str()]).set(0);
         }
-        let work = [
-            0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
-        ];
-        let age = [
-            0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0,
-            86400.0,
-        ];
-        let sizes = [
-            1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2000.0,
-        ];
         Self {
-            events,
-            batch_seconds: seconds(
+            events: registered(
+                registry,
+                IntCounterVec::new(
+                    Opts::new(
+                        "dsync_projector_events_total",
+                        "Records read, by what became of them.",
+                    ),
+                    &["event", "outcome"],
+                ),
+            ),
+            batch_seconds: histogram(
                 "dsync_projector_batch_seconds",
                 "Seconds from a batch in hand to its commit.",
-                &work,
+                WORK,
             ),
-            batch_events: seconds("dsync_projector_batch_events", "Records in a batch.", &sizes),
-            pending_messages: gauge(
-                "dsync_projector_pending_messages",
-                "Records of the log that the lane `all` has not applied yet.",
+            batch_events: histogram("dsync_projector_batch_events", "Records in a batch.", SIZE),
+            pending_messages: registered(
+                registry,
+                IntGauge::new(
+                    "dsync_projector_pending_messages",
+                    "Records of the log that the lane `all` has not applied yet.",
+                ),
             ),
-            freshness_seconds: seconds(
+            freshness_seconds: histogram(
                 "dsync_projector_freshness_seconds",
                 "Seconds from an event's created_at to being visible.",
-                &age,
+                AGE,
             ),
-            deprovision_seconds: seconds(
+            deprovision_seconds: histogram(
                 "dsync_projector_deprovision_seconds",
                 "Seconds from an event's created_at to being visible, of events that take access away.",
-                &age,
+                AGE,
             ),
-            dead_letters: gauge(
-                "dsync_projector_dead_letters",
-                "Records that wait in the dead letters.",
+            dead_letters: registered(
+                registry,
+                IntGauge::new(
+                    "dsync_projector_dead_letters",
+                    "Records that wait in the dead letters.",
+                ),
             ),
-            log_rewinds: counter(
-                "dsync_projector_log_rewinds_total",
-                "How often the log was found to have lost its end.",
+            log_rewinds: registered(
+                registry,
+                IntCounter::new(
+                    "dsync_projector_log_rewinds_total",
+                    "How often the log was found to have lost records.",
+                ),
             ),
             lane_held,
-            batch_retries: counter(
-                "dsync_projector_batch_retries_total",
-                "Batches that could not be applied and were tried again.",
+            batch_retries: registered(
+                registry,
+                IntCounter::new(
+                    "dsync_projector_batch_retries_total",
+                    "Stretches of work that ended in an error and were begun again.",
+                ),
             ),
         }
     }

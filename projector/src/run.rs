@@ -31,18 +31,33 @@ use crate::metrics::Metrics;
 use crate::store::progress::{self, Found, Position};
 use crate::watch::{Verdict, judge};
 
-/// How long a lease holds without being renewed: the longest a dead projector keeps others waiting.
-pub const LEASE: Duration = Duration::from_secs(8);
 /// How often it is renewed while nothing is applied.
 const RENEW: Duration = Duration::from_secs(2);
 /// How often one that stands by asks for the lease.
 const STAND_BY: Duration = Duration::from_secs(1);
 /// How often the log is compared with the position while working.
 const COMPARE: Duration = Duration::from_secs(10);
-/// Records in a batch at most.
-const BATCH_RECORDS: usize = 2_000;
-/// Bytes of bodies in a batch at most, or one record.
-const BATCH_BYTES: usize = 8 << 20;
+
+/// How a lane works. Only tests have reason to change it.
+#[derive(Debug, Clone, Copy)]
+pub struct Tuning {
+    /// How long a lease holds without being renewed: the longest a dead projector keeps others waiting.
+    pub lease: Duration,
+    /// Records in a batch at most.
+    pub batch_records: usize,
+    /// Bytes of bodies in a batch at most, or one record.
+    pub batch_bytes: usize,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            lease: Duration::from_secs(8),
+            batch_records: 2_000,
+            batch_bytes: 8 << 20,
+        }
+    }
+}
 
 /// What a lane works with. Cheap to clone.
 #[derive(Clone)]
@@ -59,6 +74,8 @@ pub struct Worker {
     pub clock: Clock,
     /// What is counted.
     pub metrics: Metrics,
+    /// How it works.
+    pub tuning: Tuning,
     /// When to stop.
     pub shutdown: CancellationToken,
 }
@@ -71,6 +88,16 @@ enum End {
     Again,
     /// We are told to stop.
     Shutdown,
+}
+
+/// What a working lane does next.
+enum Next {
+    /// Renew the lease.
+    Renew,
+    /// Compare the log with the position.
+    Compare,
+    /// Apply what came.
+    Apply(Vec<Entry>),
 }
 
 /// Why a stretch of work could not go on.
@@ -128,7 +155,7 @@ impl Worker {
     async fn stretch(&self, lane: Lane) -> Result<End, Stop> {
         let log = self.journal.identity().await?.ok_or(Stop::NoStream)?;
         progress::begin(&self.pool, &self.stream, log.created).await?;
-        let Some(position) = progress::hold(&self.pool, lane, &self.holder, LEASE).await? else {
+        let Some(position) = progress::hold(&self.pool, lane, &self.holder, self.tuning.lease).await? else {
             return Ok(End::StandBy);
         };
         if !self.is_same_log(lane, position).await? {
@@ -144,26 +171,32 @@ impl Worker {
     async fn follow(&self, lane: Lane, mut position: Position, mut reader: Reader) -> Result<End, Stop> {
         let mut connections = self.journal.connections();
         connections.mark_unchanged();
+        let Tuning {
+            batch_records: records,
+            batch_bytes: bytes,
+            ..
+        } = self.tuning;
         let mut renew = tokio::time::interval(RENEW);
         let mut compare = tokio::time::interval_at(tokio::time::Instant::now() + COMPARE, COMPARE);
         loop {
-            let entries = tokio::select! {
+            let next = tokio::select! {
                 biased;
                 () = self.shutdown.cancelled() => return Ok(End::Shutdown),
-                _ = renew.tick() => {
-                    match progress::hold(&self.pool, lane, &self.holder, LEASE).await? {
-                        Some(held) if held == position => continue,
-                        Some(_) => return Ok(End::Again),
-                        None => return Ok(End::StandBy),
-                    }
-                }
-                _ = compare.tick() => {
-                    if self.is_same_log(lane, position).await? { continue } else { return Ok(End::Again) }
-                }
-                _ = connections.changed() => {
-                    if self.is_same_log(lane, position).await? { continue } else { return Ok(End::Again) }
-                }
-                entries = reader.next_batch(BATCH_RECORDS, BATCH_BYTES) => entries?,
+                _ = renew.tick() => Next::Renew,
+                _ = compare.tick() => Next::Compare,
+                _ = connections.changed() => Next::Compare,
+                entries = reader.next_batch(records, bytes) => Next::Apply(entries?),
+            };
+            let entries = match next {
+                Next::Apply(entries) => entries,
+                Next::Renew => match progress::hold(&self.pool, lane, &self.holder, self.tuning.lease).await?
+                {
+                    Some(held) if held == position => continue,
+                    Some(_) => return Ok(End::Again),
+                    None => return Ok(End::StandBy),
+                },
+                Next::Compare if self.is_same_log(lane, position).await? => continue,
+                Next::Compare => return Ok(End::Again),
             };
             let batch = Batch {
                 lane,
@@ -171,7 +204,7 @@ impl Worker {
                 entries: &entries,
             };
             let began = Instant::now();
-            match apply::apply(&self.pool, batch, self.clock.now(), LEASE).await {
+            match apply::apply(&self.pool, batch, self.clock.now(), self.tuning.lease).await {
                 Ok(applied) => {
                     position = batch.to();
                     self.count(lane, &entries, &applied, began.elapsed());

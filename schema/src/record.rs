@@ -64,6 +64,15 @@ impl Subject {
         &self.0
     }
 
+    /// The directory whose record it is; none in the quarantine.
+    pub fn directory(&self) -> Option<&str> {
+        let mut words = self.0.split('.');
+        match (words.next(), words.next(), words.next()) {
+            (Some("dsync"), Some(directory), Some(_)) => Some(directory),
+            _ => None,
+        }
+    }
+
     /// Whether this is where unaddressable bodies go.
     pub fn is_quarantine(&self) -> bool {
         self.0 == "dsync.quarantine"

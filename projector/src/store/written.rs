@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 /// A row that changed, with the events its registers now come from.
+#[expect(clippy::struct_field_names, reason = "the columns' names")]
 pub(super) struct Row {
     /// The event of the newest version of its attributes.
     pub(super) version_event: String,

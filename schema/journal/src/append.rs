@@ -1,6 +1,5 @@
 //! Appending: one record, one message, one acknowledgement. Nothing is ever said to be stored before the broker said so.
 
-use async_nats::HeaderMap;
 use schema::record::Record;
 
 use crate::connection::{Journal, REQUEST_TIMEOUT};
@@ -25,20 +24,29 @@ pub enum Appended {
 impl Journal {
     /// Appends a record and waits for the acknowledgement, 3 seconds at most. Any number of tasks may append at once, on
     /// clones or on the same handle: their acknowledgements are awaited side by side, in no particular order. While the
-    /// broker is away nothing is queued for it: the call waits for the connection, within the same 3 seconds.
+    /// broker is away nothing is queued for it: the call waits for the connection, within the same 3 seconds, and when
+    /// the connection breaks it writes again on the next one.
     ///
-    /// After `Unavailable` the record may or may not be stored; appending it again is safe and tells.
+    /// After `Unavailable` the record may or may not be stored; appending it again is safe and tells. `Duplicate` means
+    /// "stored before": by this very call's first attempt, perhaps.
     pub async fn append(&self, record: &Record) -> Result<Appended, AppendError> {
-        let headers = headers_of(record);
-        match tokio::time::timeout(REQUEST_TIMEOUT, self.publish(record, headers)).await {
+        let attempts = async {
+            loop {
+                self.connected().await?;
+                // Lost on the way? The next attempt tells whether it was stored.
+                if let Ok(outcome) = self.while_connected(self.publish(record)).await {
+                    return outcome;
+                }
+            }
+        };
+        match tokio::time::timeout(REQUEST_TIMEOUT, attempts).await {
             Ok(outcome) => outcome,
             Err(_) => Err(Unavailable::TimedOut.into()),
         }
     }
 
-    async fn publish(&self, record: &Record, headers: HeaderMap) -> Result<Appended, AppendError> {
-        self.connected().await?;
-        let subject = record.subject.as_str().to_owned();
+    async fn publish(&self, record: &Record) -> Result<Appended, AppendError> {
+        let (subject, headers) = (record.subject.as_str().to_owned(), headers_of(record));
         let ack = self
             .context
             .publish_with_headers(subject, headers, record.body.clone())

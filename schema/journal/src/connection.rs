@@ -3,13 +3,14 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use async_nats::jetstream::{self, context::ContextBuilder, response::Response};
-use async_nats::{Client, ConnectOptions, Event, ServerAddr};
+use async_nats::jetstream::{self, context::ContextBuilder};
+use async_nats::{Client, ConnectOptions, Event};
 use tokio::sync::watch;
 
+use crate::address::Servers;
 use crate::error::{Error, Unavailable};
 
 /// How long one question, or one write, may take before it counts as unanswered.
@@ -22,7 +23,8 @@ const LONGEST_RECONNECT_PAUSE: Duration = Duration::from_secs(1);
 /// Where the log is.
 #[derive(Clone)]
 pub struct Connection {
-    /// One URL, or several of one cluster separated by commas. May hold a password.
+    /// One URL, or several of one cluster separated by commas: `nats://host:port`, `tls://…`, with `user:password@` or
+    /// `token@` before the host where the broker asks for that.
     pub url: String,
     /// Path of a NATS credentials file.
     pub creds: Option<PathBuf>,
@@ -54,7 +56,7 @@ pub enum ConnectError {
 pub struct Journal {
     pub(crate) stream: Arc<str>,
     pub(crate) context: jetstream::Context,
-    client: Client,
+    pub(crate) client: Client,
     link: Link,
 }
 
@@ -72,8 +74,8 @@ impl Journal {
         if !is_stream_name(&settings.stream) {
             return Err(ConnectError::StreamName);
         }
-        let servers = servers(&settings.url)?;
-        let mut options = ConnectOptions::new();
+        let servers = Servers::parse(&settings.url).ok_or(ConnectError::Url)?;
+        let mut options = servers.login(ConnectOptions::new());
         if let Some(path) = &settings.creds {
             options = options
                 .credentials_file(path)
@@ -98,11 +100,12 @@ impl Journal {
                 watcher.see(event);
                 std::future::ready(())
             })
-            .connect(servers)
+            .connect(servers.addresses)
             .await
             .map_err(|error| ConnectError::Client(error.kind()))?;
         let context = ContextBuilder::new()
             .timeout(REQUEST_TIMEOUT)
+            .ack_timeout(REQUEST_TIMEOUT)
             .build(client.clone());
         Ok(Journal {
             stream: settings.stream.as_str().into(),
@@ -144,16 +147,14 @@ impl Journal {
         }
     }
 
-    /// One question to the broker's API.
-    pub(crate) async fn ask<Q, A>(&self, subject: String, question: &Q) -> Result<A, Error>
-    where
-        Q: serde::Serialize + ?Sized,
-        A: serde::de::DeserializeOwned,
-    {
-        self.connected().await?;
-        match self.context.request(subject, question).await? {
-            Response::Ok(answer) => Ok(answer),
-            Response::Err { error } => Err(error.into()),
+    /// Does what needs an answer, unless the connection is lost meanwhile: then the answer can no longer come.
+    pub(crate) async fn while_connected<T>(&self, work: impl Future<Output = T>) -> Result<T, Unavailable> {
+        let (mut up, mut connects) = (self.link.up.clone(), self.link.connects.clone());
+        let this_one = *connects.borrow();
+        tokio::select! {
+            done = work => Ok(done),
+            _ = up.wait_for(|up| !up) => Err(Unavailable::Disconnected),
+            _ = connects.wait_for(|connects| *connects != this_one) => Err(Unavailable::Disconnected),
         }
     }
 }
@@ -188,10 +189,7 @@ impl Watcher {
     }
 
     fn complain(&self, what: String) {
-        let mut last = self
-            .complaint
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut last = self.complaint.lock().unwrap_or_else(PoisonError::into_inner);
         if last.as_ref() != Some(&what) {
             tracing::warn!(error = %what, "trouble with the log's broker");
             *last = Some(what);
@@ -199,10 +197,7 @@ impl Watcher {
     }
 
     fn complain_again(&self) {
-        *self
-            .complaint
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner) = None;
+        *self.complaint.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 
@@ -215,12 +210,7 @@ fn reconnect_pause(attempts: usize) -> Duration {
     }
 }
 
-fn servers(urls: &str) -> Result<Vec<ServerAddr>, ConnectError> {
-    urls.split(',')
-        .map(|url| url.trim().parse().map_err(|_| ConnectError::Url))
-        .collect()
-}
-
+/// The broker's rule for stream names.
 fn is_stream_name(name: &str) -> bool {
     !name.is_empty() && !name.contains(|c: char| c.is_whitespace() || c.is_control() || ".*>/\\".contains(c))
 }

@@ -1,15 +1,13 @@
 //! One entry of the log, and how a record is written as a message and read back: the body byte for byte, the rest as
 //! headers. Reading never fails: what a foreign message lacks gets a sensible value.
 
-use std::collections::BTreeMap;
-
 use async_nats::header::{HeaderMap, HeaderValue};
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::RawMessage;
 use bytes::Bytes;
 use schema::record::{Record, Source, Subject};
 use schema::timestamp::Timestamp;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::connection::Journal;
 use crate::error::Error;
@@ -35,6 +33,14 @@ pub struct Entry {
     pub record: Record,
 }
 
+/// Which message to give.
+#[derive(Serialize)]
+struct Question<'a> {
+    seq: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_by_subj: Option<&'a str>,
+}
+
 /// The broker's answer when asked for one message.
 #[derive(Deserialize)]
 struct Found {
@@ -44,9 +50,25 @@ struct Found {
 impl Journal {
     /// The entry with this sequence, as the stream's leader has it; `None` when it was purged or never was.
     pub async fn entry(&self, seq: u64) -> Result<Option<Entry>, Error> {
-        let question = BTreeMap::from([("seq", seq)]);
+        self.find(&Question {
+            seq,
+            next_by_subj: None,
+        })
+        .await
+    }
+
+    /// The first entry from this sequence on whose subject matches.
+    pub(crate) async fn first_at(&self, seq: u64, filter: &str) -> Result<Option<Entry>, Error> {
+        self.find(&Question {
+            seq,
+            next_by_subj: Some(filter),
+        })
+        .await
+    }
+
+    async fn find(&self, question: &Question<'_>) -> Result<Option<Entry>, Error> {
         let found: Found = match self
-            .ask(format!("STREAM.MSG.GET.{}", self.stream), &question)
+            .ask(format!("STREAM.MSG.GET.{}", self.stream), question)
             .await
         {
             Ok(found) => found,

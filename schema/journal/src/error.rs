@@ -1,8 +1,9 @@
 //! What can go wrong with the log, and what the broker's answers mean. The one place that maps the client's errors; no
 //! error here carries a payload, a header, a URL or a credential.
 
+use async_nats::client::{RequestError, RequestErrorKind};
 use async_nats::jetstream::consumer::StreamError;
-use async_nats::jetstream::context::{PublishError, PublishErrorKind, RequestError, RequestErrorKind};
+use async_nats::jetstream::context::{PublishError, PublishErrorKind};
 use async_nats::jetstream::stream::{ConsumerError, ConsumerErrorKind};
 use async_nats::jetstream::{Error as Refusal, ErrorCode};
 

@@ -10,6 +10,8 @@
 //! What never happens here: acknowledging what was read. The position belongs to the reader's own database, so the
 //! broker keeps no durable consumer that could be lost, or run ahead of what was committed.
 
+mod address;
+mod api;
 mod append;
 mod connection;
 mod entry;

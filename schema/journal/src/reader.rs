@@ -20,7 +20,6 @@ use tokio::sync::watch;
 use crate::connection::Journal;
 use crate::entry::Entry;
 use crate::error::{Error, ReadError, Unavailable};
-use crate::stream::Identity;
 
 /// Entries asked for at once. Up to one and a half times as many wait in memory.
 const PULL_ENTRIES: usize = 4_000;
@@ -92,7 +91,7 @@ impl Journal {
             });
         }
         reader.born = identity.created;
-        reader.feed = Some(reader.open(identity).await?);
+        reader.feed = Some(reader.open().await?);
         Ok(reader)
     }
 }
@@ -143,8 +142,8 @@ impl Reader {
         delivered.entry
     }
 
-    /// Waits for an entry. A feed that breaks is replaced once; if that one breaks too before it sent anything, the
-    /// caller hears of it and sets the pace.
+    /// Waits for an entry. A feed that breaks is replaced once; if that one breaks too before it sent anything, the entry
+    /// is asked for, and if that gives nothing either, the caller hears of it and sets the pace.
     async fn next(&mut self) -> Result<Delivered, ReadError> {
         let mut renewed = false;
         loop {
@@ -165,7 +164,7 @@ impl Reader {
                 Broken::Renew(why) => {
                     tracing::debug!(why, after = self.last, "reading the log through a new consumer");
                     if std::mem::replace(&mut renewed, true) {
-                        return Err(Unavailable::NoResponders.into());
+                        return self.ask_for_next().await;
                     }
                 }
             }
@@ -186,15 +185,14 @@ impl Reader {
 
     /// A new feed after the last entry returned, if the log is still the same one.
     async fn reopen(&mut self) -> Result<Feed, ReadError> {
-        self.held = None;
         let identity = self.journal.identity().await?.ok_or(ReadError::Replaced)?;
         if identity.created != self.born || identity.last_seq < self.last {
             return Err(ReadError::Replaced);
         }
-        Ok(self.open(identity).await?)
+        Ok(self.open().await?)
     }
 
-    async fn open(&mut self, identity: Identity) -> Result<Feed, Error> {
+    async fn open(&mut self) -> Result<Feed, Error> {
         self.connections.borrow_and_update();
         let stream = self
             .journal
@@ -203,9 +201,7 @@ impl Reader {
             .await
             .map_err(|_| Error::NoStream)?;
         let consumer: PullConsumer = stream.create_consumer(self.consumer()).await?;
-        if identity.last_seq > self.last {
-            self.pending = consumer.cached_info().num_pending;
-        }
+        self.pending = consumer.cached_info().num_pending;
         let largest = self
             .journal
             .max_payload()
@@ -220,6 +216,28 @@ impl Reader {
             .messages()
             .await?;
         Ok(Feed { messages, count: 0 })
+    }
+
+    /// The next entry by a question instead of a consumer. It gets past a message that breaks every feed: one whose
+    /// headers the client cannot read, for which it would drop the connection again and again.
+    async fn ask_for_next(&mut self) -> Result<Delivered, ReadError> {
+        let everything = [">".to_owned()];
+        let filters = if self.filters.is_empty() {
+            &everything[..]
+        } else {
+            &self.filters
+        };
+        let mut next: Option<Entry> = None;
+        for filter in filters {
+            let found = self.journal.first_at(self.last + 1, filter).await?;
+            next = [next, found].into_iter().flatten().min_by_key(|entry| entry.seq);
+        }
+        let entry = next.ok_or(Unavailable::NoResponders)?;
+        tracing::warn!(seq = entry.seq, "read an entry that no consumer could");
+        Ok(Delivered {
+            entry,
+            pending: self.pending.saturating_sub(1),
+        })
     }
 
     fn consumer(&self) -> pull::Config {

@@ -1,0 +1,32 @@
+//! Questions to the broker's API. Asked without the client's own helper, which writes whole answers to its debug log, and
+//! with them the bodies that were asked for.
+
+use async_nats::client::Request;
+use async_nats::jetstream::response::Response;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::connection::{Journal, REQUEST_TIMEOUT};
+use crate::error::{Error, Unavailable};
+
+impl Journal {
+    /// Asks, and waits for the answer; both take 3 seconds at most, as does waiting for a connection before.
+    pub(crate) async fn ask<Q, A>(&self, subject: String, question: &Q) -> Result<A, Error>
+    where
+        Q: Serialize + ?Sized,
+        A: DeserializeOwned,
+    {
+        self.connected().await?;
+        let question = serde_json::to_vec(question).map_err(|_| Error::Unreadable)?;
+        let request = Request::new().payload(question.into()).timeout(None);
+        let asking = self.while_connected(self.client.send_request(format!("$JS.API.{subject}"), request));
+        let message = match tokio::time::timeout(REQUEST_TIMEOUT, asking).await {
+            Ok(answer) => answer??,
+            Err(_) => return Err(Unavailable::TimedOut.into()),
+        };
+        match serde_json::from_slice(&message.payload).map_err(|_| Error::Unreadable)? {
+            Response::Ok(answer) => Ok(answer),
+            Response::Err { error } => Err(error.into()),
+        }
+    }
+}
