@@ -197,6 +197,25 @@ async fn identity_survives_a_kill() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A restart of the broker is within an append's patience: the caller does not notice.
+#[tokio::test]
+async fn an_append_outlasts_a_short_restart() -> anyhow::Result<()> {
+    let mut nats = Nats::start().await?;
+    let journal = log_on(&nats).await?;
+    nats.pause()?;
+    let record = nth(1);
+    let append = journal.append(&record);
+    let restart = async {
+        tokio::task::yield_now().await;
+        nats.kill();
+        nats.start_again().await
+    };
+    let (appended, restarted) = tokio::join!(append, restart);
+    restarted?;
+    assert_eq!(appended?, journal::Appended::Stored { seq: 1 });
+    Ok(())
+}
+
 /// Nothing is queued for a broker that is away: what was refused then is not stored later by itself.
 #[tokio::test]
 async fn an_append_without_a_broker_fails_in_time() -> anyhow::Result<()> {

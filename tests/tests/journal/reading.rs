@@ -172,6 +172,53 @@ async fn a_quiet_log_is_no_error() -> anyhow::Result<()> {
     .await
 }
 
+/// Messages that the client cannot take from a consumer: for the first three it drops the connection, the last it takes
+/// for the broker's own. None of them stops what comes behind.
+#[tokio::test]
+async fn a_message_with_broken_headers_stops_nobody() -> anyhow::Result<()> {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let nats = Nats::start().await?;
+    let journal = log_on(&nats).await?;
+    journal.append(&nth(1)).await?;
+    let headers: [&[u8]; 4] = [
+        b"NATS/1.0\r\nX: \xff\xfe\r\n\r\n",
+        b"NATS/1.0\r\nno colon\r\n\r\n",
+        b"NATS/1.0 abc\r\n\r\n",
+        b"NATS/1.0 100 Idle\r\n\r\n",
+    ];
+    let mut wire = b"CONNECT {\"verbose\":false,\"headers\":true}\r\n".to_vec();
+    for header in headers {
+        wire.extend(
+            format!(
+                "HPUB dsync.directory_1.user.user_2.deleted {} {}\r\n",
+                header.len(),
+                header.len() + 2
+            )
+            .bytes(),
+        );
+        wire.extend([header, b"{}\r\n"].concat());
+    }
+    wire.extend(b"PING\r\n");
+    let mut socket = tokio::net::TcpStream::connect(nats.url().trim_start_matches("nats://")).await?;
+    socket.write_all(&wire).await?;
+    let mut heard = Vec::new();
+    while !heard.windows(4).any(|word| word == b"PONG") {
+        assert!(socket.read_buf(&mut heard).await? > 0);
+    }
+    super::append_surely(&journal, &nth(6)).await?;
+    for filters in [&[][..], REMOVAL_SUBJECTS] {
+        let expected: Vec<u64> = if filters.is_empty() {
+            (1..=6).collect()
+        } else {
+            (2..=6).collect()
+        };
+        let entries = read(&mut journal.read(0, filters).await?, expected.len()).await?;
+        assert_eq!(seqs(&entries), expected);
+        assert_eq!(entries[expected.len() - 2].record.body, "{}");
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_foreign_message_is_read_with_sensible_values() -> anyhow::Result<()> {
     let nats = Nats::start().await?;
