@@ -1,0 +1,228 @@
+//! Webhooks: every event the world emits is signed and posted to one endpoint, with retries and with faults.
+//!
+//! A delivery is a task of its own, fed by the world's counter of emissions. It sleeps only until something falls due,
+//! and reports its progress through a watch channel, so that whoever waits for it need not poll.
+
+mod courier;
+mod faults;
+mod queue;
+
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use courier::Courier;
+pub use faults::Faults;
+pub use queue::Counts;
+use queue::Queue;
+use serde::Serialize;
+use tokio::{
+    sync::watch,
+    task::{AbortHandle, JoinSet},
+};
+
+use crate::shared::Shared;
+
+/// Where to begin.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum From {
+    /// With the first event ever emitted.
+    #[default]
+    Beginning,
+    /// With the next event emitted.
+    Now,
+}
+
+/// How webhooks are delivered to one endpoint.
+#[derive(Clone)]
+pub struct DeliveryOptions {
+    /// Where to post.
+    pub url: String,
+    /// Signs; shown to nobody.
+    pub secret: String,
+    /// What goes wrong.
+    pub faults: Faults,
+    /// Requests in flight at once.
+    pub concurrency: usize,
+    /// Requests per second at most; unlimited when `None`.
+    pub rate: Option<f64>,
+    /// The pause before the first retry; each further one is twice as long.
+    pub backoff: Duration,
+    /// No pause is longer.
+    pub backoff_max: Duration,
+    /// How long after the first attempt a delivery is dropped for good.
+    pub give_up: Duration,
+    /// How long an answer may take.
+    pub timeout: Duration,
+    /// Which events.
+    pub from: From,
+}
+
+impl fmt::Debug for DeliveryOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Everything but the secret that matters when a test fails.
+        f.debug_struct("DeliveryOptions")
+            .field("url", &self.url)
+            .field("faults", &self.faults)
+            .finish_non_exhaustive()
+    }
+}
+
+impl DeliveryOptions {
+    /// No faults, eight at once, retries after 0.5 s, 1 s, 2 s … for three days.
+    pub fn new(url: impl Into<String>, secret: impl Into<String>) -> Self {
+        Self {
+            url: url.into(),
+            secret: secret.into(),
+            faults: Faults::none(),
+            concurrency: 8,
+            rate: None,
+            backoff: Duration::from_millis(500),
+            backoff_max: Duration::from_mins(1),
+            give_up: Duration::from_hours(72),
+            timeout: Duration::from_secs(15),
+            from: From::Beginning,
+        }
+    }
+}
+
+/// How far a delivery is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Progress {
+    /// Events taken up, of all emitted ones.
+    pub taken_up: usize,
+    /// Requests under way or still to be made.
+    pub pending: usize,
+    /// What became of the rest.
+    pub counts: Counts,
+}
+
+#[derive(Clone, Debug)]
+struct Orders {
+    faults: Faults,
+    paused: bool,
+    hurry: bool,
+    /// Indexes of events to send once more; only ever grows.
+    again: Vec<usize>,
+}
+
+/// A delivery under way. It ends when this is dropped.
+#[derive(Debug)]
+pub struct Delivery {
+    shared: Arc<Shared>,
+    progress: watch::Receiver<Progress>,
+    orders: watch::Sender<Orders>,
+    task: AbortHandle,
+}
+
+impl Drop for Delivery {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Delivery {
+    /// Starts delivering.
+    pub(crate) fn start(shared: Arc<Shared>, options: DeliveryOptions) -> Result<Self, reqwest::Error> {
+        let client = reqwest::Client::builder()
+            .timeout(options.timeout)
+            .no_proxy()
+            .build()?;
+        let orders = watch::Sender::new(Orders {
+            faults: options.faults.clone(),
+            paused: false,
+            hurry: false,
+            again: Vec::new(),
+        });
+        let (progress_sender, progress) = watch::channel(Progress::default());
+        let emissions = shared.world().emissions();
+        let cursor = if options.from == From::Now {
+            *emissions.borrow()
+        } else {
+            0
+        };
+        let courier = Courier {
+            shared: shared.clone(),
+            client,
+            options: Arc::new(options),
+            emissions,
+            orders: orders.subscribe(),
+            progress: progress_sender,
+            queue: Queue::default(),
+            in_flight: JoinSet::new(),
+            cursor,
+            repeated: 0,
+            next_slot: Instant::now(),
+        };
+        let task = tokio::spawn(courier.run()).abort_handle();
+        Ok(Self {
+            shared,
+            progress,
+            orders,
+            task,
+        })
+    }
+
+    /// How far it is.
+    pub fn progress(&self) -> Progress {
+        self.progress.borrow().clone()
+    }
+
+    /// A receiver that sees every change of progress.
+    pub fn watch(&self) -> watch::Receiver<Progress> {
+        self.progress.clone()
+    }
+
+    /// Waits until every event emitted before this call is delivered, lost or given up.
+    pub async fn drained(&self) -> Counts {
+        let emitted = self.shared.world().events().len();
+        let again = self.orders.borrow().again.len();
+        let mut progress = self.progress.clone();
+        let done = progress
+            .wait_for(|progress| progress.taken_up >= emitted + again && progress.pending == 0)
+            .await;
+        done.map(|progress| progress.counts.clone()).unwrap_or_default()
+    }
+
+    /// [`Delivery::drained`], or how far it came within `bound`.
+    pub async fn drained_within(&self, bound: Duration) -> Result<Counts, Progress> {
+        let drained = tokio::time::timeout(bound, self.drained()).await;
+        drained.map_err(|_| self.progress())
+    }
+
+    /// From now on no hold-back, back-off or rate delays anything; the order they gave stays.
+    pub fn hurry(&self) {
+        self.orders.send_modify(|orders| orders.hurry = true);
+    }
+
+    /// Sends nothing until [`Delivery::resume`]; what is under way is finished.
+    pub fn pause(&self) {
+        self.orders.send_modify(|orders| orders.paused = true);
+    }
+
+    /// Ends a pause.
+    pub fn resume(&self) {
+        self.orders.send_modify(|orders| orders.paused = false);
+    }
+
+    /// Other faults for events taken up from now on.
+    pub fn set_faults(&self, faults: Faults) {
+        self.orders.send_modify(|orders| orders.faults = faults);
+    }
+
+    /// Sends an old event once more, as it was. `false`: there is no such event.
+    pub fn redeliver(&self, event_id: &str) -> bool {
+        let found = self
+            .shared
+            .world()
+            .events()
+            .iter()
+            .position(|event| event.id == event_id);
+        if let Some(index) = found {
+            self.orders.send_modify(|orders| orders.again.push(index));
+        }
+        found.is_some()
+    }
+}

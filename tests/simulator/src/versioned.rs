@@ -1,0 +1,49 @@
+//! A value with its past, so that a read can be answered as of some seconds ago.
+
+use crate::clock::Millis;
+
+/// As of when the world is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum When {
+    /// The newest state, changes stamped this very millisecond included.
+    Now,
+    /// The state at the end of that millisecond.
+    At(Millis),
+}
+
+/// Every state a thing had, oldest first; `None` is "not there".
+#[derive(Clone, Debug)]
+pub(crate) struct Versioned<T> {
+    versions: Vec<(Millis, Option<T>)>,
+}
+
+impl<T> Default for Versioned<T> {
+    fn default() -> Self {
+        Self { versions: Vec::new() }
+    }
+}
+
+impl<T> Versioned<T> {
+    pub(crate) fn get(&self, when: When) -> Option<&T> {
+        let newest = match when {
+            When::Now => self.versions.last(),
+            When::At(moment) => self.versions.iter().rev().find(|(since, _)| *since <= moment),
+        };
+        newest?.1.as_ref()
+    }
+
+    /// The newest state in which it was there, whether or not it still is.
+    pub(crate) fn newest(&self) -> Option<&T> {
+        self.versions.iter().rev().find_map(|(_, state)| state.as_ref())
+    }
+
+    /// Adds a state. `at` is never before the last one: the world's stamps only grow.
+    pub(crate) fn put(&mut self, at: Millis, state: Option<T>) {
+        self.versions.push((at, state));
+    }
+
+    /// When it last came or went or changed.
+    pub(crate) fn touched(&self) -> Option<Millis> {
+        self.versions.last().map(|(at, _)| *at)
+    }
+}
