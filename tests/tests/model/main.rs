@@ -1,0 +1,309 @@
+//! The invariant above all: order, duplication and batching of the log, and the number of projectors, never change the
+//! tables. Random histories against real Postgres and a real log.
+//!
+//! What counts as failure: any byte of any projected table differing from the history applied once, in order, in one
+//! batch; or a view differing from what the pure fold calls live.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod history;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use bytes::Bytes;
+use history::{Body, history};
+use journal::{Connection, Journal, Limits};
+use projector::lane::Lane;
+use projector::metrics::Metrics;
+use projector::run::{Tuning, Worker};
+use projector::store;
+use rand::prelude::*;
+use schema::event::Event;
+use schema::json::storable;
+use schema::observe::observe;
+use schema::picture::Picture;
+use schema::record::{Received, Record, Source};
+use schema::timestamp::Timestamp;
+use service::clock::Clock;
+use sqlx::{AssertSqlSafe, PgPool};
+use tests::{Nats, Postgres, eventually};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+const TABLES: [(&str, &str); 4] = [
+    ("directories", "id"),
+    ("users", "id"),
+    ("groups", "id"),
+    ("memberships", "group_id, user_id"),
+];
+
+fn record(body: &Body, nth: usize) -> Record {
+    let source = match (body.is_sweep, nth % 3) {
+        (true, _) => Source::Sweep,
+        (false, 0) => Source::EventsApi,
+        (false, _) => Source::Webhook,
+    };
+    let json = Bytes::from(body.json.clone());
+    match Record::receive(json, source, None, Timestamp::from_micros(1_714_557_600_000_000)) {
+        Received::Event(record) => record,
+        Received::Quarantined(..) | Received::NotOurs => panic!("histories are of addressable events"),
+    }
+}
+
+/// The projected tables, every register of every row, byte for byte.
+async fn tables(pool: &PgPool) -> anyhow::Result<Vec<String>> {
+    let mut all = Vec::new();
+    for (table, key) in TABLES {
+        let sql = format!("select '{table} ' || t::text from dsync.{table} as t order by {key}");
+        all.extend(
+            sqlx::query_scalar::<_, String>(AssertSqlSafe(sql))
+                .fetch_all(pool)
+                .await?,
+        );
+    }
+    Ok(all)
+}
+
+async fn clear(pool: &PgPool) -> anyhow::Result<()> {
+    sqlx::raw_sql(
+        "truncate dsync.directories, dsync.users, dsync.groups, dsync.memberships, dsync.progress, \
+         dsync.dead_letters, dsync.rewinds, dsync.directory_activity",
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+/// What each record says, borrowing from `texts`.
+fn pictured<'a>(texts: &'a [String], records: &[Record]) -> Picture<'a> {
+    let mut picture = Picture::default();
+    for (text, record) in texts.iter().zip(records) {
+        let event = Event::parse(text).unwrap();
+        for observation in observe(&event, record.source, record.received_at).unwrap() {
+            picture.add(observation);
+        }
+    }
+    picture
+}
+
+fn texts(records: &[Record]) -> Vec<String> {
+    records
+        .iter()
+        .map(|record| storable(&record.body).unwrap().into_owned())
+        .collect()
+}
+
+async fn write(pool: &PgPool, records: &[Record]) -> anyhow::Result<()> {
+    let texts = texts(records);
+    let picture = pictured(&texts, records);
+    let mut transaction = pool.begin().await?;
+    store::write(&mut transaction, &picture).await?;
+    transaction.commit().await?;
+    Ok(())
+}
+
+/// The views show exactly what the pure fold calls live.
+async fn views_agree(pool: &PgPool, records: &[Record]) -> anyhow::Result<()> {
+    let texts = texts(records);
+    let picture = pictured(&texts, records);
+    let shown = |sql: &'static str| async move {
+        let rows: Vec<String> = sqlx::query_scalar(sql).fetch_all(pool).await?;
+        anyhow::Ok(rows.into_iter().collect::<BTreeSet<_>>())
+    };
+    let live: BTreeSet<String> = picture
+        .directories
+        .keys()
+        .filter(|id| picture.directory_is_live(id))
+        .map(ToString::to_string)
+        .collect();
+    ensure!(
+        shown("select id from directory.directories").await? == live,
+        "directories"
+    );
+    let live: BTreeSet<String> = picture
+        .users
+        .keys()
+        .filter(|id| picture.user_is_live(id))
+        .map(ToString::to_string)
+        .collect();
+    ensure!(shown("select id from directory.users").await? == live, "users");
+    let live: BTreeSet<String> = picture
+        .groups
+        .keys()
+        .filter(|id| picture.group_is_live(id))
+        .map(ToString::to_string)
+        .collect();
+    ensure!(shown("select id from directory.groups").await? == live, "groups");
+    let live: BTreeSet<String> = picture
+        .memberships
+        .keys()
+        .filter(|(group, user)| picture.membership_is_live(group, user))
+        .map(|(group, user)| format!("{group}/{user}"))
+        .collect();
+    ensure!(
+        shown("select group_id || '/' || user_id from directory.memberships").await? == live,
+        "memberships"
+    );
+    Ok(())
+}
+
+/// The history in another order, a third of it again, in batches of random sizes.
+fn batches(records: &[Record], rng: &mut StdRng) -> Vec<Vec<Record>> {
+    let mut shuffled = records.to_vec();
+    let again = records.len() / 3;
+    shuffled.extend(records.sample(rng, again).cloned());
+    shuffled.shuffle(rng);
+    let mut batches = Vec::new();
+    while !shuffled.is_empty() {
+        let size = rng.random_range(1..=30).min(shuffled.len());
+        batches.push(shuffled.drain(..size).collect());
+    }
+    batches
+}
+
+/// Writers at the same time, each taking the next batch: nothing but the statements keeps the order from mattering.
+async fn write_concurrently(pool: &PgPool, batches: Vec<Vec<Record>>, writers: usize) -> anyhow::Result<()> {
+    let queue = std::sync::Arc::new(std::sync::Mutex::new(batches));
+    let mut tasks = JoinSet::new();
+    for _ in 0..writers {
+        let (queue, pool) = (queue.clone(), pool.clone());
+        tasks.spawn(async move {
+            loop {
+                let next = queue.lock().unwrap().pop();
+                let Some(batch) = next else { return anyhow::Ok(()) };
+                write(&pool, &batch).await?;
+            }
+        });
+    }
+    while let Some(done) = tasks.join_next().await {
+        done??;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn any_order_duplication_and_batching_by_any_number_of_writers_gives_equal_tables() -> anyhow::Result<()>
+{
+    let postgres = Postgres::migrated().await?;
+    let pool = postgres.pool().await?;
+    for seed in 0..54 {
+        let records: Vec<_> = history(seed, 150)
+            .iter()
+            .enumerate()
+            .map(|(nth, body)| record(body, nth))
+            .collect();
+        let mut rng = StdRng::seed_from_u64(seed);
+        clear(&pool).await?;
+        write(&pool, &records).await?;
+        let expected = tables(&pool).await?;
+        ensure!(
+            expected.len() > 10,
+            "seed {seed}: a history of nothing proves nothing"
+        );
+        views_agree(&pool, &records)
+            .await
+            .with_context(|| format!("seed {seed}: a view shows what is not live"))?;
+        clear(&pool).await?;
+        let writers = [1, 2, 4][usize::try_from(seed % 3)?];
+        write_concurrently(&pool, batches(&records, &mut rng), writers).await?;
+        ensure!(
+            tables(&pool).await? == expected,
+            "seed {seed}, {writers} writers: the tables differ"
+        );
+    }
+    Ok(())
+}
+
+async fn log(nats: &Nats) -> anyhow::Result<Journal> {
+    let settings = Connection {
+        url: nats.url(),
+        creds: None,
+        stream: "DSYNC".to_owned(),
+        name: "model".to_owned(),
+    };
+    let journal = Journal::connect(&settings).await?;
+    let limits = Limits {
+        replicas: 1,
+        max_age: Duration::ZERO,
+        max_bytes: 0,
+        // The shortest there is: a history has ids that repeat, and all of it shall be in the log.
+        dedup_window: Duration::from_millis(100),
+    };
+    journal.ensure(&limits).await?;
+    Ok(journal)
+}
+
+/// Appends a history in another order, with repetitions, each under a message id of its own.
+async fn append(journal: &Journal, records: &[Record], rng: &mut StdRng) -> anyhow::Result<u64> {
+    let mut last = 0;
+    for (nth, mut record) in batches(records, rng).into_iter().flatten().enumerate() {
+        record.id = format!("{}-{nth}", record.id);
+        let journal::Appended::Stored { seq } = journal.append(&record).await? else {
+            anyhow::bail!("an id of its own was taken for a repetition");
+        };
+        last = seq;
+    }
+    Ok(last)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn projectors_that_all_hold_the_lease_at_once_give_equal_tables() -> anyhow::Result<()> {
+    let (postgres, mut nats) = (Postgres::migrated().await?, Nats::start().await?);
+    let pool = postgres.pool().await?;
+    for seed in 100..112 {
+        let records: Vec<_> = history(seed, 150)
+            .iter()
+            .enumerate()
+            .map(|(nth, body)| record(body, nth))
+            .collect();
+        let mut rng = StdRng::seed_from_u64(seed);
+        clear(&pool).await?;
+        write(&pool, &records).await?;
+        let expected = tables(&pool).await?;
+        clear(&pool).await?;
+        nats.wipe().await?;
+        let journal = log(&nats).await?;
+        let last = append(&journal, &records, &mut rng).await?;
+
+        let projectors = [1, 2, 4][usize::try_from(seed % 3)?];
+        let shutdown = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        for number in 0..projectors {
+            let worker = Worker {
+                pool: pool.clone(),
+                journal: log(&nats).await?,
+                stream: "DSYNC".to_owned(),
+                holder: format!("projector {number}"),
+                clock: Clock::system(),
+                metrics: Metrics::new(&prometheus::Registry::new()),
+                // A lease that ends at once: only the compare-and-set keeps them apart.
+                tuning: Tuning {
+                    lease: Duration::ZERO,
+                    batch_records: rng.random_range(1..40),
+                    batch_bytes: 1 << 20,
+                },
+                shutdown: shutdown.clone(),
+            };
+            for lane in Lane::EVERY {
+                tasks.spawn(worker.clone().work(lane));
+            }
+        }
+        eventually(Duration::from_mins(1), async || {
+            let position = store::progress::position(&pool, Lane::All)
+                .await?
+                .context("not begun")?;
+            ensure!(position.seq == last, "at {} of {last}", position.seq);
+            Ok(())
+        })
+        .await?;
+        shutdown.cancel();
+        tasks.join_all().await;
+        ensure!(
+            tables(&pool).await? == expected,
+            "seed {seed}, {projectors} projectors: the tables differ"
+        );
+    }
+    Ok(())
+}
