@@ -58,7 +58,7 @@ pub struct JournalArgs {
     /// NATS credentials file
     #[arg(long, env = "NATS_CREDS", global = true, value_name = "PATH")]
     pub nats_creds: Option<PathBuf>,
-    /// The `JetStream` stream's name
+    /// Name of the log's stream
     #[arg(long, env = "DSYNC_STREAM", default_value = "DSYNC", global = true, value_name = "NAME", value_parser = stream_name)]
     pub dsync_stream: String,
 }

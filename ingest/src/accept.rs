@@ -1,0 +1,70 @@
+//! From a webhook that is believed to one in the log: addressed, appended, acknowledged.
+//!
+//! Nothing is parsed beyond the address, and nothing is remembered: whether an event is new is for the log to say.
+
+use std::time::Instant;
+
+use journal::{AppendError, Appended, Journal, Unavailable};
+use schema::record::{Received, Record, Source};
+
+use crate::answer::{Answer, ComeAgain};
+use crate::metrics::Metrics;
+use crate::signature::VerifiedWebhook;
+use crate::stream::Stream;
+
+/// Where webhooks go.
+pub struct Acceptor {
+    /// The log.
+    pub journal: Journal,
+    /// Whether the log's stream is set up.
+    pub stream: Stream,
+    /// How long appending took.
+    pub metrics: Metrics,
+}
+
+impl Acceptor {
+    /// Stores a webhook and says what came of it. Returns only after the broker acknowledged, refused, or did not answer
+    /// within the journal's time-out (3 s); in the last case the webhook may be stored, and the retry is a duplicate.
+    pub async fn accept(&self, webhook: VerifiedWebhook) -> Answer {
+        let (body, signature, received_at) = webhook.into_parts();
+        let received = Record::receive(body, Source::Webhook, Some(signature), received_at.into());
+        let (record, stored) = match &received {
+            Received::NotOurs => return Answer::Ignored,
+            Received::Event(record) => (record, Answer::Accepted),
+            Received::Quarantined(record, why) => {
+                let (event, kind) = (&record.id, &record.event_type);
+                tracing::warn!(event, kind, %why, "signed, but not an event we can address: quarantined");
+                (record, Answer::Quarantined)
+            }
+        };
+        match self.append(record).await {
+            Ok(Appended::Duplicate { .. }) if stored == Answer::Accepted => Answer::Duplicate,
+            Ok(Appended::Stored { .. } | Appended::Duplicate { .. }) => stored,
+            Err(answer) => answer,
+        }
+    }
+
+    async fn append(&self, record: &Record) -> Result<Appended, Answer> {
+        let (event, kind) = (&record.id, &record.event_type);
+        if let Err(error) = self.stream.ready() {
+            tracing::warn!(event, kind, %error, "not stored");
+            return Err(Answer::Unavailable(ComeAgain::Later));
+        }
+        let began = Instant::now();
+        let appended = self.journal.append(record).await;
+        self.metrics
+            .publish_seconds
+            .observe(began.elapsed().as_secs_f64());
+        appended.map_err(|error| {
+            tracing::warn!(event, kind, %error, "not known to be stored");
+            if error == AppendError::Unavailable(Unavailable::NoResponders) {
+                self.stream.doubt();
+            }
+            match error {
+                AppendError::TooLarge => Answer::TooLarge,
+                AppendError::Full => Answer::Unavailable(ComeAgain::MuchLater),
+                AppendError::Unavailable(_) => Answer::Unavailable(ComeAgain::Later),
+            }
+        })
+    }
+}

@@ -1,0 +1,104 @@
+//! What a webhook's sender is told: the status, one JSON line, and nothing that helps an attacker.
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+/// The answer to one request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// It is in the log now.
+    Accepted,
+    /// It was in the log before.
+    Duplicate,
+    /// A valid event of another product.
+    Ignored,
+    /// Signed, but not an event that can be addressed; kept apart in the log.
+    Quarantined,
+    /// There is nothing at this path.
+    NotFound,
+    /// Only POST is taken.
+    MethodNotAllowed,
+    /// The sender is not on the allow-list.
+    Forbidden,
+    /// The body is larger than we, or the log, take.
+    TooLarge,
+    /// The body did not arrive whole, or not in time.
+    Incomplete,
+    /// No signature, or none that holds. Never says which.
+    Unauthorized,
+    /// Not stored, or not known to be: come again.
+    Unavailable(ComeAgain),
+}
+
+/// When to come again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ComeAgain {
+    /// Too many requests in flight; they last milliseconds.
+    Soon,
+    /// The log does not answer; it may be restarting.
+    Later,
+    /// The log is full; somebody must make room.
+    MuchLater,
+}
+
+impl Answer {
+    /// The label `outcome` of `dsync_ingest_webhooks_total`; none for what was no webhook.
+    pub fn outcome(self) -> Option<&'static str> {
+        Some(match self {
+            Self::Accepted => "accepted",
+            Self::Duplicate => "duplicate",
+            Self::Ignored => "ignored",
+            Self::Quarantined => "quarantined",
+            Self::NotFound | Self::MethodNotAllowed => return None,
+            Self::Forbidden => "forbidden",
+            Self::TooLarge => "too_large",
+            Self::Incomplete => "incomplete",
+            Self::Unauthorized => "unauthorized",
+            Self::Unavailable(_) => "unavailable",
+        })
+    }
+
+    fn status(self) -> StatusCode {
+        match self {
+            Self::Accepted | Self::Duplicate | Self::Ignored | Self::Quarantined => StatusCode::OK,
+            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Forbidden => StatusCode::FORBIDDEN,
+            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Incomplete => StatusCode::REQUEST_TIMEOUT,
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    fn header(self) -> Option<(header::HeaderName, &'static str)> {
+        match self {
+            Self::MethodNotAllowed => Some((header::ALLOW, "POST")),
+            // What is left of the body is not worth reading.
+            Self::Incomplete | Self::TooLarge => Some((header::CONNECTION, "close")),
+            Self::Unavailable(ComeAgain::Soon) => Some((header::RETRY_AFTER, "1")),
+            Self::Unavailable(ComeAgain::Later) => Some((header::RETRY_AFTER, "5")),
+            Self::Unavailable(ComeAgain::MuchLater) => Some((header::RETRY_AFTER, "60")),
+            _ => None,
+        }
+    }
+}
+
+impl IntoResponse for Answer {
+    fn into_response(self) -> Response {
+        let status = self.status();
+        let body = match self.outcome() {
+            Some(outcome) if status == StatusCode::OK => json!({"status": outcome}),
+            _ => json!({"error": status.canonical_reason().unwrap_or_default().to_ascii_lowercase()}),
+        };
+        let json = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
+        let mut response = (status, json, format!("{body}\n")).into_response();
+        if let Some((name, value)) = self.header() {
+            response
+                .headers_mut()
+                .insert(name, HeaderValue::from_static(value));
+        }
+        response
+    }
+}

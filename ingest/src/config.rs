@@ -1,0 +1,164 @@
+//! The command line: every setting a flag and an environment variable.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use journal::{ConnectError, Connection, Limits};
+use service::boot::Program;
+use service::logging::LogArgs;
+use service::settings::{JournalArgs, JournalLimitArgs, Secret, SettingError, duration, size};
+
+use crate::sender::Networks;
+use crate::sign::SignArgs;
+
+const SECRET: &str = "WORKOS_WEBHOOK_SECRET";
+
+/// Receives WorkOS's webhooks, checks their signatures and stores them in the log.
+#[derive(Parser, Debug)]
+pub struct Cli {
+    /// Webhooks.
+    #[command(flatten)]
+    pub webhook: WebhookArgs,
+    /// Where the log is.
+    #[command(flatten)]
+    pub journal: JournalArgs,
+    /// What the log keeps.
+    #[command(flatten)]
+    pub limits: JournalLimitArgs,
+    /// Logging.
+    #[command(flatten)]
+    pub log: LogArgs,
+    /// What to do instead of serving.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What to do instead of serving.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Prints a valid signature header for the body on standard input, for trying things with curl
+    Sign(SignArgs),
+}
+
+/// Settings of this program alone.
+#[derive(Args, Debug)]
+pub struct WebhookArgs {
+    /// Where webhooks arrive
+    #[arg(
+        long,
+        env = "LISTEN_ADDR",
+        default_value = "0.0.0.0:8080",
+        value_name = "ADDR"
+    )]
+    pub listen_addr: SocketAddr,
+    /// Where `/metrics`, `/livez` and `/readyz` answer
+    #[arg(long, env = "ADMIN_ADDR", default_value = "0.0.0.0:9464", value_name = "ADDR")]
+    pub admin_addr: SocketAddr,
+    /// WorkOS's signing secret, or several separated by commas while rotating
+    #[arg(
+        long,
+        env = "WORKOS_WEBHOOK_SECRET",
+        hide_env_values = true,
+        global = true,
+        value_name = "SECRET"
+    )]
+    workos_webhook_secret: Option<Secret>,
+    /// File that holds `WORKOS_WEBHOOK_SECRET`
+    #[arg(long, env = "WORKOS_WEBHOOK_SECRET_FILE", global = true, value_name = "PATH")]
+    workos_webhook_secret_file: Option<PathBuf>,
+    /// Where WorkOS posts
+    #[arg(long, env = "WEBHOOK_PATH", default_value = "/webhooks/workos", value_name = "PATH", value_parser = path)]
+    pub webhook_path: String,
+    /// Allowed age, and future skew, of a signature
+    #[arg(long, env = "WEBHOOK_TOLERANCE", default_value = "180s", value_name = "DURATION", value_parser = duration)]
+    pub webhook_tolerance: Duration,
+    /// Larger bodies are refused, as is whatever the broker cannot take
+    #[arg(long, env = "WEBHOOK_MAX_BODY", default_value = "960KiB", value_name = "SIZE", value_parser = max_body)]
+    pub webhook_max_body: usize,
+    /// Addresses and CIDRs that may post, separated by commas; `workos` = its published list; unset = any
+    #[arg(long, env = "WEBHOOK_ALLOWED_IPS", value_name = "LIST", value_parser = Networks::parse_senders)]
+    pub webhook_allowed_ips: Option<Networks>,
+    /// CIDRs of proxies whose `X-Forwarded-For` is believed, separated by commas
+    #[arg(long, env = "TRUSTED_PROXIES", value_name = "LIST", value_parser = Networks::parse)]
+    pub trusted_proxies: Option<Networks>,
+}
+
+impl Program for Cli {
+    fn log(&self) -> &LogArgs {
+        &self.log
+    }
+}
+
+impl Cli {
+    /// Where the log is, as the journal wants it; `name` is what the broker shows.
+    pub fn connection(&self, name: &str) -> Connection {
+        Connection {
+            url: self.journal.nats_url.expose().to_owned(),
+            creds: self.journal.nats_creds.clone(),
+            stream: self.journal.dsync_stream.clone(),
+            name: name.to_owned(),
+        }
+    }
+
+    /// What the log keeps, as the journal wants it.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            replicas: self.limits.dsync_stream_replicas,
+            max_age: self.limits.dsync_log_max_age,
+            max_bytes: self.limits.dsync_log_max_bytes,
+            dedup_window: self.limits.dedup_window(),
+        }
+    }
+}
+
+impl WebhookArgs {
+    /// The signing secrets as given, by value or by file; an error when there are none.
+    pub fn secrets(&self) -> Result<Secret, SettingError> {
+        Secret::required(
+            SECRET,
+            self.workos_webhook_secret.as_ref(),
+            self.workos_webhook_secret_file.as_deref(),
+        )
+    }
+}
+
+/// The setting behind a connection that can never work; other errors as they are.
+pub fn connect_error(error: ConnectError) -> anyhow::Error {
+    let setting = match error {
+        ConnectError::Url => "NATS_URL",
+        ConnectError::Credentials(_) => "NATS_CREDS",
+        ConnectError::StreamName => "DSYNC_STREAM",
+        ConnectError::Client(_) => return error.into(),
+    };
+    SettingError::malformed(setting, format!("cannot be used: {error}")).into()
+}
+
+/// Why a value is refused; the rest of a sentence that begins with the value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+enum Refused {
+    #[error("is not a path: it must begin with / and hold no spaces, ? or #")]
+    Path,
+    #[error("is not a size from 1KiB to 64MiB")]
+    MaxBody,
+}
+
+fn path(text: &str) -> Result<String, Refused> {
+    let plain = text.bytes().all(|b| b.is_ascii_graphic() && !b"?#".contains(&b));
+    if text.starts_with('/') && plain {
+        Ok(text.to_owned())
+    } else {
+        Err(Refused::Path)
+    }
+}
+
+/// The upper end is the largest `max_payload` a broker can have.
+fn max_body(text: &str) -> Result<usize, Refused> {
+    let bytes = size(text)
+        .ok()
+        .filter(|bytes| (1 << 10..=64 << 20).contains(bytes));
+    bytes
+        .and_then(|bytes| usize::try_from(bytes).ok())
+        .ok_or(Refused::MaxBody)
+}

@@ -1,0 +1,126 @@
+//! One path, one method, and the order in which a request is doubted: path, method, sender, size, signature, event.
+//!
+//! The order is part of the interface: cheap checks first, and whoever may not send is not read. The body is never parsed
+//! before its signature holds.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{ConnectInfo, Request, State};
+use axum::http::Method;
+use bytes::Bytes;
+use service::clock::Clock;
+
+use crate::accept::Acceptor;
+use crate::answer::{Answer, ComeAgain};
+use crate::body::{self, BodyError};
+use crate::in_flight::{InFlight, Slot};
+use crate::metrics::Metrics;
+use crate::sender::Senders;
+use crate::signature::{LONGEST_HEADER, Verifier};
+
+/// What a record's headers may take of the broker's `max_payload`: the signature, two names of at most 128 characters,
+/// times, and the headers' own names.
+pub const HEADERS_ROOM: usize = LONGEST_HEADER + 1024;
+
+/// Everything a request meets.
+pub struct Ingest {
+    /// Where webhooks are posted.
+    pub path: String,
+    /// Who may post.
+    pub senders: Senders,
+    /// The largest body taken, in bytes; less, if the broker takes less.
+    pub max_body: usize,
+    /// How long a body may take to arrive.
+    pub body_time: Duration,
+    /// How much is taken on at once.
+    pub in_flight: InFlight,
+    /// What is believed.
+    pub verifier: Verifier,
+    /// Where it goes.
+    pub acceptor: Acceptor,
+    /// What time it is.
+    pub clock: Clock,
+    /// What came of it.
+    pub metrics: Metrics,
+}
+
+/// The routes, for [`service::http::serve`].
+pub fn router(ingest: Ingest) -> Router {
+    Router::new().fallback(webhook).with_state(Arc::new(ingest))
+}
+
+async fn webhook(
+    State(ingest): State<Arc<Ingest>>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    request: Request,
+) -> Answer {
+    let answer = ingest
+        .answer(peer, request)
+        .await
+        .unwrap_or_else(|refusal| refusal);
+    ingest.metrics.answered(answer);
+    answer
+}
+
+impl Ingest {
+    /// The checks in their order; the first that fails is the answer.
+    async fn answer(&self, peer: SocketAddr, request: Request) -> Result<Answer, Answer> {
+        if request.uri().path() != self.path {
+            return Err(Answer::NotFound);
+        }
+        if request.method() != Method::POST {
+            return Err(Answer::MethodNotAllowed);
+        }
+        let sender = self.senders.sender(peer.ip(), request.headers());
+        if !self.senders.admit(sender) {
+            tracing::warn!(%peer, ?sender, "refused: the sender is not on the allow-list");
+            return Err(Answer::Forbidden);
+        }
+        let limit = self.body_limit();
+        if body::is_announced_above(limit, request.body()) {
+            return Err(refused_body(BodyError::TooLarge, limit));
+        }
+        let (head, body) = request.into_parts();
+        let mut slot = self.enter()?;
+        let body: Bytes = body::read(body, limit, self.body_time, &mut slot)
+            .await
+            .map_err(|error| refused_body(error, limit))?;
+        let webhook = self
+            .verifier
+            .verify(&head.headers, body, self.clock.now())
+            .map_err(|why| {
+                tracing::warn!(%peer, ?sender, %why, "refused: not signed by WorkOS, now");
+                Answer::Unauthorized
+            })?;
+        Ok(self.acceptor.accept(webhook).await)
+    }
+
+    fn enter(&self) -> Result<Slot, Answer> {
+        self.in_flight.enter().map_err(|error| {
+            tracing::warn!(%error, "refused");
+            Answer::Unavailable(ComeAgain::Soon)
+        })
+    }
+
+    /// A body must fit the broker's messages, too: better refused now than lost later.
+    fn body_limit(&self) -> usize {
+        let broker = self
+            .acceptor
+            .journal
+            .max_payload()
+            .map(|max| max.saturating_sub(HEADERS_ROOM));
+        broker.map_or(self.max_body, |broker| broker.min(self.max_body))
+    }
+}
+
+fn refused_body(error: BodyError, limit: usize) -> Answer {
+    tracing::warn!(%error, limit, "refused");
+    match error {
+        BodyError::TooLarge => Answer::TooLarge,
+        BodyError::TooSlow | BodyError::Broken => Answer::Incomplete,
+        BodyError::NoRoom(_) => Answer::Unavailable(ComeAgain::Soon),
+    }
+}

@@ -1,0 +1,99 @@
+//! Puts the program together: settings in, a server out, until it is told to stop.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use journal::Journal;
+use service::admin;
+use service::boot::Context;
+use service::http::{Limits, serve};
+use tokio::net::TcpListener;
+
+use crate::accept::Acceptor;
+use crate::config::{Cli, Command, connect_error};
+use crate::in_flight::{Bounds, InFlight};
+use crate::metrics::Metrics;
+use crate::routes::{Ingest, router};
+use crate::sender::Senders;
+use crate::sign;
+use crate::signature::Verifier;
+use crate::stream::Stream;
+
+/// Connections fit, with room to spare, the 1,024 files that many systems allow a process; there are more of them than
+/// requests in flight, so that whoever comes last is told to come again rather than left waiting.
+const LIMITS: Limits = Limits {
+    connections: 768,
+    header_read: Duration::from_secs(5),
+    drain: Duration::from_secs(15),
+};
+
+/// How long a body may take to arrive.
+const BODY_TIME: Duration = Duration::from_secs(10);
+
+/// Longer than the journal's own time-out, whose error says more.
+const READY_WITHIN: Duration = Duration::from_secs(4);
+
+/// The program behind [`service::boot::run`].
+pub async fn run(cli: Cli, context: Context) -> anyhow::Result<ExitCode> {
+    match &cli.command {
+        Some(Command::Sign(args)) => sign::run(args, &cli.webhook, &context.clock),
+        None => receive(&cli, &context).await,
+    }
+}
+
+async fn receive(cli: &Cli, context: &Context) -> anyhow::Result<ExitCode> {
+    let ingest = assemble(cli, context).await?;
+    let _admin = admin::serve(cli.webhook.admin_addr, context).await?;
+    let addr = cli.webhook.listen_addr;
+    let listener = TcpListener::bind(addr)
+        .await
+        .with_context(|| format!("LISTEN_ADDR (--listen-addr): cannot listen on {addr}"))?;
+    tracing::info!(addr = %listener.local_addr()?, path = ingest.path, "receiving webhooks");
+    serve(listener, router(ingest), LIMITS, context.shutdown.clone()).await;
+    tracing::info!("stopped");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Everything a request meets, from the settings. Also adds what readiness asks for.
+async fn assemble(cli: &Cli, context: &Context) -> anyhow::Result<Ingest> {
+    let webhook = &cli.webhook;
+    let verifier = Verifier::new(&webhook.secrets()?, webhook.webhook_tolerance)?;
+    let metrics = Metrics::new(&context.metrics)?;
+    let journal = Journal::connect(&cli.connection(context.name))
+        .await
+        .map_err(connect_error)?;
+    let stream = Stream::keep(journal.clone(), cli.limits(), context.shutdown.clone());
+    check_log(context, &journal, &stream);
+    Ok(Ingest {
+        path: webhook.webhook_path.clone(),
+        senders: Senders::new(
+            webhook.webhook_allowed_ips.clone(),
+            webhook.trusted_proxies.clone(),
+        ),
+        max_body: webhook.webhook_max_body,
+        body_time: BODY_TIME,
+        in_flight: InFlight::new(Bounds::default(), metrics.inflight.clone()),
+        verifier,
+        acceptor: Acceptor {
+            journal,
+            stream,
+            metrics: metrics.clone(),
+        },
+        clock: context.clock.clone(),
+        metrics,
+    })
+}
+
+/// Readiness: the stream was set up, and answers now.
+pub fn check_log(context: &Context, journal: &Journal, stream: &Stream) {
+    let (journal, stream) = (journal.clone(), stream.clone());
+    context.readiness.check("log", READY_WITHIN, move || {
+        let (journal, stream) = (journal.clone(), stream.clone());
+        async move {
+            journal.ready().await?;
+            stream.ready()?;
+            anyhow::Ok(())
+        }
+    });
+}

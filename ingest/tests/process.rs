@@ -1,0 +1,461 @@
+//! The program itself, as an operator and a stranger meet it.
+
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use ingest::signature::{HEADER, sign};
+use service::clock::Clock;
+use service::settings::Secret;
+use support::{Broker, Client, Reply, post, user_created};
+use workos::helpers::webhook_verification::WebhookVerifier;
+
+mod support;
+
+const SECRET: &str = "whsec_hunter2";
+
+fn program(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dsync-ingest"));
+    command
+        .args(args)
+        .env_clear()
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+/// Exit code, standard output and standard error.
+fn output(command: &mut Command) -> (Option<i32>, String, String) {
+    let output = command.output().unwrap();
+    (
+        output.status.code(),
+        String::from_utf8(output.stdout).unwrap(),
+        String::from_utf8(output.stderr).unwrap(),
+    )
+}
+
+#[test]
+fn help_names_every_setting_and_shows_no_secret() {
+    let secrets = [
+        ("WORKOS_WEBHOOK_SECRET", SECRET),
+        ("NATS_URL", "nats://me:hunter2@localhost"),
+    ];
+    let (code, out, err) = output(program(&["--help"]).envs(secrets));
+    assert_eq!((code, err.as_str()), (Some(0), ""));
+    for name in [
+        "NATS_URL",
+        "NATS_CREDS",
+        "DSYNC_STREAM",
+        "DSYNC_STREAM_REPLICAS",
+        "DSYNC_LOG_MAX_AGE",
+        "DSYNC_LOG_MAX_BYTES",
+        "DSYNC_DEDUP_WINDOW",
+        "LISTEN_ADDR",
+        "ADMIN_ADDR",
+        "WORKOS_WEBHOOK_SECRET",
+        "WORKOS_WEBHOOK_SECRET_FILE",
+        "WEBHOOK_PATH",
+        "WEBHOOK_TOLERANCE",
+        "WEBHOOK_MAX_BODY",
+        "WEBHOOK_ALLOWED_IPS",
+        "TRUSTED_PROXIES",
+        "RUST_LOG",
+        "LOG_FORMAT",
+    ] {
+        let flag = format!("--{}", name.to_lowercase().replace('_', "-"));
+        assert!(
+            out.contains(&format!("[env: {name}")) && out.contains(&flag),
+            "{name} is not in\n{out}"
+        );
+    }
+    for default in [
+        "0.0.0.0:8080",
+        "0.0.0.0:9464",
+        "nats://127.0.0.1:4222",
+        "/webhooks/workos",
+        "180s",
+        "960KiB",
+        "4d",
+        "info",
+    ] {
+        assert!(
+            out.contains(&format!("[default: {default}]")),
+            "{default} is not in\n{out}"
+        );
+    }
+    assert!(!out.contains("hunter2"), "{out}");
+    assert_eq!(output(&mut program(&["--version"])).0, Some(0));
+    assert_eq!(output(&mut program(&["sign", "--help"])).0, Some(0));
+}
+
+/// A setting, a value it cannot have, and what is said about it after the name.
+const BAD_SETTINGS: &[(&str, &str, &str)] = &[
+    ("WORKOS_WEBHOOK_SECRET", "", "(--workos-webhook-secret) is empty"),
+    (
+        "WORKOS_WEBHOOK_SECRET",
+        "hunter2,",
+        "(--workos-webhook-secret) holds an empty secret: separate several by single commas",
+    ),
+    (
+        "NATS_URL",
+        "nats://me:hunter2@[",
+        "(--nats-url) cannot be used: the NATS URL cannot be read",
+    ),
+    (
+        "NATS_CREDS",
+        "/no/such/file",
+        "(--nats-creds) cannot be used: the NATS credentials file cannot be used",
+    ),
+    (
+        "DSYNC_STREAM",
+        "a.b",
+        r#"(--dsync-stream): "a.b" is not a stream name"#,
+    ),
+    (
+        "DSYNC_STREAM_REPLICAS",
+        "two",
+        r#"(--dsync-stream-replicas): "two" is not a number of copies"#,
+    ),
+    (
+        "DSYNC_LOG_MAX_AGE",
+        "7",
+        r#"(--dsync-log-max-age): "7" is not a duration"#,
+    ),
+    (
+        "DSYNC_LOG_MAX_BYTES",
+        "many",
+        r#"(--dsync-log-max-bytes): "many" is not a size"#,
+    ),
+    (
+        "DSYNC_DEDUP_WINDOW",
+        "0",
+        r#"(--dsync-dedup-window): "0" must be longer than zero"#,
+    ),
+    (
+        "LISTEN_ADDR",
+        "8080",
+        r#"(--listen-addr): "8080" invalid socket address syntax"#,
+    ),
+    (
+        "ADMIN_ADDR",
+        "localhost",
+        r#"(--admin-addr): "localhost" invalid socket address syntax"#,
+    ),
+    (
+        "WEBHOOK_PATH",
+        "webhooks",
+        r#"(--webhook-path): "webhooks" is not a path"#,
+    ),
+    (
+        "WEBHOOK_TOLERANCE",
+        "-1s",
+        r#"(--webhook-tolerance): "-1s" is not a duration"#,
+    ),
+    (
+        "WEBHOOK_MAX_BODY",
+        "0",
+        r#"(--webhook-max-body): "0" is not a size from 1KiB to 64MiB"#,
+    ),
+    ("WEBHOOK_ALLOWED_IPS", "", "(--webhook-allowed-ips) is empty"),
+    (
+        "WEBHOOK_ALLOWED_IPS",
+        "example.com",
+        r#"(--webhook-allowed-ips): "example.com" is not a list of addresses"#,
+    ),
+    (
+        "TRUSTED_PROXIES",
+        "workos",
+        r#"(--trusted-proxies): "workos" is not a list of addresses"#,
+    ),
+    ("RUST_LOG", "a=b=c", "(--rust-log) is not a log filter"),
+    (
+        "LOG_FORMAT",
+        "xml",
+        r#"(--log-format): "xml" is not allowed here: choose text or json"#,
+    ),
+];
+
+#[test]
+fn a_bad_setting_is_one_line_that_names_it_and_exit_code_2() {
+    for (name, value, says) in BAD_SETTINGS {
+        let (code, out, err) = output(program(&[]).env("WORKOS_WEBHOOK_SECRET", SECRET).env(name, value));
+        assert_eq!((code, out.as_str()), (Some(2), ""), "{name}={value}: {err}");
+        assert!(
+            err.starts_with(&format!("dsync-ingest: {name} {says}")),
+            "{name}={value}: {err}"
+        );
+        assert!(
+            err.lines().count() == 1 && !err.contains("hunter2"),
+            "{name}={value}: {err}"
+        );
+    }
+}
+
+#[test]
+fn the_secret_is_required_once() {
+    let secret = "WORKOS_WEBHOOK_SECRET (--workos-webhook-secret)";
+    let (code, _, err) = output(&mut program(&[]));
+    assert_eq!(
+        (code, err),
+        (Some(2), format!("dsync-ingest: {secret} is not set\n"))
+    );
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), SECRET).unwrap();
+    let mut both = program(&[]);
+    both.env("WORKOS_WEBHOOK_SECRET", SECRET)
+        .env("WORKOS_WEBHOOK_SECRET_FILE", file.path());
+    let (code, _, err) = output(&mut both);
+    let line = format!("dsync-ingest: {secret} is given twice, directly and by its _FILE\n");
+    assert_eq!((code, err), (Some(2), line));
+}
+
+fn piped(command: &mut Command, body: &[u8]) -> (Option<i32>, String, String) {
+    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(body).unwrap();
+    let output = child.wait_with_output().unwrap();
+    (
+        output.status.code(),
+        String::from_utf8(output.stdout).unwrap(),
+        String::from_utf8(output.stderr).unwrap(),
+    )
+}
+
+#[test]
+fn sign_prints_a_header_that_the_sdk_believes() {
+    let body = user_created("event_1");
+    let judged = |secret: &str, value: &str| {
+        let now = UNIX_EPOCH
+            + Clock::system()
+                .now()
+                .unix_timestamp_nanos()
+                .try_into()
+                .map(Duration::from_nanos)
+                .unwrap();
+        WebhookVerifier::new(secret)
+            .with_clock(move || now)
+            .verify_payload(value, &body)
+            .is_ok()
+    };
+    let (code, out, err) = piped(&mut program(&["sign", "--secret", SECRET]), body.as_bytes());
+    assert_eq!((code, err.as_str()), (Some(0), ""));
+    assert!(
+        judged(SECRET, out.trim_end().strip_prefix("WorkOS-Signature: ").unwrap()),
+        "{out}"
+    );
+    let mut from_env = program(&["sign", "--json"]);
+    let (code, out, _) = piped(
+        from_env.env("WORKOS_WEBHOOK_SECRET", "whsec_a, whsec_b"),
+        body.as_bytes(),
+    );
+    let json: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, json["header"].as_str()), (Some(0), Some(HEADER)));
+    assert!(judged("whsec_a", json["value"].as_str().unwrap()), "{out}");
+    let (code, out, err) = piped(&mut program(&["sign"]), body.as_bytes());
+    assert_eq!(
+        (code, out.as_str(), err.lines().count()),
+        (Some(2), "", 1),
+        "{err}"
+    );
+}
+
+/// A process that does not outlive its test.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The program, running.
+struct Running {
+    child: Killed,
+    webhooks: SocketAddr,
+    admin: SocketAddr,
+    log: std::thread::JoinHandle<String>,
+}
+
+impl Running {
+    fn start(broker: &Broker) -> Self {
+        let args = [
+            "--listen-addr",
+            "127.0.0.1:0",
+            "--admin-addr",
+            "127.0.0.1:0",
+            "--log-format",
+            "json",
+        ];
+        let settings = [
+            ("WORKOS_WEBHOOK_SECRET", SECRET),
+            ("NATS_URL", &broker.url()),
+            ("RUST_LOG", "debug"),
+        ];
+        let mut child = Killed(program(&args).envs(settings).spawn().unwrap());
+        let mut stderr = BufReader::new(child.0.stderr.take().unwrap());
+        let (mut log, mut admin, mut webhooks) = (String::new(), None, None);
+        while admin.is_none() || webhooks.is_none() {
+            let from = log.len();
+            assert!(stderr.read_line(&mut log).unwrap() > 0, "it ended: {log}");
+            let line: serde_json::Value = serde_json::from_str(&log[from..]).unwrap();
+            let addr = || Some(line["addr"].as_str()?.parse().unwrap());
+            match line["message"].as_str() {
+                Some("admin endpoint is up") => admin = addr(),
+                Some("receiving webhooks") => webhooks = addr(),
+                _ => {}
+            }
+        }
+        let log = std::thread::spawn(move || {
+            stderr.read_to_string(&mut log).unwrap();
+            log
+        });
+        Self {
+            child,
+            webhooks: webhooks.unwrap(),
+            admin: admin.unwrap(),
+            log,
+        }
+    }
+
+    async fn get(&self, path: &str) -> Reply {
+        let mut client = Client::connect(self.admin).await;
+        client
+            .say(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n"))
+            .await;
+        client.hear().await.unwrap()
+    }
+
+    async fn post(&self, secret: &str, body: &[u8]) -> Reply {
+        let header = sign(&Secret::from(secret), Clock::system().now(), body).unwrap();
+        let mut client = Client::connect(self.webhooks).await;
+        client
+            .say(post("/webhooks/workos", &[(HEADER, &header)], body))
+            .await;
+        client.hear().await.unwrap()
+    }
+
+    /// Asks it to stop; its exit code and everything it logged.
+    fn stop(mut self) -> (Option<i32>, String) {
+        assert!(
+            Command::new("kill")
+                .arg(self.child.0.id().to_string())
+                .status()
+                .unwrap()
+                .success()
+        );
+        let code = self.child.0.wait().unwrap().code();
+        (code, self.log.join().unwrap())
+    }
+}
+
+#[tokio::test]
+async fn it_receives_tells_of_itself_and_stops_when_told() {
+    let broker = Broker::start("").await;
+    let running = Running::start(&broker);
+    support::until("ready", || async {
+        (running.get("/readyz").await.status == 200).then_some(())
+    })
+    .await;
+    let body = user_created("event_1");
+    assert_eq!(
+        running.post(SECRET, body.as_bytes()).await.body,
+        "{\"status\":\"accepted\"}\n"
+    );
+    assert_eq!(
+        running.post(SECRET, body.as_bytes()).await.body,
+        "{\"status\":\"duplicate\"}\n"
+    );
+    assert_eq!(running.post("whsec_wrong", body.as_bytes()).await.status, 401);
+    assert_eq!(
+        running
+            .post(SECRET, br#"{"email":"ada@example.com"}"#)
+            .await
+            .status,
+        200
+    );
+    let metrics = running.get("/metrics").await.body;
+    for line in [
+        r#"dsync_ingest_webhooks_total{outcome="accepted"} 1"#,
+        r#"dsync_ingest_webhooks_total{outcome="duplicate"} 1"#,
+        r#"dsync_ingest_webhooks_total{outcome="ignored"} 0"#,
+        r#"dsync_ingest_webhooks_total{outcome="quarantined"} 1"#,
+        r#"dsync_ingest_webhooks_total{outcome="unauthorized"} 1"#,
+        r#"dsync_ingest_webhooks_total{outcome="forbidden"} 0"#,
+        r#"dsync_ingest_webhooks_total{outcome="too_large"} 0"#,
+        r#"dsync_ingest_webhooks_total{outcome="unavailable"} 0"#,
+        "dsync_ingest_publish_seconds_count 3",
+        "dsync_ingest_inflight 0",
+        concat!("dsync_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
+    ] {
+        assert!(
+            metrics.lines().any(|found| found == line),
+            "{line} is not in\n{metrics}"
+        );
+    }
+    let (code, log) = running.stop();
+    assert_eq!(code, Some(0), "{log}");
+    // At debug, too, nothing but ids and types.
+    for private in ["hunter2", "ada@example.com", "v1=", "directory_user_1\""] {
+        assert!(!log.contains(private), "{private} is in\n{log}");
+    }
+    assert!(
+        log.contains("quarantined") && log.contains("the signature fits none of the secrets"),
+        "{log}"
+    );
+}
+
+#[tokio::test]
+async fn without_a_broker_it_starts_is_alive_and_says_what_is_missing() {
+    let broker = Broker::reserve("");
+    let running = Running::start(&broker);
+    assert_eq!(running.get("/livez").await.status, 200);
+    let ready = running.get("/readyz").await;
+    let missing: serde_json::Value = serde_json::from_str(&ready.body).unwrap();
+    assert_eq!(
+        (ready.status, &missing["missing"][0]["name"]),
+        (503, &"log".into())
+    );
+    assert_eq!(
+        running
+            .post(SECRET, user_created("event_1").as_bytes())
+            .await
+            .status,
+        503
+    );
+    assert_eq!(running.stop().0, Some(0));
+}
+
+/// The time-outs that the tests of the parts shorten are set in the program.
+#[tokio::test]
+async fn slow_clients_are_closed_after_five_and_ten_seconds() {
+    let broker = Broker::start("").await;
+    let running = Running::start(&broker);
+    let closed_after = |begin: &'static str| {
+        let mut stream = TcpStream::connect(running.webhooks).unwrap();
+        std::thread::spawn(move || {
+            let began = Instant::now();
+            stream.write_all(begin.as_bytes()).unwrap();
+            stream.set_read_timeout(Some(support::BOUND)).unwrap();
+            let mut said = String::new();
+            let _ = stream.read_to_string(&mut said);
+            (began.elapsed().as_secs_f64(), said)
+        })
+    };
+    let silent = closed_after("");
+    let head = closed_after("POST /webhooks/workos HTTP/1.1\r\nHost: x\r\nX: ");
+    let body = closed_after("POST /webhooks/workos HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nx");
+    for half in [silent, head] {
+        let (seconds, _) = half.join().unwrap();
+        assert!((4.0..8.0).contains(&seconds), "{seconds}");
+    }
+    let (seconds, said) = body.join().unwrap();
+    assert!(
+        (9.0..15.0).contains(&seconds) && said.starts_with("HTTP/1.1 408 "),
+        "{seconds}: {said}"
+    );
+    assert_eq!(running.stop().0, Some(0));
+}

@@ -1,0 +1,226 @@
+//! Sizes and numbers: too large, too many, and the end of the program.
+
+use std::sync::Arc;
+
+use ingest::in_flight::Bounds;
+use ingest::routes::HEADERS_ROOM;
+use serde_json::json;
+use tokio::net::TcpStream;
+
+use crate::app::{App, PATH, Setup};
+use crate::support::{Broker, user_created};
+
+fn padded(event: &str, length: usize) -> String {
+    let body = user_created(event);
+    format!("{body}{}", " ".repeat(length - body.len()))
+}
+
+#[tokio::test]
+async fn a_body_too_large_is_refused_by_its_announcement_or_as_soon_as_it_shows() {
+    let broker = Broker::start("").await;
+    let app = App::start(
+        &broker,
+        Setup {
+            max_body: 2000,
+            ..Setup::default()
+        },
+    )
+    .await;
+    assert_eq!(
+        app.post(padded("event_1", 2000)).await.json(),
+        (200, json!({"status": "accepted"}))
+    );
+    let refused = app.post(padded("event_2", 2001)).await;
+    assert_eq!(refused.json(), (413, json!({"error": "payload too large"})));
+    assert_eq!(refused.header("connection"), Some("close"));
+    // Nothing of the body was sent, nor asked for.
+    let announced = format!(
+        "POST {PATH} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 99999999999\r\n\r\n"
+    );
+    assert_eq!(app.ask(announced).await.status, 413);
+    // No announcement: refused at the first byte too many, though the body has no end.
+    let mut client = app.client().await;
+    client
+        .say(format!(
+            "POST {PATH} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        ))
+        .await;
+    for _ in 0..2 {
+        client.say(format!("3e8\r\n{}\r\n", "x".repeat(1000))).await;
+    }
+    client.say("1\r\nx\r\n").await;
+    assert_eq!(client.hear().await.unwrap().status, 413);
+    client.closed().await;
+    assert_eq!(app.outcomes("too_large"), 3);
+    assert_eq!(app.log().await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_chunked_body_is_one_body() {
+    let broker = Broker::start("").await;
+    let app = App::start(&broker, Setup::default()).await;
+    let body = user_created("event_1");
+    let mut client = app.client().await;
+    let signature = app.signature(body.as_bytes());
+    client
+        .say(format!(
+            "POST {PATH} HTTP/1.1\r\nHost: x\r\nWorkOS-Signature: {signature}\r\nTransfer-Encoding: chunked\r\n\r\n"
+        ))
+        .await;
+    for part in body.as_bytes().chunks(7) {
+        client
+            .say(format!(
+                "{:x}\r\n{}\r\n",
+                part.len(),
+                std::str::from_utf8(part).unwrap()
+            ))
+            .await;
+    }
+    client.say("0\r\n\r\n").await;
+    assert_eq!(client.hear().await.unwrap().status, 200);
+    assert_eq!(app.log().await[0].record.body, body.as_bytes());
+}
+
+#[tokio::test]
+async fn what_the_broker_cannot_take_is_refused_up_front_and_all_below_is_stored() {
+    let broker = Broker::start("max_payload: 20000").await;
+    let app = App::start(&broker, Setup::default()).await;
+    let limit = 20_000 - HEADERS_ROOM;
+    assert_eq!(
+        app.post(padded("event_1", limit)).await.json(),
+        (200, json!({"status": "accepted"}))
+    );
+    assert_eq!(app.post(padded("event_2", limit + 1)).await.status, 413);
+    // The longest headers there can be still fit.
+    let mut body = user_created(&format!("event_{}", "1".repeat(122)));
+    body = body.replace("dsync.user.created", &format!("dsync.user.{}", "x".repeat(117)));
+    body += &" ".repeat(limit - body.len());
+    let mut signature = app.signature(body.as_bytes());
+    signature += &" ".repeat(1000 - signature.len());
+    signature += ",more=than-enough";
+    let request = crate::support::post(PATH, &[("WorkOS-Signature", &signature)], body.as_bytes());
+    assert_eq!(
+        app.ask(request).await.json(),
+        (200, json!({"status": "accepted"}))
+    );
+    assert_eq!(app.log().await.len(), 2);
+}
+
+#[tokio::test]
+async fn requests_above_the_limit_are_told_to_come_again_and_those_below_go_on() {
+    let broker = Broker::start("").await;
+    let bounds = Bounds {
+        requests: 1,
+        bytes: 1 << 20,
+    };
+    let app = App::start(
+        &broker,
+        Setup {
+            bounds,
+            ..Setup::default()
+        },
+    )
+    .await;
+    let request = app.signed(user_created("event_1"));
+    let (begin, end) = request.split_at(request.len() - 10);
+    let mut slow = app.client().await;
+    slow.say(begin).await;
+    app.in_flight(1).await;
+    let refused = app.post(user_created("event_2")).await;
+    assert_eq!(refused.json(), (503, json!({"error": "service unavailable"})));
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    slow.say(end).await;
+    assert_eq!(slow.hear().await.unwrap().status, 200);
+    app.in_flight(0).await;
+    assert_eq!(
+        app.post(user_created("event_2")).await.json(),
+        (200, json!({"status": "accepted"}))
+    );
+    assert_eq!((app.outcomes("unavailable"), app.outcomes("accepted")), (1, 2));
+}
+
+#[tokio::test]
+async fn bytes_above_the_limit_are_told_to_come_again_too() {
+    let broker = Broker::start("").await;
+    let bounds = Bounds {
+        requests: 10,
+        bytes: 3000,
+    };
+    let app = App::start(
+        &broker,
+        Setup {
+            bounds,
+            ..Setup::default()
+        },
+    )
+    .await;
+    let request = app.signed(padded("event_1", 2500));
+    let (begin, end) = request.split_at(request.len() - 10);
+    let mut slow = app.client().await;
+    slow.say(begin).await;
+    app.in_flight(1).await;
+    let refused = until_status(&app, 503).await;
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    slow.say(end).await;
+    assert_eq!(slow.hear().await.unwrap().status, 200);
+    app.in_flight(0).await;
+    assert_eq!(app.post(padded("event_2", 2500)).await.status, 200);
+}
+
+/// Posts until the answer has this status: the slow request's bytes may still be on their way.
+async fn until_status(app: &App, status: u16) -> crate::support::Reply {
+    crate::support::until("that status", || async {
+        let reply = app.post(padded("event_other", 2500)).await;
+        (reply.status == status).then_some(reply)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_burst_with_doubles_is_stored_once_each() {
+    let broker = Broker::start("").await;
+    let app = Arc::new(App::start(&broker, Setup::default()).await);
+    let mut tasks = Vec::new();
+    for client in 0..16 {
+        let app = Arc::clone(&app);
+        tasks.push(tokio::spawn(async move {
+            let mut connection = app.client().await;
+            // Every event is sent by two of the clients.
+            for n in 0..40 {
+                let event = format!("event_{}", (client / 2) * 40 + n);
+                connection.say(app.signed(user_created(&event))).await;
+                assert_eq!(connection.hear().await.unwrap().status, 200, "{event}");
+            }
+        }));
+    }
+    for task in tasks {
+        task.await.unwrap();
+    }
+    let mut ids: Vec<_> = app.log().await.into_iter().map(|entry| entry.record.id).collect();
+    assert_eq!(ids.len(), 320);
+    ids.sort();
+    ids.dedup();
+    assert_eq!(ids.len(), 320);
+    assert_eq!((app.outcomes("accepted"), app.outcomes("duplicate")), (320, 320));
+}
+
+#[tokio::test]
+async fn at_the_end_what_is_under_way_is_answered_and_nothing_new_is_taken() {
+    let broker = Broker::start("").await;
+    let mut app = App::start(&broker, Setup::default()).await;
+    let request = app.signed(user_created("event_1"));
+    let (begin, end) = request.split_at(request.len() - 10);
+    let mut last = app.client().await;
+    last.say(begin).await;
+    app.in_flight(1).await;
+    app.context.shutdown.cancel();
+    crate::support::until("closed to new ones", || async {
+        TcpStream::connect(app.addr).await.err()
+    })
+    .await;
+    last.say(end).await;
+    let reply = last.hear().await.unwrap();
+    assert_eq!(reply.json(), (200, json!({"status": "accepted"})));
+    assert_eq!(reply.header("connection"), Some("close"));
+    (&mut app.task).await.unwrap();
+}

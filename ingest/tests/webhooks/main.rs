@@ -1,0 +1,11 @@
+//! Webhooks over real connections into a real broker: every row of "Webhook answers", and what goes wrong around them.
+
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod answers;
+mod app;
+mod bounds;
+mod broker;
+mod slow;
+#[path = "../support/mod.rs"]
+mod support;
