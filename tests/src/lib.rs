@@ -5,6 +5,7 @@
 //!
 //! What never happens here: using the programs' own code to judge them. The harness depends on none of their libraries.
 
+mod comparison;
 mod eventually;
 mod metrics;
 mod nats;
@@ -15,6 +16,7 @@ mod program;
 mod template;
 mod watchdog;
 
+pub use comparison::{Difference, agrees, differences};
 pub use eventually::{eventually, holds};
 pub use metrics::Metrics;
 pub use nats::{Nats, NatsOptions};

@@ -41,7 +41,6 @@ impl Installation {
             .into_iter()
             .flatten()
             .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-            .filter(|version| *version >= OLDEST)
             .collect();
         versions.sort_unstable();
         places.extend(
@@ -52,7 +51,9 @@ impl Installation {
         );
         let bin = places
             .into_iter()
-            .find(|place| place.join("initdb").is_file() && place.join("postgres").is_file())
+            .find(|bin| {
+                bin.join("initdb").is_file() && major_version(bin).is_some_and(|major| major >= OLDEST)
+            })
             .with_context(|| {
                 format!("no Postgres {OLDEST} or newer on this machine: ops/test installs it")
             })?;
@@ -169,6 +170,15 @@ impl Owner {
             gid: id()?,
         }))
     }
+}
+
+/// The major version of the `postgres` in a directory, if there is one that runs.
+fn major_version(bin: &Path) -> Option<u32> {
+    let shown = words_of(Command::new(bin.join("postgres")).arg("--version")).ok()?;
+    let number = shown
+        .split_whitespace()
+        .find(|word| word.starts_with(|c: char| c.is_ascii_digit()))?;
+    number.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
 /// Copies a directory with everything in it, owners included.

