@@ -10,7 +10,8 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 use ingest::signature::{HEADER, sign};
 use service::clock::Clock;
 use service::settings::Secret;
-use support::{Broker, Client, Reply, post, user_created};
+use support::{Client, Reply, post, user_created};
+use tests::{Nats, NatsOptions};
 use workos::helpers::webhook_verification::WebhookVerifier;
 
 mod support;
@@ -281,7 +282,7 @@ struct Running {
 }
 
 impl Running {
-    fn start(broker: &Broker) -> Self {
+    fn start(broker: &Nats) -> Self {
         let args = [
             "--listen-addr",
             "127.0.0.1:0",
@@ -354,9 +355,9 @@ impl Running {
 
 #[tokio::test]
 async fn it_receives_tells_of_itself_and_stops_when_told() {
-    let broker = Broker::start("").await;
+    let broker = Nats::start().await.unwrap();
     let running = Running::start(&broker);
-    support::until("ready", || async {
+    support::until("ready", async || {
         (running.get("/readyz").await.status == 200).then_some(())
     })
     .await;
@@ -410,7 +411,7 @@ async fn it_receives_tells_of_itself_and_stops_when_told() {
 
 #[tokio::test]
 async fn without_a_broker_it_starts_is_alive_and_says_what_is_missing() {
-    let broker = Broker::reserve("");
+    let broker = Nats::absent(NatsOptions::default()).unwrap();
     let running = Running::start(&broker);
     assert_eq!(running.get("/livez").await.status, 200);
     let ready = running.get("/readyz").await;
@@ -432,7 +433,7 @@ async fn without_a_broker_it_starts_is_alive_and_says_what_is_missing() {
 /// The time-outs that the tests of the parts shorten are set in the program.
 #[tokio::test]
 async fn slow_clients_are_closed_after_five_and_ten_seconds() {
-    let broker = Broker::start("").await;
+    let broker = Nats::start().await.unwrap();
     let running = Running::start(&broker);
     let closed_after = |begin: &'static str| {
         let mut stream = TcpStream::connect(running.webhooks).unwrap();

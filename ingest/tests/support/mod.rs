@@ -1,12 +1,12 @@
-//! A private broker, and a client that says exactly the bytes it is told to.
+//! A client that says exactly the bytes it is told to, and waiting with a bound.
 
 #![allow(dead_code, reason = "each test program uses a part")]
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use anyhow::Context as _;
+use tests::Nats;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -14,127 +14,28 @@ use tokio::net::TcpStream;
 pub(crate) const BOUND: Duration = Duration::from_secs(20);
 
 /// Polls until `probe` gives something.
-pub(crate) async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut probe: impl FnMut() -> F) -> T {
-    let began = Instant::now();
-    loop {
-        if let Some(found) = probe().await {
-            return found;
-        }
-        assert!(began.elapsed() < BOUND, "not in time: {what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+pub(crate) async fn until<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
+    let found = tests::eventually(BOUND, async || {
+        probe().await.with_context(|| format!("not yet: {what}"))
+    });
+    found.await.unwrap()
 }
 
-/// A `nats-server` with a port and a store of its own; it ends with the test.
-pub(crate) struct Broker {
-    dir: tempfile::TempDir,
-    settings: String,
-    port: u16,
-    child: Option<Child>,
-}
-
-impl Broker {
-    /// Starts one; `settings` are lines of its configuration file.
-    pub(crate) async fn start(settings: &str) -> Self {
-        let mut broker = Self::reserve(settings);
-        broker.up().await;
-        broker
+/// Asks the broker's own interface, and waits until it was done.
+pub(crate) async fn jetstream(nats: &Nats, question: &str, payload: &str) {
+    let addr = nats.url().replace("nats://", "");
+    let mut stream = TcpStream::connect(addr).await.unwrap();
+    let asked = format!("PUB $JS.API.{question} answer {}\r\n{payload}\r\n", payload.len());
+    stream
+        .write_all(format!("CONNECT {{}}\r\nSUB answer 1\r\n{asked}").as_bytes())
+        .await
+        .unwrap();
+    let mut heard = Vec::new();
+    while !(String::from_utf8_lossy(&heard).contains("MSG answer") && heard.ends_with(b"}\r\n")) {
+        assert!(stream.read_buf(&mut heard).await.unwrap() > 0);
     }
-
-    /// A broker that is not up yet, at a port that is free now.
-    pub(crate) fn reserve(settings: &str) -> Self {
-        let port = std::net::TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
-        let dir = tempfile::tempdir().unwrap();
-        Self {
-            dir,
-            settings: settings.to_owned(),
-            port,
-            child: None,
-        }
-    }
-
-    /// Brings it up, with whatever its store holds.
-    pub(crate) async fn up(&mut self) {
-        let config = self.dir.path().join("nats.conf");
-        let store = self.store();
-        let text = format!(
-            "listen: \"127.0.0.1:{}\"\njetstream {{ store_dir: \"{}\", max_file: 256MB }}\n{}\n",
-            self.port,
-            store.display(),
-            self.settings
-        );
-        std::fs::write(&config, text).unwrap();
-        let mut command = Command::new("nats-server");
-        command
-            .arg("-c")
-            .arg(&config)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        self.child = Some(command.spawn().expect("nats-server is on the path"));
-        until("the broker is up", || async {
-            TcpStream::connect(("127.0.0.1", self.port)).await.ok()
-        })
-        .await;
-    }
-
-    /// Stops it in order; what was acknowledged stays.
-    pub(crate) fn down(&mut self) {
-        self.signal("TERM");
-        self.child.take().unwrap().wait().unwrap();
-    }
-
-    /// Stops it, and with it goes the log.
-    pub(crate) fn lose_everything(&mut self) {
-        self.down();
-        std::fs::remove_dir_all(self.store()).unwrap();
-    }
-
-    /// Sends a signal, `STOP` to freeze and `CONT` to thaw.
-    pub(crate) fn signal(&self, name: &str) {
-        let pid = self.child.as_ref().unwrap().id().to_string();
-        assert!(
-            Command::new("kill")
-                .args(["-s", name, &pid])
-                .status()
-                .unwrap()
-                .success()
-        );
-    }
-
-    /// Says one line of its protocol, and waits until it was heard.
-    pub(crate) async fn say(&self, line: &str) {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await.unwrap();
-        stream
-            .write_all(format!("CONNECT {{\"verbose\":false}}\r\n{line}\r\nPING\r\n").as_bytes())
-            .await
-            .unwrap();
-        let mut heard = Vec::new();
-        while !heard.ends_with(b"PONG\r\n") {
-            assert!(stream.read_buf(&mut heard).await.unwrap() > 0);
-        }
-    }
-
-    pub(crate) fn url(&self) -> String {
-        format!("nats://127.0.0.1:{}", self.port)
-    }
-
-    fn store(&self) -> PathBuf {
-        Path::new(self.dir.path()).join("store")
-    }
-}
-
-impl Drop for Broker {
-    fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
+    let heard = String::from_utf8(heard).unwrap();
+    assert!(!heard.contains("\"error\""), "{heard}");
 }
 
 /// What a server said.

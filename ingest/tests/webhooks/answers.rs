@@ -4,14 +4,15 @@ use ingest::signature::{HEADER, sign};
 use schema::record::Source;
 use serde_json::json;
 use service::settings::Secret;
+use tests::Nats;
 use time::Duration;
 
 use crate::app::{App, PATH, Setup};
-use crate::support::{Broker, post, user_created};
+use crate::support::{post, user_created};
 
 #[tokio::test]
 async fn an_event_is_accepted_once_and_stored_byte_for_byte() {
-    let broker = Broker::start("").await;
+    let broker = Nats::start().await.unwrap();
     let app = App::start(&broker, Setup::default()).await;
     let body = user_created("event_1");
     let first = app.post(&body).await;
@@ -55,7 +56,7 @@ async fn an_event_is_accepted_once_and_stored_byte_for_byte() {
 
 #[tokio::test]
 async fn an_event_of_another_product_is_ignored() {
-    let broker = Broker::start("").await;
+    let broker = Nats::start().await.unwrap();
     let app = App::start(&broker, Setup::default()).await;
     let reply = app
         .post(r#"{"id":"event_1","event":"connection.activated","data":{"id":"conn_1"}}"#)
@@ -67,7 +68,7 @@ async fn an_event_of_another_product_is_ignored() {
 
 #[tokio::test]
 async fn what_cannot_be_addressed_is_quarantined_as_it_came() {
-    let broker = Broker::start("").await;
+    let broker = Nats::start().await.unwrap();
     let app = App::start(&broker, Setup::default()).await;
     let odd: [&[u8]; 6] = [
         b"not json at all",
@@ -99,7 +100,7 @@ async fn what_cannot_be_addressed_is_quarantined_as_it_came() {
 
 #[tokio::test]
 async fn whatever_is_wrong_with_a_signature_the_answer_is_the_same() {
-    let broker = Broker::start("").await;
+    let broker = Nats::start().await.unwrap();
     let app = App::start(&broker, Setup::default()).await;
     let body = user_created("event_1");
     let good = app.signature(body.as_bytes());
@@ -146,7 +147,7 @@ async fn whatever_is_wrong_with_a_signature_the_answer_is_the_same() {
 
 #[tokio::test]
 async fn while_rotating_every_secret_signs() {
-    let broker = Broker::start("").await;
+    let broker = Nats::start().await.unwrap();
     let app = App::start(
         &broker,
         Setup {
@@ -175,7 +176,7 @@ async fn while_rotating_every_secret_signs() {
 
 #[tokio::test]
 async fn only_one_path_and_one_method_are_there() {
-    let broker = Broker::start("").await;
+    let broker = Nats::start().await.unwrap();
     let app = App::start(&broker, Setup::default()).await;
     let body = user_created("event_1");
     let header = app.signature(body.as_bytes());
@@ -216,7 +217,7 @@ async fn only_one_path_and_one_method_are_there() {
 
 #[tokio::test]
 async fn senders_off_the_list_are_refused_and_proxies_believed_only_when_trusted() {
-    let broker = Broker::start("").await;
+    let broker = Nats::start().await.unwrap();
     let allowed = Some("workos, 192.0.2.0/24");
     let direct = App::start(
         &broker,
@@ -266,7 +267,7 @@ async fn senders_off_the_list_are_refused_and_proxies_believed_only_when_trusted
 
 #[tokio::test]
 async fn what_is_wrong_in_several_ways_is_answered_by_the_first() {
-    let broker = Broker::start("").await;
+    let broker = Nats::start().await.unwrap();
     let setup = || Setup {
         max_body: 2000,
         ..Setup::default()
@@ -292,7 +293,7 @@ async fn what_is_wrong_in_several_ways_is_answered_by_the_first() {
 
 #[tokio::test]
 async fn one_connection_serves_many_webhooks_even_in_one_breath() {
-    let broker = Broker::start("").await;
+    let broker = Nats::start().await.unwrap();
     let app = App::start(&broker, Setup::default()).await;
     let mut client = app.client().await;
     let mut breath = Vec::new();

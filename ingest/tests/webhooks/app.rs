@@ -15,11 +15,12 @@ use journal::{Connection, Entry, Journal, Limits};
 use service::boot::Context;
 use service::clock::Clock;
 use service::settings::Secret;
+use tests::Nats;
 use time::macros::datetime;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-use crate::support::{Broker, Client, Reply, post, until};
+use crate::support::{Client, Reply, post, until};
 
 pub(crate) const PATH: &str = "/webhooks/workos";
 
@@ -61,14 +62,14 @@ pub(crate) struct App {
 
 impl App {
     /// Starts it and waits until the log is there.
-    pub(crate) async fn start(broker: &Broker, setup: Setup) -> Self {
+    pub(crate) async fn start(broker: &Nats, setup: Setup) -> Self {
         let app = Self::begin(broker, setup).await;
         app.ready().await;
         app
     }
 
     /// Starts it, whether or not the log is there.
-    pub(crate) async fn begin(broker: &Broker, setup: Setup) -> Self {
+    pub(crate) async fn begin(broker: &Nats, setup: Setup) -> Self {
         let context = Context::new(
             "dsync-ingest",
             "0.0.0",
@@ -134,7 +135,7 @@ impl App {
     }
 
     pub(crate) async fn ready(&self) {
-        until("ready", || async {
+        until("ready", async || {
             self.context.readiness.missing().await.is_empty().then_some(())
         })
         .await;
@@ -195,7 +196,7 @@ impl App {
 
     /// Waits until so many webhooks are in flight.
     pub(crate) async fn in_flight(&self, count: u64) {
-        until("in flight", || async {
+        until("in flight", async || {
             (self.metric("dsync_ingest_inflight") == count).then_some(())
         })
         .await;

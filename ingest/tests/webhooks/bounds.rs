@@ -5,10 +5,11 @@ use std::sync::Arc;
 use ingest::in_flight::Bounds;
 use ingest::routes::HEADERS_ROOM;
 use serde_json::json;
+use tests::{Nats, NatsOptions};
 use tokio::net::TcpStream;
 
 use crate::app::{App, PATH, Setup};
-use crate::support::{Broker, user_created};
+use crate::support::user_created;
 
 fn padded(event: &str, length: usize) -> String {
     let body = user_created(event);
@@ -17,7 +18,7 @@ fn padded(event: &str, length: usize) -> String {
 
 #[tokio::test]
 async fn a_body_too_large_is_refused_by_its_announcement_or_as_soon_as_it_shows() {
-    let broker = Broker::start("").await;
+    let broker = Nats::start().await.unwrap();
     let app = App::start(
         &broker,
         Setup {
@@ -57,7 +58,7 @@ async fn a_body_too_large_is_refused_by_its_announcement_or_as_soon_as_it_shows(
 
 #[tokio::test]
 async fn a_chunked_body_is_one_body() {
-    let broker = Broker::start("").await;
+    let broker = Nats::start().await.unwrap();
     let app = App::start(&broker, Setup::default()).await;
     let body = user_created("event_1");
     let mut client = app.client().await;
@@ -83,7 +84,12 @@ async fn a_chunked_body_is_one_body() {
 
 #[tokio::test]
 async fn what_the_broker_cannot_take_is_refused_up_front_and_all_below_is_stored() {
-    let broker = Broker::start("max_payload: 20000").await;
+    let broker = Nats::with(NatsOptions {
+        max_payload: Some(20_000),
+        ..NatsOptions::default()
+    })
+    .await
+    .unwrap();
     let app = App::start(&broker, Setup::default()).await;
     let limit = 20_000 - HEADERS_ROOM;
     assert_eq!(
@@ -108,7 +114,7 @@ async fn what_the_broker_cannot_take_is_refused_up_front_and_all_below_is_stored
 
 #[tokio::test]
 async fn requests_above_the_limit_are_told_to_come_again_and_those_below_go_on() {
-    let broker = Broker::start("").await;
+    let broker = Nats::start().await.unwrap();
     let bounds = Bounds {
         requests: 1,
         bytes: 1 << 20,
@@ -141,7 +147,7 @@ async fn requests_above_the_limit_are_told_to_come_again_and_those_below_go_on()
 
 #[tokio::test]
 async fn bytes_above_the_limit_are_told_to_come_again_too() {
-    let broker = Broker::start("").await;
+    let broker = Nats::start().await.unwrap();
     let bounds = Bounds {
         requests: 10,
         bytes: 3000,
@@ -169,7 +175,7 @@ async fn bytes_above_the_limit_are_told_to_come_again_too() {
 
 /// Posts until the answer has this status: the slow request's bytes may still be on their way.
 async fn until_status(app: &App, status: u16) -> crate::support::Reply {
-    crate::support::until("that status", || async {
+    crate::support::until("that status", async || {
         let reply = app.post(padded("event_other", 2500)).await;
         (reply.status == status).then_some(reply)
     })
@@ -178,7 +184,7 @@ async fn until_status(app: &App, status: u16) -> crate::support::Reply {
 
 #[tokio::test]
 async fn a_burst_with_doubles_is_stored_once_each() {
-    let broker = Broker::start("").await;
+    let broker = Nats::start().await.unwrap();
     let app = Arc::new(App::start(&broker, Setup::default()).await);
     let mut tasks = Vec::new();
     for client in 0..16 {
@@ -206,7 +212,7 @@ async fn a_burst_with_doubles_is_stored_once_each() {
 
 #[tokio::test]
 async fn at_the_end_what_is_under_way_is_answered_and_nothing_new_is_taken() {
-    let broker = Broker::start("").await;
+    let broker = Nats::start().await.unwrap();
     let mut app = App::start(&broker, Setup::default()).await;
     let request = app.signed(user_created("event_1"));
     let (begin, end) = request.split_at(request.len() - 10);
@@ -214,7 +220,7 @@ async fn at_the_end_what_is_under_way_is_answered_and_nothing_new_is_taken() {
     last.say(begin).await;
     app.in_flight(1).await;
     app.context.shutdown.cancel();
-    crate::support::until("closed to new ones", || async {
+    crate::support::until("closed to new ones", async || {
         TcpStream::connect(app.addr).await.err()
     })
     .await;

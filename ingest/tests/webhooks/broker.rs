@@ -4,26 +4,32 @@
 use std::time::Duration;
 
 use serde_json::json;
+use tests::{Nats, NatsOptions};
 
 use crate::app::{App, Setup};
-use crate::support::{Broker, Reply, until, user_created};
+use crate::support::{Reply, jetstream, until, user_created};
 
 fn assert_come_again(reply: &Reply, after: &str) {
     assert_eq!(reply.json(), (503, json!({"error": "service unavailable"})));
     assert_eq!(reply.header("retry-after"), Some(after));
 }
 
-async fn until_accepted(app: &App, event: &str) {
-    until("accepted", || async {
-        let (status, body) = app.post(user_created(event)).await.json();
-        (status == 200 && body["status"] == "accepted").then_some(())
+/// Posts as WorkOS does, again and again until it is stored. An attempt answered 503 may have been stored all the same, so
+/// that the last one is a duplicate.
+async fn until_stored(app: &App, event: &str) {
+    until("stored", async || {
+        (app.post(user_created(event)).await.status == 200).then_some(())
     })
     .await;
 }
 
+async fn stored(app: &App) -> Vec<String> {
+    app.log().await.into_iter().map(|entry| entry.record.id).collect()
+}
+
 #[tokio::test]
 async fn a_broker_that_comes_late_is_waited_for() {
-    let mut broker = Broker::reserve("");
+    let mut broker = Nats::absent(NatsOptions::default()).unwrap();
     let app = App::begin(&broker, Setup::default()).await;
     assert_come_again(&app.post(user_created("event_1")).await, "5");
     // What needs no log is answered all the same.
@@ -46,7 +52,7 @@ async fn a_broker_that_comes_late_is_waited_for() {
         "{}",
         missing[0].reason
     );
-    broker.up().await;
+    broker.start_again().await.unwrap();
     app.ready().await;
     assert_eq!(
         app.post(user_created("event_1")).await.json(),
@@ -57,29 +63,28 @@ async fn a_broker_that_comes_late_is_waited_for() {
 
 #[tokio::test]
 async fn a_broker_that_goes_is_missed_until_it_is_back() {
-    let mut broker = Broker::start("").await;
+    let mut broker = Nats::start().await.unwrap();
     let app = App::start(&broker, Setup::default()).await;
     assert_eq!(app.post(user_created("event_1")).await.status, 200);
-    broker.down();
+    broker.stop().await.unwrap();
     assert_come_again(&app.post(user_created("event_2")).await, "5");
     assert_eq!(app.context.readiness.missing().await[0].name, "log");
-    broker.up().await;
-    until_accepted(&app, "event_2").await;
+    broker.start_again().await.unwrap();
+    until_stored(&app, "event_2").await;
     app.ready().await;
     assert_eq!(
         app.post(user_created("event_1")).await.json(),
         (200, json!({"status": "duplicate"}))
     );
-    let stored: Vec<_> = app.log().await.into_iter().map(|entry| entry.record.id).collect();
-    assert_eq!(stored, ["event_1", "event_2"]);
+    assert_eq!(stored(&app).await, ["event_1", "event_2"]);
     assert!(app.outcomes("unavailable") >= 1);
 }
 
 #[tokio::test]
 async fn a_frozen_broker_is_not_waited_for_and_the_retry_is_recognised() {
-    let broker = Broker::start("").await;
+    let mut broker = Nats::start().await.unwrap();
     let app = App::start(&broker, Setup::default()).await;
-    broker.signal("STOP");
+    broker.pause().unwrap();
     assert_come_again(&app.post(user_created("event_1")).await, "5");
     // A sender that hangs up does not stay in flight.
     let mut gone = app.client().await;
@@ -87,21 +92,18 @@ async fn a_frozen_broker_is_not_waited_for_and_the_retry_is_recognised() {
     app.in_flight(1).await;
     drop(gone);
     app.in_flight(0).await;
-    broker.signal("CONT");
+    broker.resume().unwrap();
     for event in ["event_1", "event_2"] {
-        until("stored", || async {
-            (app.post(user_created(event)).await.status == 200).then_some(())
-        })
-        .await;
+        until_stored(&app, event).await;
     }
-    let mut stored: Vec<_> = app.log().await.into_iter().map(|entry| entry.record.id).collect();
+    let mut stored = stored(&app).await;
     stored.sort();
     assert_eq!(stored, ["event_1", "event_2"]);
 }
 
 #[tokio::test]
 async fn a_full_log_refuses_and_forgets_nothing_until_there_is_room() {
-    let broker = Broker::start("").await;
+    let broker = Nats::start().await.unwrap();
     let app = App::start(
         &broker,
         Setup {
@@ -132,31 +134,30 @@ async fn a_full_log_refuses_and_forgets_nothing_until_there_is_room() {
 
 #[tokio::test]
 async fn a_log_that_was_lost_or_deleted_is_made_anew() {
-    let mut broker = Broker::start("").await;
+    let mut broker = Nats::start().await.unwrap();
     let app = App::start(&broker, Setup::default()).await;
     assert_eq!(app.post(user_created("event_1")).await.status, 200);
-    broker.lose_everything();
-    broker.up().await;
-    until_accepted(&app, "event_1").await;
+    broker.wipe().await.unwrap();
+    until_stored(&app, "event_1").await;
+    assert_eq!(stored(&app).await, ["event_1"]);
     // Nobody reconnects here: that the stream is gone shows when nothing answers for it.
-    broker.say("PUB $JS.API.STREAM.DELETE.DSYNC 0\r\n").await;
-    until_accepted(&app, "event_1").await;
-    assert_eq!(app.log().await.len(), 1);
+    jetstream(&broker, "STREAM.DELETE.DSYNC", "").await;
+    until_stored(&app, "event_2").await;
+    assert_eq!(stored(&app).await, ["event_2"]);
 }
 
 #[tokio::test]
 async fn nothing_is_stored_while_the_stream_cannot_be_what_the_settings_say() {
-    let broker = Broker::start("").await;
+    let broker = Nats::start().await.unwrap();
     // Another stream takes our subjects: an append would be acknowledged, and never read.
-    let other = r#"{"name":"OTHER","subjects":["dsync.>"]}"#;
-    broker
-        .say(&format!(
-            "PUB $JS.API.STREAM.CREATE.OTHER {}\r\n{other}",
-            other.len()
-        ))
-        .await;
+    jetstream(
+        &broker,
+        "STREAM.CREATE.OTHER",
+        r#"{"name":"OTHER","subjects":["dsync.>"]}"#,
+    )
+    .await;
     let app = App::begin(&broker, Setup::default()).await;
-    let reason = until("the broker's words", || async {
+    let reason = until("the broker's words", async || {
         let missing = app.context.readiness.missing().await;
         missing
             .first()
@@ -169,8 +170,8 @@ async fn nothing_is_stored_while_the_stream_cannot_be_what_the_settings_say() {
         "{reason}"
     );
     assert_come_again(&app.post(user_created("event_1")).await, "5");
-    broker.say("PUB $JS.API.STREAM.DELETE.OTHER 0\r\n").await;
-    until_accepted(&app, "event_1").await;
+    jetstream(&broker, "STREAM.DELETE.OTHER", "").await;
+    until_stored(&app, "event_1").await;
     tokio::time::timeout(Duration::from_secs(5), app.ready())
         .await
         .unwrap();

@@ -2,15 +2,16 @@
 
 use std::time::{Duration, Instant};
 
+use tests::Nats;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::app::{App, PATH, Setup};
-use crate::support::{Broker, user_created};
+use crate::support::user_created;
 
 const HEADERS: Duration = Duration::from_millis(400);
 const BODY: Duration = Duration::from_millis(600);
 
-async fn app(broker: &Broker) -> App {
+async fn app(broker: &Nats) -> App {
     App::start(
         broker,
         Setup {
@@ -24,7 +25,7 @@ async fn app(broker: &Broker) -> App {
 
 #[tokio::test]
 async fn silence_and_half_a_head_are_closed() {
-    let broker = Broker::start("").await;
+    let broker = Nats::start().await.unwrap();
     let app = app(&broker).await;
     for begin in [
         "",
@@ -45,7 +46,7 @@ async fn silence_and_half_a_head_are_closed() {
 
 #[tokio::test]
 async fn dripped_heads_are_closed() {
-    let broker = Broker::start("").await;
+    let broker = Nats::start().await.unwrap();
     let app = app(&broker).await;
     let (mut read, mut write) = app.client().await.0.into_split();
     let drip = tokio::spawn(async move {
@@ -68,7 +69,7 @@ async fn dripped_heads_are_closed() {
 
 #[tokio::test]
 async fn dripped_bodies_are_answered_408_and_closed() {
-    let broker = Broker::start("").await;
+    let broker = Nats::start().await.unwrap();
     let app = app(&broker).await;
     let request = app.signed(user_created("event_1"));
     let head = request.windows(4).position(|w| w == b"\r\n\r\n").unwrap() + 4;
@@ -98,7 +99,7 @@ async fn dripped_bodies_are_answered_408_and_closed() {
 
 #[tokio::test]
 async fn a_client_that_leaves_in_the_middle_leaves_nothing() {
-    let broker = Broker::start("").await;
+    let broker = Nats::start().await.unwrap();
     let app = app(&broker).await;
     let request = app.signed(user_created("event_1"));
     // Closed altogether, or half: nothing more to say, but still listening.
@@ -119,7 +120,7 @@ async fn a_client_that_leaves_in_the_middle_leaves_nothing() {
 
 #[tokio::test]
 async fn slow_ones_do_not_hold_up_others() {
-    let broker = Broker::start("").await;
+    let broker = Nats::start().await.unwrap();
     let app = app(&broker).await;
     let mut slow = Vec::new();
     for _ in 0..50 {

@@ -2,13 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use service::postgres::{PoolSettings, Trouble, described, pool};
 use service::settings::Secret;
 use sqlx::postgres::PgPool;
+use tests::Postgres;
 
 const SETTINGS: PoolSettings = PoolSettings {
     application_name: "service-test",
@@ -16,119 +15,8 @@ const SETTINGS: PoolSettings = PoolSettings {
     statement_timeout: Duration::from_millis(300),
 };
 
-/// A private server on a socket in a directory of its own; it ends with the test.
-struct Server {
-    bin: PathBuf,
-    dir: tempfile::TempDir,
-}
-
-impl Server {
-    fn start() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let server = Self {
-            bin: newest_installed(),
-            dir,
-        };
-        if is_root() {
-            let data = server.dir.path();
-            assert!(
-                Command::new("chown")
-                    .arg("postgres")
-                    .arg(data)
-                    .status()
-                    .unwrap()
-                    .success()
-            );
-        }
-        server.run(
-            "initdb",
-            &[
-                "--no-sync",
-                "--auth=trust",
-                "--username=postgres",
-                "--encoding=UTF8",
-                "-D",
-            ],
-            &[],
-        );
-        let socket = format!(
-            "-c listen_addresses='' -c fsync=off -c unix_socket_directories={}",
-            server.path().display()
-        );
-        server.run(
-            "pg_ctl",
-            &["-w", "-D"],
-            &[
-                "-o",
-                &socket,
-                "-l",
-                &format!("{}/log", server.path().display()),
-                "start",
-            ],
-        );
-        server
-    }
-
-    fn path(&self) -> PathBuf {
-        self.dir.path().join("data")
-    }
-
-    fn run(&self, program: &str, before: &[&str], after: &[&str]) {
-        let program = self.bin.join(program);
-        let mut command = if is_root() {
-            let mut runuser = Command::new("runuser");
-            runuser.args(["-u", "postgres", "--"]).arg(program);
-            runuser
-        } else {
-            Command::new(program)
-        };
-        command
-            .args(before)
-            .arg(self.path())
-            .args(after)
-            .current_dir(self.dir.path());
-        assert!(
-            command
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .status()
-                .unwrap()
-                .success(),
-            "{command:?}"
-        );
-    }
-
-    fn pool(&self, settings: &PoolSettings) -> PgPool {
-        let url = format!(
-            "postgres://postgres@localhost/postgres?host={}",
-            self.path().display()
-        );
-        pool(&Secret::from(url), settings).unwrap()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.run("pg_ctl", &["-m", "immediate", "-D"], &["stop"]);
-    }
-}
-
-fn is_root() -> bool {
-    let id = Command::new("id").arg("-u").output().unwrap();
-    id.stdout == b"0\n"
-}
-
-fn newest_installed() -> PathBuf {
-    let mut versions: Vec<(u32, PathBuf)> = std::fs::read_dir(Path::new("/usr/lib/postgresql"))
-        .expect("Debian's postgresql package")
-        .filter_map(|entry| {
-            let path = entry.ok()?.path();
-            Some((path.file_name()?.to_str()?.parse().ok()?, path.join("bin")))
-        })
-        .filter(|(_, bin)| bin.join("initdb").exists())
-        .collect();
-    versions.sort();
-    versions.pop().expect("a Postgres server").1
+fn pool_to(server: &Postgres) -> PgPool {
+    pool(&Secret::from(server.url()), &SETTINGS).unwrap()
 }
 
 async fn fails(pool: &PgPool, sql: &'static str) -> sqlx::Error {
@@ -137,8 +25,8 @@ async fn fails(pool: &PgPool, sql: &'static str) -> sqlx::Error {
 
 #[tokio::test]
 async fn connections_are_set_up_and_errors_understood() {
-    let server = Server::start();
-    let pool = server.pool(&SETTINGS);
+    let server = Postgres::start().await.unwrap();
+    let pool = pool_to(&server);
     settings_reach_the_server(&pool).await;
     errors_mean_what_they_say(&pool).await;
     messages_do_not_repeat_values(&pool).await;
@@ -246,13 +134,13 @@ async fn a_connection_that_became_read_only_is_dropped(pool: &PgPool) {
         .expect("a new connection, which may write");
 }
 
-async fn a_lost_connection_is_transient_and_replaced(server: &Server, pool: &PgPool) {
+async fn a_lost_connection_is_transient_and_replaced(server: &Postgres, pool: &PgPool) {
     let mut connection = pool.acquire().await.unwrap();
     let pid: i32 = sqlx::query_scalar("select pg_backend_pid()")
         .fetch_one(&mut *connection)
         .await
         .unwrap();
-    let other = server.pool(&SETTINGS);
+    let other = pool_to(server);
     sqlx::query("select pg_terminate_backend($1)")
         .bind(pid)
         .execute(&other)
