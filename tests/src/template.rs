@@ -7,8 +7,9 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, ensure};
 
-/// The superuser of every private Postgres.
-pub(crate) const USER: &str = "dsync";
+/// The superuser of every private Postgres. Not named like a schema of ours, which would put that on its search path and
+/// hide a name that should be qualified.
+pub(crate) const USER: &str = "harness";
 /// Its password over TCP: a value that must never show up in a program's output.
 pub(crate) const PASSWORD: &str = "private-postgres-password";
 /// The database every private Postgres has.
@@ -93,7 +94,7 @@ impl Installation {
             .chars()
             .filter(|c| c.is_ascii_digit() || *c == '.')
             .collect();
-        let template = home.join(format!("postgres-{version}-v1"));
+        let template = home.join(format!("postgres-{version}-v2"));
         let lock = File::create(home.join("lock"))?;
         lock.lock()?;
         if !template.exists() {
