@@ -58,6 +58,8 @@ pub struct Batch<'e> {
     pub from: Position,
     /// Its records, in the order of the log, after `from`.
     pub entries: &'e [Entry],
+    /// Who applies it, and how long the lease holds that applying it renews.
+    pub lease: (&'e str, Duration),
 }
 
 impl Batch<'_> {
@@ -74,14 +76,9 @@ impl Batch<'_> {
     }
 }
 
-/// Applies `batch` and moves its lane, both or neither. `now` is when; `lease` is what the move renews.
-pub async fn apply(
-    pool: &PgPool,
-    batch: Batch<'_>,
-    now: OffsetDateTime,
-    lease: Duration,
-) -> Result<Applied, Error> {
-    match attempt(pool, batch, now, lease, Care::Whole).await {
+/// Applies `batch` and moves its lane, both or neither, `now`.
+pub async fn apply(pool: &PgPool, batch: Batch<'_>, now: OffsetDateTime) -> Result<Applied, Error> {
+    match attempt(pool, batch, now, Care::Whole).await {
         Err(Error::Database(error)) if Trouble::of(&error) == Trouble::Data => {
             tracing::warn!(
                 lane = batch.lane.as_str(),
@@ -89,7 +86,7 @@ pub async fn apply(
                 error = %described(&error),
                 "a record in this batch is refused by Postgres; looking for it"
             );
-            attempt(pool, batch, now, lease, Care::Halves).await
+            attempt(pool, batch, now, Care::Halves).await
         }
         outcome => outcome,
     }
@@ -104,19 +101,14 @@ enum Care {
     Halves,
 }
 
-async fn attempt(
-    pool: &PgPool,
-    batch: Batch<'_>,
-    now: OffsetDateTime,
-    lease: Duration,
-    care: Care,
-) -> Result<Applied, Error> {
+async fn attempt(pool: &PgPool, batch: Batch<'_>, now: OffsetDateTime, care: Care) -> Result<Applied, Error> {
     let mut transaction = pool.begin().await?;
     let applied = match care {
         Care::Whole => write(&mut transaction, batch, batch.entries, now).await?,
         Care::Halves => write_in_halves(&mut transaction, batch, now).await?,
     };
-    if !store::progress::advance(&mut transaction, batch.lane, batch.from, batch.to(), lease).await? {
+    let way = (batch.from, batch.to());
+    if !store::progress::advance(&mut transaction, batch.lane, way, batch.lease).await? {
         return Err(Error::Overtaken);
     }
     transaction.commit().await?;

@@ -32,7 +32,7 @@ use crate::store::progress::{self, Found, Position};
 use crate::watch::{Verdict, judge};
 
 /// How often it is renewed while nothing is applied.
-const RENEW: Duration = Duration::from_secs(2);
+const RENEW: Duration = Duration::from_millis(1_500);
 /// How often one that stands by asks for the lease.
 const STAND_BY: Duration = Duration::from_secs(1);
 /// How often the log is compared with the position while working.
@@ -52,7 +52,7 @@ pub struct Tuning {
 impl Default for Tuning {
     fn default() -> Self {
         Self {
-            lease: Duration::from_secs(8),
+            lease: Duration::from_secs(5),
             batch_records: 2_000,
             batch_bytes: 8 << 20,
         }
@@ -202,9 +202,10 @@ impl Worker {
                 lane,
                 from: position,
                 entries: &entries,
+                lease: (&self.holder, self.tuning.lease),
             };
             let began = Instant::now();
-            match apply::apply(&self.pool, batch, self.clock.now(), self.tuning.lease).await {
+            match apply::apply(&self.pool, batch, self.clock.now()).await {
                 Ok(applied) => {
                     position = batch.to();
                     self.count(lane, &entries, &applied, began.elapsed());

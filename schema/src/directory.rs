@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
-use crate::ids::{DirectoryId, GroupId, UserId};
+use crate::ids::{DirectoryId, GroupId, UserId, is_id};
 use crate::json::{self, Malformed};
 use crate::timestamp::Timestamp;
 
@@ -116,6 +116,11 @@ fn text(value: Option<&RawValue>) -> Option<Text<'_>> {
     value.and_then(json::text)
 }
 
+/// An organization's id. What could not be one names no organization: such an object belongs to no tenant.
+fn organization(value: Option<&RawValue>) -> Option<Text<'_>> {
+    string(value).filter(|id| is_id(id))
+}
+
 fn string(value: Option<&RawValue>) -> Option<Text<'_>> {
     value.and_then(json::string)
 }
@@ -162,7 +167,7 @@ pub fn directory(object: &str) -> Result<Object<'_, DirectoryId<'_>, Directory<'
         directory: Some(id.clone()),
         id,
         attributes: Directory {
-            organization_id: text(organization_id),
+            organization_id: organization(organization_id),
             name: text(name),
             kind: text(kind),
             state: text(state).map(|state| match &*state {
@@ -210,7 +215,7 @@ pub fn group(object: &str) -> Result<Object<'_, GroupId<'_>, Group<'_>>, Malform
             .ok_or(Malformed::Missing("id"))?,
         directory: string(directory_id).and_then(DirectoryId::new),
         attributes: Group {
-            organization_id: text(organization_id),
+            organization_id: organization(organization_id),
             idp_id: text(idp_id),
             name: text(name),
             raw_attributes: raw_attributes.map(RawValue::get),
@@ -271,7 +276,7 @@ pub fn user(object: &str) -> Result<Object<'_, UserId<'_>, User<'_>>, Malformed>
         id: string(id).and_then(UserId::new).ok_or(Malformed::Missing("id"))?,
         directory: string(directory_id).and_then(DirectoryId::new),
         attributes: User {
-            organization_id: text(organization_id),
+            organization_id: organization(organization_id),
             idp_id: text(idp_id),
             email: moved.email,
             username: moved.username,

@@ -85,19 +85,19 @@ pub async fn release(pool: &PgPool, lane: Lane, holder: &str) -> sqlx::Result<()
     Ok(())
 }
 
-/// Moves `lane` from `from` to `to`, if it still stands there. `false`: another was faster; undo the batch.
+/// Moves `lane` from `from` to `to`, if it still stands there; renews the lease if it is still the `holder`'s. `false`:
+/// another was faster; undo the batch.
 pub async fn advance(
     connection: &mut PgConnection,
     lane: Lane,
-    from: Position,
-    to: Position,
-    lease: Duration,
+    (from, to): (Position, Position),
+    (holder, lease): (&str, Duration),
 ) -> sqlx::Result<bool> {
     let moved = sqlx::query!(
         r#"
         update dsync.progress
         set seq = $4, seq_appended_at = $5, advanced_at = now(),
-            held_until = case when holder is null then null else now() + $6 end
+            held_until = case when holder = $6 then now() + $7 else held_until end
         where lane = $1 and stream_created = $2 and seq = $3
         "#,
         lane.as_str(),
@@ -105,6 +105,7 @@ pub async fn advance(
         seq(from.seq),
         seq(to.seq),
         to.seq_appended_at.map(OffsetDateTime::from),
+        holder,
         interval(lease),
     )
     .execute(connection)

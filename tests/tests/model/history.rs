@@ -118,7 +118,7 @@ fn organization(rng: &mut StdRng, directory: u32) -> Value {
     }
 }
 
-fn object(rng: &mut StdRng, id: String, directory: u32) -> Map<String, Value> {
+fn object(rng: &mut StdRng, id: &str, directory: u32) -> Map<String, Value> {
     let mut object = Map::new();
     object.insert("id".to_owned(), json!(id));
     // Now and then the wire contradicts itself about where an object is.
@@ -130,7 +130,7 @@ fn object(rng: &mut StdRng, id: String, directory: u32) -> Map<String, Value> {
 
 fn user(rng: &mut StdRng, directory: u32) -> Value {
     let number = rng.random_range(1..=4);
-    let mut object = object(rng, format!("directory_user_{directory}{number}"), directory);
+    let mut object = object(rng, &format!("directory_user_{directory}{number}"), directory);
     let word = *["Ada", "Bo", "NULname", "LONE surrogate", "ünï"]
         .choose(rng)
         .expect("words");
@@ -171,7 +171,7 @@ fn user(rng: &mut StdRng, directory: u32) -> Value {
 
 fn group(rng: &mut StdRng, directory: u32) -> Value {
     let number = rng.random_range(1..=3);
-    let mut object = object(rng, format!("directory_group_{directory}{number}"), directory);
+    let mut object = object(rng, &format!("directory_group_{directory}{number}"), directory);
     object.insert(
         "name".to_owned(),
         json!(*["Staff", "Staff", "Ops"].choose(rng).expect("names")),

@@ -1,0 +1,232 @@
+//! How fast events are applied, as a ratio to what Postgres does with the same rows: the bare set-based upsert of the
+//! final rows in batches of the same size, in turn with ours, on the same server.
+//!
+//! Ours is the whole way from the log: reading, decoding, folding, registers, position. Run:
+//! `cargo bench -p tests --bench project`. The ratio is the figure to quote.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_precision_loss,
+    missing_docs,
+    reason = "a benchmark"
+)]
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
+use journal::{Connection, Journal, Limits};
+use projector::lane::Lane;
+use projector::metrics::Metrics;
+use projector::run::{Tuning, Worker};
+use projector::store::progress;
+use schema::record::{Received, Record, Source};
+use schema::timestamp::Timestamp;
+use service::clock::Clock;
+use sqlx::PgPool;
+use tests::{Durability, Nats, Postgres};
+use tokio_util::sync::CancellationToken;
+
+const ROUNDS: usize = 5;
+const EVENTS: usize = 20_000;
+
+#[derive(Clone, Copy)]
+enum Mix {
+    /// First contact: every user new.
+    FirstSync,
+    /// Every user there already, updated.
+    Updates,
+    /// Memberships, each with both objects embedded.
+    Memberships,
+}
+
+fn user(n: usize, updated: usize) -> String {
+    let filler = "x".repeat(400);
+    format!(
+        r#"{{"id":"directory_user_{n:026}","directory_id":"directory_{}","organization_id":"org_1","idp_id":"idp_{n}",
+            "email":"user{n}@example.com","first_name":"First","last_name":"Last{n}","state":"active",
+            "raw_attributes":{{"a":"{filler}","b":[1,2,3]}},"custom_attributes":{{"department":"d{}"}},
+            "role":{{"slug":"member"}},"created_at":"2026-01-01T00:00:00.000Z","updated_at":"2026-01-01T00:00:{updated:02}.000Z"}}"#,
+        n % 10,
+        n % 7
+    )
+}
+
+fn record(mix: Mix, round: usize, n: usize) -> Record {
+    let (kind, data) = match mix {
+        Mix::FirstSync => ("dsync.user.created", user(round * EVENTS + n, 0)),
+        Mix::Updates => ("dsync.user.updated", user(n, round + 1)),
+        Mix::Memberships => (
+            "dsync.group.user_added",
+            format!(
+                r#"{{"directory_id":"directory_{}","user":{},"group":{{"id":"directory_group_{:026}","directory_id":"directory_{}",
+                    "name":"Group","updated_at":"2026-01-01T00:00:00.000Z"}}}}"#,
+                n % 10,
+                user(n % 4_000, 0),
+                round * 100 + n / 4_000,
+                n % 10
+            ),
+        ),
+    };
+    let body = format!(
+        r#"{{"object":"event","id":"event_{round:04}{n:022}","event":"{kind}","created_at":"2026-01-01T00:01:00.000Z","data":{data}}}"#
+    );
+    match Record::receive(
+        Bytes::from(body),
+        Source::Webhook,
+        None,
+        Timestamp::from_micros(0),
+    ) {
+        Received::Event(record) => record,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Applies what waits in the log and answers events a second.
+async fn ours(pool: &PgPool, journal: &Journal, last: u64) -> anyhow::Result<f64> {
+    let shutdown = CancellationToken::new();
+    let worker = Worker {
+        pool: pool.clone(),
+        journal: journal.clone(),
+        stream: "DSYNC".to_owned(),
+        holder: "bench".to_owned(),
+        clock: Clock::system(),
+        metrics: Metrics::new(&prometheus::Registry::new()),
+        tuning: Tuning::default(),
+        shutdown: shutdown.clone(),
+    };
+    let began = Instant::now();
+    let task = tokio::spawn(worker.work(Lane::All));
+    loop {
+        let at = progress::position(pool, Lane::All)
+            .await?
+            .map_or(0, |position| position.seq);
+        if at >= last {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let took = began.elapsed();
+    shutdown.cancel();
+    task.await?;
+    Ok(EVENTS as f64 / took.as_secs_f64())
+}
+
+/// Upserts the same final rows into a table of the same columns and indexes, last writer wins.
+async fn bare(pool: &PgPool, mix: Mix, round: usize) -> anyhow::Result<f64> {
+    let rows: Vec<(String, String)> = (0..EVENTS)
+        .map(|n| match mix {
+            Mix::FirstSync => (format!("directory_user_{:026}", round * EVENTS + n), user(n, 0)),
+            Mix::Updates => (format!("directory_user_{n:026}"), user(n, round + 1)),
+            Mix::Memberships => (
+                format!("directory_group_{:026}", round * 100 + n / 4_000),
+                format!("directory_user_{:026}", n % 4_000),
+            ),
+        })
+        .collect();
+    let began = Instant::now();
+    for batch in rows.chunks(2_000) {
+        let (keys, values): (Vec<&str>, Vec<&str>) =
+            batch.iter().map(|(a, b)| (a.as_str(), b.as_str())).unzip();
+        let sql = match mix {
+            Mix::FirstSync | Mix::Updates => BARE_USERS,
+            Mix::Memberships => BARE_MEMBERSHIPS,
+        };
+        sqlx::query(sql).bind(&keys).bind(&values).execute(pool).await?;
+    }
+    Ok(EVENTS as f64 / began.elapsed().as_secs_f64())
+}
+
+const BARE_TABLES: &str = "
+    create schema bare;
+    create table bare.users (like dsync.users including all);
+    create table bare.memberships (like dsync.memberships including all);
+";
+
+const BARE_USERS: &str = "
+    insert into bare.users (id, directory_id, organization_id, own_organization_id, idp_id, email, first_name, last_name,
+        state, role, raw_attributes, custom_attributes, created_at, updated_at, seen_at, version_updated_at)
+    select x.id, j ->> 'directory_id', j ->> 'organization_id', j ->> 'organization_id', j ->> 'idp_id', j ->> 'email',
+        j ->> 'first_name', j ->> 'last_name', j ->> 'state', j -> 'role' ->> 'slug', j -> 'raw_attributes',
+        j -> 'custom_attributes', (j ->> 'created_at')::timestamptz, (j ->> 'updated_at')::timestamptz,
+        (j ->> 'updated_at')::timestamptz, (j ->> 'updated_at')::timestamptz
+    from unnest($1::text[], $2::text[]) as x (id, body), lateral (select x.body::jsonb) as b (j)
+    order by x.id
+    on conflict (id) do update set
+        idp_id = excluded.idp_id, email = excluded.email, first_name = excluded.first_name, last_name = excluded.last_name,
+        state = excluded.state, role = excluded.role, raw_attributes = excluded.raw_attributes,
+        custom_attributes = excluded.custom_attributes, created_at = excluded.created_at, updated_at = excluded.updated_at,
+        seen_at = excluded.seen_at, version_updated_at = excluded.version_updated_at
+";
+
+const BARE_MEMBERSHIPS: &str = "
+    insert into bare.memberships (group_id, user_id, directory_id, seen_at)
+    select x.g, x.u, 'directory_1', now() from unnest($1::text[], $2::text[]) as x (g, u) order by x.g, x.u
+    on conflict (group_id, user_id) do update set seen_at = excluded.seen_at
+";
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn main() -> anyhow::Result<()> {
+    println!("project: {EVENTS} events a round, one lane; fsync on; medians of {ROUNDS} rounds in turn\n");
+    println!(
+        "{:>12}  {:>12}  {:>12}  {:>12}",
+        "events", "ours /s", "bare rows /s", "ours ÷ bare"
+    );
+    for (name, mix) in [
+        ("first sync", Mix::FirstSync),
+        ("updates", Mix::Updates),
+        ("memberships", Mix::Memberships),
+    ] {
+        let (postgres, nats) = (Postgres::with(Durability::Full).await?, Nats::start().await?);
+        postgres.migrate().await?;
+        let pool = postgres.pool().await?;
+        sqlx::raw_sql(BARE_TABLES).execute(&pool).await?;
+        let settings = Connection {
+            url: nats.url(),
+            creds: None,
+            stream: "DSYNC".to_owned(),
+            name: "bench".to_owned(),
+        };
+        let journal = Journal::connect(&settings).await?;
+        let window = Duration::from_hours(96);
+        let limits = Limits {
+            replicas: 1,
+            max_age: Duration::ZERO,
+            max_bytes: 0,
+            dedup_window: window,
+        };
+        journal.ensure(&limits).await?;
+        let (mut a, mut b, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+        for round in 0..=ROUNDS {
+            stream::iter(0..EVENTS)
+                .map(|n| {
+                    let journal = &journal;
+                    async move { journal.append(&record(mix, round, n)).await.unwrap() }
+                })
+                .buffer_unordered(512)
+                .for_each(async |_| {})
+                .await;
+            let last = journal.identity().await?.context("the stream")?.last_seq;
+            let ours = ours(&pool, &journal, last).await?;
+            let bare = bare(&pool, mix, round).await?;
+            if round > 0 {
+                a.push(ours);
+                b.push(bare);
+                ratios.push(ours / bare);
+            }
+        }
+        println!(
+            "{name:>12}  {:>12.0}  {:>12.0}  {:>12.2}",
+            median(a),
+            median(b),
+            median(ratios)
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,12 @@
+//! The whole system as its user runs it: our programs as processes, real servers, and a simulated WorkOS that delivers
+//! signed webhooks. One module a promise.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod bad_input;
+mod dead_letters;
+mod faults;
+mod schema;
+mod spine;
+mod stand;
+mod take_over;

@@ -1,0 +1,122 @@
+//! The stand the tests play on: a simulated WorkOS, private servers, one ingest, and as many projectors as a test likes.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use sqlx::PgPool;
+use tests::{Nats, Postgres, Program, Running, agrees, eventually};
+use workos_sim::{Delivery, DeliveryOptions, DirectoryOptions, Faults, Options, Seed, Sim};
+
+pub(crate) const SECRET: &str = "whsec_of_the_stand_0123456789";
+/// Long enough for a crowded machine; nothing waits this long when it works.
+pub(crate) const BOUND: Duration = Duration::from_mins(2);
+
+pub(crate) struct Stand {
+    pub(crate) sim: Sim,
+    pub(crate) postgres: Postgres,
+    pub(crate) nats: Nats,
+    pub(crate) ingest: Running,
+    pub(crate) pool: PgPool,
+}
+
+impl Stand {
+    /// Everything up but projectors: those are the tests' own.
+    pub(crate) async fn up() -> anyhow::Result<Self> {
+        let (postgres, nats) = tokio::try_join!(Postgres::migrated(), Nats::start())?;
+        let ingest = Program::new("dsync-ingest")
+            .env("NATS_URL", nats.url())
+            .env("WORKOS_WEBHOOK_SECRET", SECRET)
+            .start()
+            .await?;
+        let sim = Sim::start(Options::default()).await?;
+        let pool = postgres.pool().await?;
+        Ok(Self {
+            sim,
+            postgres,
+            nats,
+            ingest,
+            pool,
+        })
+    }
+
+    pub(crate) fn projector(&self) -> Program {
+        Program::new("dsync-projector")
+            .env("NATS_URL", self.nats.url())
+            .env("DATABASE_URL", self.postgres.url())
+            .env("RUST_LOG", "info")
+    }
+
+    pub(crate) fn webhook_url(&self) -> String {
+        format!("{}/webhooks/workos", self.ingest.listen_url())
+    }
+
+    /// Delivers what happens from now on, and what happened before.
+    pub(crate) fn deliver(&self, faults: Faults) -> anyhow::Result<Delivery> {
+        Ok(self.sim.deliver(DeliveryOptions {
+            faults,
+            backoff: Duration::from_millis(50),
+            backoff_max: Duration::from_secs(1),
+            ..DeliveryOptions::new(self.webhook_url(), SECRET)
+        })?)
+    }
+
+    /// A directory of each shape, with people and groups.
+    pub(crate) fn populate(&self, users: usize, groups: usize) -> anyhow::Result<Vec<String>> {
+        let mut directories = Vec::new();
+        for options in [
+            DirectoryOptions::default(),
+            DirectoryOptions::newer(),
+            DirectoryOptions::awkward(),
+        ] {
+            let directory = self.sim.create_directory(options)?;
+            let seed = Seed {
+                users,
+                groups,
+                ..Seed::default()
+            };
+            self.sim.seed(&directory, &seed)?;
+            directories.push(directory);
+        }
+        Ok(directories)
+    }
+
+    /// Waits until everything delivered is applied.
+    pub(crate) async fn applied(&self) -> anyhow::Result<()> {
+        let nats = async_nats::connect(self.nats.url()).await?;
+        let stream = async_nats::jetstream::new(nats).get_stream("DSYNC").await?;
+        eventually(BOUND, async || {
+            let last = stream.get_info().await?.state.last_sequence;
+            let applied: i64 = sqlx::query_scalar("select seq from dsync.progress where lane = 'all'")
+                .fetch_one(&self.pool)
+                .await?;
+            ensure!(u64::try_from(applied)? == last, "applied {applied} of {last}");
+            Ok(())
+        })
+        .await
+    }
+
+    /// Waits until everything delivered is applied, and holds the tables against the source.
+    pub(crate) async fn agrees(&self) -> anyhow::Result<()> {
+        self.applied().await?;
+        agrees(&self.pool, &self.sim.truth())
+            .await
+            .context("tables and source differ")
+    }
+
+    pub(crate) async fn count(&self, sql: &'static str) -> anyhow::Result<i64> {
+        Ok(sqlx::query_scalar(sql).fetch_one(&self.pool).await?)
+    }
+}
+
+/// What WorkOS does on a bad day: a fifth doubled, a fifth shuffled, a tenth again much later.
+pub(crate) fn a_bad_day(seed: u64) -> Faults {
+    Faults {
+        seed,
+        doubled: 20,
+        shuffled: 20,
+        shuffle_within: Duration::from_secs(3),
+        stale: 10,
+        stale_after: Duration::from_secs(5),
+        ..Faults::default()
+    }
+}
