@@ -1,7 +1,8 @@
 //! What an event observes: one event in, a few observations out, no state and no clock.
 //!
 //! An object speaks for the moment it was last updated; a membership, and anything gone, for the moment of the event.
-//! So an object embedded in a late membership event cannot bring back what was deleted since.
+//! So an object embedded in a late membership event cannot bring back what was deleted since. And no object speaks for a
+//! moment later than it was told: an `updated_at` in the future would outlive every removal.
 
 use crate::directory::{self, Object, Times};
 use crate::event::{Change, Event, Kind, MembershipData};
@@ -24,6 +25,11 @@ pub fn observe<'a>(
             source,
         },
         at: event.created_at.unwrap_or(received_at),
+        // A sweep's time is its reading's less a margin, in which the object may well have been updated.
+        told_at: match (source, event.created_at) {
+            (Source::Sweep, Some(at)) => at.max(received_at),
+            (_, at) => at.unwrap_or(received_at),
+        },
     };
     let data = event.data.get();
     match event.kind {
@@ -76,6 +82,8 @@ struct Observer<'a> {
     cause: Cause<'a>,
     /// The time observed: the event's.
     at: Timestamp,
+    /// When the object was told or read; it cannot have been updated later.
+    told_at: Timestamp,
 }
 
 impl<'a> Observer<'a> {
@@ -94,7 +102,7 @@ impl<'a> Observer<'a> {
         times: Times,
         digest: i64,
     ) -> Registers<'a, A> {
-        let updated_at = times.speaks_for().unwrap_or(self.at);
+        let updated_at = times.speaks_for().unwrap_or(self.at).min(self.told_at);
         let seen_at = match change {
             Change::Told => updated_at,
             Change::Seen => self.at,
