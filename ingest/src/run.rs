@@ -25,14 +25,12 @@ use crate::stream::Stream;
 const LIMITS: Limits = Limits {
     connections: 768,
     header_read: Duration::from_secs(5),
+    lifetime: Duration::from_mins(5),
     drain: Duration::from_secs(15),
 };
 
 /// How long a body may take to arrive.
 const BODY_TIME: Duration = Duration::from_secs(10);
-
-/// Longer than the journal's own time-out, whose error says more.
-const READY_WITHIN: Duration = Duration::from_secs(4);
 
 /// The program behind [`service::boot::run`].
 pub async fn run(cli: Cli, context: Context) -> anyhow::Result<ExitCode> {
@@ -64,7 +62,7 @@ async fn assemble(cli: &Cli, context: &Context) -> anyhow::Result<Ingest> {
         .await
         .map_err(connect_error)?;
     let stream = Stream::keep(journal.clone(), cli.limits(), context.shutdown.clone());
-    check_log(context, &journal, &stream);
+    stream.report_to(&context.readiness);
     Ok(Ingest {
         path: webhook.webhook_path.clone(),
         senders: Senders::new(
@@ -83,17 +81,4 @@ async fn assemble(cli: &Cli, context: &Context) -> anyhow::Result<Ingest> {
         clock: context.clock.clone(),
         metrics,
     })
-}
-
-/// Readiness: the stream was set up, and answers now.
-pub fn check_log(context: &Context, journal: &Journal, stream: &Stream) {
-    let (journal, stream) = (journal.clone(), stream.clone());
-    context.readiness.check("log", READY_WITHIN, move || {
-        let (journal, stream) = (journal.clone(), stream.clone());
-        async move {
-            journal.ready().await?;
-            stream.ready()?;
-            anyhow::Ok(())
-        }
-    });
 }

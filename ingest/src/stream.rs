@@ -6,14 +6,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use journal::{Journal, Limits};
+use journal::{Error, Journal, Limits};
+use service::readiness::Readiness;
 use service::retry::Backoff;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+/// Longer than the journal's own time-out, whose error says more.
+const CHECK_WITHIN: Duration = Duration::from_secs(4);
+
 /// What is known about the stream. Cheap to clone.
 #[derive(Clone)]
 pub struct Stream {
+    journal: Journal,
     state: watch::Receiver<State>,
     doubt: Arc<Notify>,
 }
@@ -25,38 +30,67 @@ enum State {
     Ready,
 }
 
-/// The stream was not seen to yet, and why.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the log's stream is not set up: {0}")]
-pub struct NotReady(Arc<str>);
+/// Why records cannot be appended now.
+#[derive(Debug, thiserror::Error)]
+pub enum NotReady {
+    /// The stream was not seen to yet, and why.
+    #[error("the log's stream is not set up: {0}")]
+    Unseen(Arc<str>),
+    /// It was, but does not answer now.
+    #[error(transparent)]
+    Unanswered(#[from] Error),
+}
 
 impl Stream {
     /// Sees to the stream in the background, until `shutdown`.
     pub fn keep(journal: Journal, limits: Limits, shutdown: CancellationToken) -> Self {
-        let (sender, state) = watch::channel(State::Unseen("not tried yet".into()));
+        let (sender, state) = watch::channel(State::Unseen("the broker has not answered yet".into()));
         let doubt = Arc::new(Notify::new());
         let keeper = Keeper {
-            journal,
+            journal: journal.clone(),
             limits,
             state: sender,
             doubt: Arc::clone(&doubt),
             shutdown,
         };
         tokio::spawn(keeper.run());
-        Self { state, doubt }
+        Self {
+            journal,
+            state,
+            doubt,
+        }
     }
 
     /// Whether records may be appended.
     pub fn ready(&self) -> Result<(), NotReady> {
         match &*self.state.borrow() {
             State::Ready => Ok(()),
-            State::Unseen(why) => Err(NotReady(Arc::clone(why))),
+            State::Unseen(why) => Err(NotReady::Unseen(Arc::clone(why))),
         }
     }
 
     /// To be called when nothing answers for the stream: it may have been deleted.
     pub fn doubt(&self) {
         self.doubt.notify_one();
+    }
+
+    /// Makes readiness ask whether the stream was set up and answers now.
+    pub fn report_to(&self, readiness: &Readiness) {
+        let stream = self.clone();
+        readiness.check("log", CHECK_WITHIN, move || {
+            let stream = stream.clone();
+            async move { stream.check().await }
+        });
+    }
+
+    async fn check(&self) -> Result<(), NotReady> {
+        let answered = self.journal.ready().await;
+        // Whoever is not ready gets no webhooks, so no failing append would ever tell.
+        if matches!(answered, Err(Error::NoStream)) {
+            self.doubt();
+        }
+        self.ready()?;
+        Ok(answered?)
     }
 }
 

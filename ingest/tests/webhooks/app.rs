@@ -7,7 +7,6 @@ use ingest::accept::Acceptor;
 use ingest::in_flight::{Bounds, InFlight};
 use ingest::metrics::Metrics;
 use ingest::routes::{Ingest, router};
-use ingest::run::check_log;
 use ingest::sender::{Networks, Senders};
 use ingest::signature::{HEADER, Verifier, sign};
 use ingest::stream::Stream;
@@ -92,7 +91,7 @@ impl App {
             dedup_window: Duration::from_mins(5),
         };
         let stream = Stream::keep(journal.clone(), limits, context.shutdown.clone());
-        check_log(&context, &journal, &stream);
+        stream.report_to(&context.readiness);
         let secret = Secret::from(setup.secrets);
         let ingest = Ingest {
             path: PATH.to_owned(),
@@ -117,6 +116,7 @@ impl App {
         let limits = service::http::Limits {
             connections: 100,
             header_read: setup.header_read,
+            lifetime: Duration::from_mins(5),
             drain: Duration::from_secs(10),
         };
         let task = tokio::spawn(service::http::serve(

@@ -27,7 +27,10 @@ pub struct Limits {
     pub connections: usize,
     /// How long a request's headers may take, and how long a kept-alive connection may stay silent.
     pub header_read: Duration,
-    /// How long connections may take to finish once the server stops.
+    /// How long a connection may be used: then it is finished, as at the end of the server. Bounds what nothing else
+    /// does (a peer that never reads its answers), and lets long-lived clients spread over new servers.
+    pub lifetime: Duration,
+    /// How long connections may take to finish, once their time is up or the server stops.
     pub drain: Duration,
 }
 
@@ -36,6 +39,7 @@ impl Limits {
     pub const ADMIN: Self = Self {
         connections: 64,
         header_read: Duration::from_secs(5),
+        lifetime: Duration::from_mins(5),
         drain: Duration::from_secs(1),
     };
 }
@@ -95,11 +99,12 @@ async fn converse(
             .header_read_timeout(limits.header_read)
             .serve_connection(TokioIo::new(stream), service)
     );
+    let time_is_up = shutdown.run_until_cancelled(tokio::time::sleep(limits.lifetime));
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        () = shutdown.cancelled() => {
+        _ = time_is_up => {
             connection.as_mut().graceful_shutdown();
-            connection.await
+            tokio::time::timeout(limits.drain, connection).await.unwrap_or(Ok(()))
         }
     };
     // A peer that goes away or is too slow is its own business, not an error of ours.

@@ -19,6 +19,7 @@ const HEADER_READ: Duration = Duration::from_millis(400);
 const LIMITS: Limits = Limits {
     connections: 2,
     header_read: HEADER_READ,
+    lifetime: Duration::from_mins(1),
     drain: Duration::from_secs(5),
 };
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n";
@@ -196,4 +197,48 @@ async fn a_drain_ends_even_when_a_request_does_not() {
     server.shutdown.cancel();
     bounded(server.task).await.unwrap();
     assert_eq!(rest(&mut stuck).await, "");
+}
+
+#[tokio::test]
+async fn a_connection_whose_time_is_up_finishes_its_request_and_no_other() {
+    let server = Server::start(Limits {
+        lifetime: HEADER_READ,
+        ..LIMITS
+    })
+    .await;
+    let mut busy = server.connect().await;
+    busy.write_all(b"GET /held HTTP/1.1\r\nHost: x\r\n\r\n")
+        .await
+        .unwrap();
+    server.entered().await;
+    tokio::time::sleep(HEADER_READ * 2).await;
+    server.release.notify_one();
+    let last = rest(&mut busy).await;
+    assert!(last.ends_with("released"), "{last}");
+    let mut again = server.connect().await;
+    again.write_all(REQUEST).await.unwrap();
+    assert!(answer(&mut again, "hello").await.starts_with("HTTP/1.1 200 OK"));
+}
+
+#[tokio::test]
+async fn a_peer_that_never_reads_is_cut_off() {
+    let limits = Limits {
+        lifetime: HEADER_READ,
+        drain: HEADER_READ,
+        connections: 1,
+        ..LIMITS
+    };
+    let server = Server::start(limits).await;
+    let (mut read, mut write) = server.connect().await.into_split();
+    // Requests until the answers nobody reads have filled every buffer on the way, and beyond.
+    let began = Instant::now();
+    let many = REQUEST.repeat(1000);
+    while write.write_all(&many).await.is_ok() {
+        assert!(began.elapsed() < BOUND, "it is never cut off");
+    }
+    // There is room for one connection only.
+    let mut next = server.connect().await;
+    next.write_all(REQUEST).await.unwrap();
+    assert!(answer(&mut next, "hello").await.starts_with("HTTP/1.1 200 OK"));
+    let _ = read.read(&mut [0]).await;
 }
