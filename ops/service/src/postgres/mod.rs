@@ -26,6 +26,9 @@ const IDLE_IN_TRANSACTION: &str = "20s";
 
 /// Connections to the database at `url`. Returns at once: they are opened when needed, and opened again when lost.
 /// An error only when the URL cannot be understood.
+///
+/// The time-outs travel in the connection's `options`. A PgBouncer in between refuses those unless told to ignore them
+/// (`ignore_startup_parameters = extra_float_digits,options`); then set them on the role: `alter role … set …`.
 pub fn pool(url: &Secret, settings: &PoolSettings) -> Result<PgPool, SettingError> {
     let options: PgConnectOptions = url
         .expose()
