@@ -95,7 +95,7 @@ async fn nats_keeps_its_streams_over_a_kill_and_forgets_them_when_wiped() -> any
     Ok(())
 }
 
-/// The servers' process ids, as the command that runs beside them sees them: those that mention their addresses.
+/// Killed outright, so that nothing of its own can clean up.
 #[tokio::test]
 async fn servers_end_when_their_test_is_killed() -> anyhow::Result<()> {
     let mut test = Command::new(env!("CARGO_BIN_EXE_with-servers"))
@@ -126,7 +126,11 @@ async fn servers_end_when_their_test_is_killed() -> anyhow::Result<()> {
         }
         Ok(())
     })
-    .await
+    .await?;
+    // The command beside them ends too, and with it the pipe it writes to.
+    let ended = tokio::task::spawn_blocking(move || lines.next().is_none());
+    assert!(tokio::time::timeout(BOUND, ended).await??);
+    Ok(())
 }
 
 #[test]
