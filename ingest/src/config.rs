@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use journal::{ConnectError, Connection, Limits};
 use service::boot::Program;
+use service::healthcheck::HealthcheckArgs;
 use service::logging::LogArgs;
 use service::settings::{JournalArgs, JournalLimitArgs, Secret, SettingError, duration, size};
 
@@ -40,6 +41,8 @@ pub struct Cli {
 pub enum Command {
     /// Prints a valid signature header for the body on standard input, for trying things with curl
     Sign(SignArgs),
+    /// Asks the dsync-ingest that runs with the same `ADMIN_ADDR` how it is; exit code 0 when it is well
+    Healthcheck(HealthcheckArgs),
 }
 
 /// Settings of this program alone.

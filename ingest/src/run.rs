@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use journal::Journal;
-use service::admin;
 use service::boot::Context;
 use service::http::{Limits, serve};
+use service::{admin, healthcheck};
 use tokio::net::TcpListener;
 
 use crate::accept::Acceptor;
@@ -36,6 +36,7 @@ const BODY_TIME: Duration = Duration::from_secs(10);
 pub async fn run(cli: Cli, context: Context) -> anyhow::Result<ExitCode> {
     match &cli.command {
         Some(Command::Sign(args)) => sign::run(args, &cli.webhook, &context.clock),
+        Some(Command::Healthcheck(args)) => healthcheck::run(cli.webhook.admin_addr, *args).await,
         None => receive(&cli, &context).await,
     }
 }

@@ -7,6 +7,7 @@
 pub mod admin;
 pub mod boot;
 pub mod clock;
+pub mod healthcheck;
 pub mod http;
 pub mod logging;
 #[cfg(feature = "postgres")]
