@@ -24,4 +24,4 @@ pub use ports::Port;
 pub use postgres::{Backup, Durability, Postgres};
 pub use process::{Process, Signal};
 pub use program::{Output, Program, Running};
-pub use watchdog::Watchdog;
+pub use watchdog::{Watchdog, Watched};

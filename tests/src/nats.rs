@@ -1,7 +1,6 @@
 //! A private NATS server with `JetStream`, every write synced to its disk before it is acknowledged.
 
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -12,6 +11,7 @@ use tokio::net::TcpStream;
 use crate::eventually::eventually;
 use crate::ports::Port;
 use crate::process::{Process, Signal};
+use crate::watchdog::Watched;
 
 const STARTS_WITHIN: Duration = Duration::from_secs(20);
 const STOPS_WITHIN: Duration = Duration::from_secs(20);
@@ -76,9 +76,9 @@ impl Nats {
         let config = self.dir.path().join("nats.conf");
         std::fs::write(&config, self.config())?;
         let log = self.dir.path().join("nats.log");
-        let mut command = Command::new("nats-server");
-        command.arg("--config").arg(&config);
-        let mut process = Process::start("nats-server", &mut command, &log, self.dir.path())?;
+        let mut server = Watched::new("nats-server", "/dev/null");
+        server.command().arg("--config").arg(&config);
+        let mut process = Process::start("nats-server", server, &log, self.dir.path())?;
         let address = self.port.address();
         eventually(STARTS_WITHIN, async || {
             process.must_run()?;

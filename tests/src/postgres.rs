@@ -105,12 +105,12 @@ impl Postgres {
     /// Starts it on the data it has, and waits until it takes connections.
     pub async fn start_again(&mut self) -> anyhow::Result<()> {
         let log = self.dir.path().join("postgres.log");
-        let mut command = self.installation.command("postgres");
-        command.arg("-D").arg(self.data());
+        let mut server = self.installation.server();
+        server.command().arg("-D").arg(self.data());
         for (name, value) in self.settings() {
-            command.arg("-c").arg(format!("{name}={value}"));
+            server.command().arg("-c").arg(format!("{name}={value}"));
         }
-        let mut process = Process::start("postgres", &mut command, &log, self.dir.path())?;
+        let mut process = Process::start("postgres", server, &log, self.dir.path())?;
         let address = self.port.address();
         let url = self.url();
         let up = eventually(STARTS_WITHIN, async || {

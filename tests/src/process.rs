@@ -3,14 +3,14 @@
 use std::fs::File;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ExitStatus};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 pub use rustix::process::Signal;
 use rustix::process::{Pid, kill_process};
 
-use crate::watchdog::Watchdog;
+use crate::watchdog::{Watchdog, Watched};
 
 /// A running child process; its output goes to a file.
 #[derive(Debug)]
@@ -24,29 +24,33 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `command` with output appended to the file `log`. `scratch` is removed if the test process dies.
-    pub fn start(name: &str, command: &mut Command, log: &Path, scratch: &Path) -> anyhow::Result<Process> {
+    /// Starts a command with output appended to the file `log`. `scratch` is removed if the test process dies.
+    pub fn start(name: &str, mut watched: Watched, log: &Path, scratch: &Path) -> anyhow::Result<Process> {
         let out = File::options()
             .create(true)
             .append(true)
             .open(log)
             .context("cannot open the log file")?;
-        let child = command
-            .stdin(Stdio::null())
+        // Its own group: Ctrl-C at a terminal is for the test, which then ends its servers in order.
+        watched
+            .command()
             .stdout(out.try_clone()?)
             .stderr(out)
-            // Its own group: Ctrl-C at a terminal is for the test, which then ends its servers in order.
-            .process_group(0)
-            .spawn()
-            .with_context(|| format!("cannot start {name}"))?;
-        let watchdog = Watchdog::over(child.id(), Some(scratch))?;
-        Ok(Process {
+            .process_group(0);
+        let (child, watchdog) =
+            Watchdog::start(watched, Some(scratch)).with_context(|| format!("cannot start {name}"))?;
+        Ok(Process::new(name, child, watchdog, log))
+    }
+
+    /// Takes over a child that was started under a watchdog and writes to the file `log`.
+    pub(crate) fn new(name: &str, child: Child, watchdog: Watchdog, log: &Path) -> Process {
+        Process {
             name: name.to_owned(),
             child,
             watchdog,
             log: log.to_owned(),
             exited: None,
-        })
+        }
     }
 
     /// Its process id.

@@ -2,8 +2,9 @@
 //! admin port, and ended in every way a process can end.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus};
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -14,8 +15,11 @@ use crate::metrics::Metrics;
 use crate::ports::Port;
 use crate::process::{Process, Signal};
 use crate::template::build_dir;
+use crate::watchdog::{Watchdog, Watched};
 
 const READY_WITHIN: Duration = Duration::from_secs(30);
+/// For subcommands.
+const ENDS_WITHIN: Duration = Duration::from_mins(2);
 const DRAINS_WITHIN: Duration = Duration::from_secs(30);
 /// Settings whose values may appear nowhere.
 const SECRET_SETTINGS: [&str; 5] = [
@@ -87,15 +91,23 @@ impl Program {
 
     /// Runs it to its end with something to read on its standard input.
     pub async fn run_with_input(&self, input: Vec<u8>) -> anyhow::Result<Output> {
-        let mut given = tempfile::tempfile()?;
-        std::io::Write::write_all(&mut given, &input)?;
-        std::io::Seek::rewind(&mut given)?;
-        let mut command = tokio::process::Command::from(self.command()?);
-        let output = command.stdin(given).kill_on_drop(true).output().await?;
+        let dir = tempfile::Builder::new().prefix("dsync-program-").tempdir()?;
+        let file = |name| dir.path().join(name);
+        std::fs::write(file("input"), input)?;
+        let mut watched = self.watched(&file("input"))?;
+        watched
+            .command()
+            .stdout(File::create(file("stdout"))?)
+            .stderr(File::create(file("stderr"))?);
+        let (child, watchdog) = Watchdog::start(watched, Some(dir.path()))?;
+        let mut process = Process::new(&self.name, child, watchdog, &file("stderr"));
+        let status = process.wait(ENDS_WITHIN).await?;
+        let read =
+            |name| Ok::<_, std::io::Error>(String::from_utf8_lossy(&std::fs::read(file(name))?).into_owned());
         Ok(Output {
-            status: output.status,
-            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+            status,
+            stdout: read("stdout")?,
+            stderr: read("stderr")?,
         })
     }
 
@@ -134,20 +146,18 @@ impl Program {
         Ok(running)
     }
 
-    fn command(&self) -> anyhow::Result<Command> {
+    fn watched(&self, input: &Path) -> anyhow::Result<Watched> {
         let path = build_dir()?.join(&self.name);
         ensure!(
             path.is_file(),
             "{} is not built: run `cargo build --workspace --bins` first",
             path.display()
         );
-        let mut command = Command::new(path);
-        command
-            .args(&self.args)
-            .env_clear()
-            .env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        let mut watched = Watched::new(path, input);
+        let command = watched.command().args(&self.args).env_clear();
+        command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.env("RUST_BACKTRACE", "1").envs(&self.env);
-        Ok(command)
+        Ok(watched)
     }
 }
 
@@ -170,10 +180,10 @@ impl Running {
     /// Starts it again with the same settings, after it ended or was killed.
     pub fn start_again(&mut self) -> anyhow::Result<()> {
         self.process = None;
-        let mut command = self.program.command()?;
+        let watched = self.program.watched(Path::new("/dev/null"))?;
         self.process = Some(Process::start(
             &self.program.name,
-            &mut command,
+            watched,
             &self.log,
             self.dir.path(),
         )?);

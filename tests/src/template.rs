@@ -7,6 +7,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, ensure};
 
+use crate::watchdog::Watched;
+
 /// The superuser of every private Postgres. Not named like a schema of ours, which would put that on its search path and
 /// hide a name that should be qualified.
 pub(crate) const USER: &str = "harness";
@@ -67,6 +69,18 @@ impl Installation {
     /// A command of this installation, run as who may.
     pub(crate) fn command(&self, program: &str) -> Command {
         let mut command = Command::new(self.bin.join(program));
+        self.prepare(&mut command);
+        command
+    }
+
+    /// The server itself.
+    pub(crate) fn server(&self) -> Watched {
+        let mut watched = Watched::new(self.bin.join("postgres"), "/dev/null");
+        self.prepare(watched.command());
+        watched
+    }
+
+    fn prepare(&self, command: &mut Command) {
         command
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
@@ -74,7 +88,6 @@ impl Installation {
         if let Some(owner) = self.owner {
             command.uid(owner.uid).gid(owner.gid).current_dir("/");
         }
-        command
     }
 
     /// Gives a path to who runs Postgres.

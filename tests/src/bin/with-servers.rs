@@ -3,9 +3,14 @@
 //! The command finds them through `DATABASE_URL` and `NATS_URL`. They end with it, and its exit code is passed on.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
-use tests::{Nats, Postgres, Watchdog};
+use tests::{Nats, Postgres, Watchdog, Watched};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// How often to look whether the command has ended.
+const POLL: Duration = Duration::from_millis(10);
 
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
@@ -13,25 +18,27 @@ async fn main() -> anyhow::Result<ExitCode> {
     let program = words.next().context("usage: with-servers CMD [ARG]…")?;
     let postgres = Postgres::migrated().await?;
     let nats = Nats::start().await?;
-    let mut command = tokio::process::Command::new(&program);
-    command
+    // It reads what we would read.
+    let mut watched = Watched::new(program, format!("/proc/{}/fd/0", std::process::id()));
+    watched
+        .command()
         .args(words)
         .env("DATABASE_URL", postgres.url())
-        .env("NATS_URL", nats.url())
-        .kill_on_drop(true);
-    let mut child = command
-        .spawn()
-        .with_context(|| format!("cannot run {}", program.display()))?;
-    let _watchdog = Watchdog::over(child.id().context("the command ended at once")?, None)?;
-    let mut terminated = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        .env("NATS_URL", nats.url());
+    let (mut child, mut watchdog) = Watchdog::start(watched, None)?;
+    let mut terminated = signal(SignalKind::terminate())?;
     let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
         tokio::select! {
-            status = child.wait() => break status?,
+            () = tokio::time::sleep(POLL) => {}
             // Ctrl-C reaches the command too, which shares this terminal: it decides when to end.
             interrupted = tokio::signal::ctrl_c() => interrupted?,
-            _ = terminated.recv() => child.start_kill()?,
+            _ = terminated.recv() => child.kill()?,
         }
     };
+    watchdog.call_off();
     // A command ended by a signal has no code of its own: what a shell would say.
     let code = status
         .code()
