@@ -1,0 +1,342 @@
+//! The catch-up: reads the Events API and appends what it lists. What the log knows already it answers as a duplicate;
+//! what it did not know counts as recovered. Webhooks may be lost, late or absent altogether: nothing is missing for it.
+//!
+//! A cursor would lose events, because the API lists some of them late: what is behind the newest one seen may still
+//! appear. So the position is a time, every poll begins `EVENTS_HOLDBACK` before it, and cursors are only used within
+//! one poll. The position is moved after the log acknowledged, to the server's time of the poll's first answer.
+//!
+//! ```text
+//!   lease ─► position ─► ranges (pure) ─► page ─► append, await acknowledgements ─► next page … ─► move the position
+//!              ▲                                                                                        │
+//!              └── never begun: now · log lost its end, or away for longer than is kept: as far back as there is
+//! ```
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use journal::{AppendError, Appended};
+use schema::json;
+use schema::record::{Received, Record, Source};
+use schema::timestamp::Timestamp;
+use tokio_util::sync::CancellationToken;
+
+use crate::lease::LEASE;
+use crate::store::duties::{self, Duty};
+use crate::store::sweeps;
+use crate::work::{Failure, IN_FLIGHT, Work};
+use crate::workos::client::ApiError;
+use crate::workos::events::{Listed, Range, Ways};
+
+/// How far back `WorkOS` lists events, less a little.
+const RETENTION: Duration = Duration::from_hours(24 * 89);
+/// The longest range it takes in one request, less a little.
+const LONGEST_RANGE: Duration = Duration::from_hours(24 * 29);
+/// Recovered events told one by one in a poll; the rest are told as a number.
+const TOLD: usize = 20;
+
+/// How the catch-up reads.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// How often.
+    pub every: Duration,
+    /// How much it reads again.
+    pub holdback: Duration,
+}
+
+/// The catch-up.
+pub struct CatchUp {
+    work: Work,
+    settings: Settings,
+    ways: Ways,
+    /// Events that the log acknowledged lately, and when they happened: they need not be appended again.
+    known: HashMap<String, Timestamp>,
+}
+
+/// What a poll did.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Polled {
+    /// Events listed.
+    pub listed: usize,
+    /// Of them, those the log did not have.
+    pub recovered: usize,
+}
+
+impl CatchUp {
+    /// One that has read nothing yet.
+    pub fn new(work: Work, settings: Settings) -> Self {
+        Self {
+            work,
+            settings,
+            ways: Ways::default(),
+            known: HashMap::new(),
+        }
+    }
+
+    /// Reads on, until shutdown.
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        let mut tick = tokio::time::interval(self.settings.every);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                _ = tick.tick() => {}
+            }
+            let polled = tokio::select! {
+                () = shutdown.cancelled() => break,
+                polled = self.poll() => polled,
+            };
+            match polled {
+                Ok(Some(polled)) if polled.recovered > 0 => {
+                    tracing::info!(
+                        recovered = polled.recovered,
+                        listed = polled.listed,
+                        "events that the log did not have"
+                    );
+                }
+                Ok(_) => {}
+                Err(error) => tracing::warn!(%error, "the catch-up could not go on; trying again"),
+            }
+        }
+        let holder = self.work.leases.holder();
+        if let Err(error) = duties::release(&self.work.pool, Duty::CatchUp, holder).await {
+            tracing::debug!(%error, "the lease runs out by itself");
+        }
+    }
+
+    /// One poll; none while another reconciler does it.
+    pub async fn poll(&mut self) -> Result<Option<Polled>, Failure> {
+        if !self.hold().await? {
+            self.known.clear();
+            return Ok(None);
+        }
+        let position = duties::position(&self.work.pool).await?;
+        let now = Timestamp::from(self.work.clock.now());
+        let oldest = minus(now, RETENTION);
+        let start = match (position.at, position.rewound) {
+            (_, Some(_)) => {
+                tracing::warn!("the log lost its end: reading every event again that is still listed");
+                self.known.clear();
+                oldest
+            }
+            (None, None) => {
+                self.begin(now).await?;
+                minus(now, self.settings.holdback)
+            }
+            (Some(at), None) if minus(at, self.settings.holdback) < oldest => {
+                tracing::error!(since = %at, "away for longer than events are kept: every directory is due for a sweep");
+                sweeps::all_again(&self.work.pool).await?;
+                oldest
+            }
+            (Some(at), None) => minus(at, self.settings.holdback),
+        };
+        let mut polled = Polled::default();
+        let mut reached = None;
+        for range in ranges(start, now) {
+            let first_at = self.read(range, position.rewound.is_none(), &mut polled).await?;
+            reached.get_or_insert(first_at);
+        }
+        if let Some(reached) = reached {
+            let reached = position.at.map_or(reached, |at| at.max(reached));
+            self.move_to(reached, position.rewound).await?;
+            let kept = minus(reached, self.settings.holdback * 2);
+            self.known.retain(|_, at| *at >= kept);
+        }
+        Ok(Some(polled))
+    }
+
+    /// Reads one range to its end and appends what it lists. The server's time of the first answer.
+    async fn read(&mut self, range: Range, saves: bool, polled: &mut Polled) -> Result<Timestamp, Failure> {
+        let (mut range, mut after) = (range, None::<String>);
+        let mut first_at = None;
+        loop {
+            let page = match self
+                .work
+                .api
+                .events(&mut self.ways, &range, after.as_deref())
+                .await?
+            {
+                Listed::Page(page) => page,
+                Listed::CursorRefused => {
+                    // What the cursor named is no longer kept, and perhaps more than that.
+                    tracing::error!(
+                        "an event fell out of what is kept while reading: every directory is due for a sweep"
+                    );
+                    sweeps::all_again(&self.work.pool).await?;
+                    after = None;
+                    continue;
+                }
+            };
+            first_at.get_or_insert(page.at);
+            let last = self.append(&page.objects, polled).await?;
+            if let Some(last) = last.filter(|last| *last > range.start) {
+                // Should the cursor be refused, or this process end, the next question begins here.
+                range.start = minus(last, self.settings.holdback).max(range.start);
+                if saves {
+                    self.move_to(last.min(page.at), None).await?;
+                }
+            }
+            match page.after {
+                Some(next) if after.as_ref() == Some(&next) => return Err(ApiError::Circle.into()),
+                Some(next) => after = Some(next),
+                None => return Ok(first_at.unwrap_or(page.at)),
+            }
+        }
+    }
+
+    /// Appends a page of events and awaits every acknowledgement. When the last of them happened, if they are in order.
+    async fn append(&mut self, events: &[String], polled: &mut Polled) -> Result<Option<Timestamp>, Failure> {
+        if !self.hold().await? {
+            return Err(Failure::LeaseLost);
+        }
+        polled.listed += events.len();
+        let now = Timestamp::from(self.work.clock.now());
+        let times: Vec<Option<Timestamp>> = events.iter().map(|event| created_at(event)).collect();
+        let records: Vec<(Record, Timestamp)> = events
+            .iter()
+            .zip(&times)
+            .filter_map(|(event, at)| Some((record(event, now)?, at.unwrap_or(now))))
+            .filter(|(record, _)| !self.known.contains_key(&record.id))
+            .collect();
+        let work = &self.work;
+        let stored: Vec<(Record, Timestamp, bool)> = stream::iter(records)
+            .map(|(record, at)| async move {
+                match work.append(&record).await {
+                    Ok(appended) => Ok(Some((record, at, matches!(appended, Appended::Stored { .. })))),
+                    // It never will be taken, and must not keep all others waiting.
+                    Err(AppendError::TooLarge) => Ok(None),
+                    Err(error) => Err(error),
+                }
+            })
+            .buffered(IN_FLIGHT)
+            .try_filter_map(|one| async move { Ok(one) })
+            .try_collect()
+            .await?;
+        for (record, at, is_new) in stored {
+            if is_new {
+                self.count(&record, at, now, polled.recovered);
+                polled.recovered += 1;
+            }
+            self.known.insert(record.id, at);
+        }
+        Ok(last_in_order(&times))
+    }
+
+    fn count(&self, record: &Record, at: Timestamp, now: Timestamp, before: usize) {
+        self.work
+            .metrics
+            .events_recovered
+            .with_label_values(&[label(&record.event_type)])
+            .inc();
+        let age_seconds = now.as_micros().saturating_sub(at.as_micros()) / 1_000_000;
+        let (event, id) = (record.event_type.as_str(), record.id.as_str());
+        if before < TOLD {
+            tracing::info!(event, id, age_seconds, "the log did not have this event");
+        } else {
+            tracing::debug!(event, id, age_seconds, "the log did not have this event");
+        }
+    }
+
+    async fn begin(&self, now: Timestamp) -> Result<(), Failure> {
+        tracing::info!(from = %minus(now, self.settings.holdback), "the catch-up begins");
+        self.move_to(now, None).await
+    }
+
+    async fn move_to(&self, at: Timestamp, rewound: Option<i64>) -> Result<(), Failure> {
+        if duties::advance(&self.work.pool, self.work.leases.holder(), at, rewound).await? {
+            Ok(())
+        } else {
+            Err(Failure::LeaseLost)
+        }
+    }
+
+    async fn hold(&self) -> sqlx::Result<bool> {
+        duties::hold(&self.work.pool, Duty::CatchUp, self.work.leases.holder(), LEASE).await
+    }
+}
+
+/// Types have a label of their own only if they are known: what `WorkOS` thinks of next must not make series without
+/// end.
+fn label(event_type: &str) -> &'static str {
+    let known = crate::workos::events::TYPES
+        .iter()
+        .find(|known| **known == event_type);
+    known.copied().unwrap_or("other")
+}
+
+fn record(event: &str, now: Timestamp) -> Option<Record> {
+    let body = Bytes::copy_from_slice(event.as_bytes());
+    match Record::receive(body, Source::EventsApi, None, now) {
+        Received::Event(record) | Received::Quarantined(record, _) => Some(record),
+        Received::NotOurs => None,
+    }
+}
+
+fn created_at(event: &str) -> Option<Timestamp> {
+    let text = json::storable(event.as_bytes()).ok()?;
+    let [created_at] = json::members(&text, &["created_at"]).ok()?;
+    created_at
+        .and_then(json::string)
+        .and_then(|text| Timestamp::parse(&text))
+}
+
+/// The last of `times`, if they go up: a page that comes the other way round says nothing of what lies behind it.
+fn last_in_order(times: &[Option<Timestamp>]) -> Option<Timestamp> {
+    let first = times.first().copied().flatten()?;
+    times.last().copied().flatten().filter(|last| *last >= first)
+}
+
+/// The stretch from `start` to `now` in ranges the API takes; the last one is open.
+fn ranges(start: Timestamp, now: Timestamp) -> Vec<Range> {
+    let longest = i64::try_from(LONGEST_RANGE.as_micros()).unwrap_or(i64::MAX);
+    let mut ranges = Vec::new();
+    let mut start = start;
+    while now.as_micros().saturating_sub(start.as_micros()) > longest {
+        let end = start.plus_micros(longest);
+        ranges.push(Range {
+            start,
+            end: Some(end),
+        });
+        start = end;
+    }
+    ranges.push(Range { start, end: None });
+    ranges
+}
+
+fn minus(moment: Timestamp, by: Duration) -> Timestamp {
+    moment.plus_micros(-i64::try_from(by.as_micros()).unwrap_or(i64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: i64 = 86_400_000_000;
+
+    #[test]
+    fn a_long_absence_is_read_in_ranges_without_a_gap() {
+        let at = |days: i64| Timestamp::from_micros(days * DAY);
+        let range = |start, end| Range { start, end };
+        assert_eq!(ranges(at(1), at(20)), [range(at(1), None)]);
+        assert_eq!(
+            ranges(at(0), at(89)),
+            [
+                range(at(0), Some(at(29))),
+                range(at(29), Some(at(58))),
+                range(at(58), Some(at(87))),
+                range(at(87), None)
+            ]
+        );
+        assert_eq!(ranges(at(5), at(4)), [range(at(5), None)]);
+    }
+
+    #[test]
+    fn only_a_page_in_order_moves_the_position() {
+        let at = |micros| Some(Timestamp::from_micros(micros));
+        assert_eq!(last_in_order(&[at(1), at(5), at(9)]), at(9));
+        assert_eq!(last_in_order(&[at(9), at(5)]), None);
+        assert_eq!(last_in_order(&[at(9), None]), None);
+        assert_eq!(last_in_order(&[]), None);
+    }
+}

@@ -1,0 +1,249 @@
+//! The subcommands: one pass now, and letting held deletions through.
+
+use std::io::{IsTerminal as _, Write};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use futures_util::{StreamExt as _, stream};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+
+use crate::config::SweepArgs;
+use crate::deletions::really_gone;
+use crate::difference::Entity;
+use crate::directories;
+use crate::lease::Lease;
+use crate::memberships::Way;
+use crate::reading::{Pair, Reading};
+use crate::report::{DirectoryReport, Report};
+use crate::store::held::{self, Held};
+use crate::store::sweeps;
+use crate::sweep::{Mode, sweep};
+use crate::work::{Failure, Work};
+
+/// There was drift.
+const DRIFT: u8 = 3;
+/// Directories swept at once.
+const AT_ONCE: usize = 26;
+/// How long to wait for the projector after everything was appended, so that who reads next reads what was repaired.
+const SHOWN_WITHIN: Duration = Duration::from_secs(20);
+
+/// `sweep`: one pass now; what it told is written to `out`.
+pub async fn run_sweep(work: &Work, args: &SweepArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
+    let mode = Mode {
+        dry_run: args.dry_run,
+        values: args.values,
+    };
+    let report = pass(work, args.directory.as_deref(), mode).await;
+    if args.json {
+        writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?;
+    } else {
+        write!(out, "{}", report.text())?;
+    }
+    Ok(if report.is_incomplete() {
+        ExitCode::FAILURE
+    } else if report.has_drift() {
+        ExitCode::from(DRIFT)
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+/// One pass over one directory or all.
+pub async fn pass(work: &Work, only: Option<&str>, mode: Mode) -> Report {
+    let began = Instant::now();
+    let mut report = Report {
+        dry_run: mode.dry_run,
+        ..Report::default()
+    };
+    let listing = Work {
+        api: work.api.counting(),
+        ..work.clone()
+    };
+    let (chosen, found) = match only {
+        Some(directory) => (vec![directory.to_owned()], Vec::new()),
+        None => match directories::pass(&listing, mode).await {
+            Ok(pass) => (pass.there.clone(), pass.reports()),
+            Err(error) => {
+                report.error = Some(error.to_string());
+                (Vec::new(), Vec::new())
+            }
+        },
+    };
+    let bar = progress(chosen.len());
+    let mut swept: Vec<DirectoryReport> = stream::iter(chosen)
+        .map(|directory| {
+            let bar = bar.clone();
+            async move {
+                let report = sweep_one(work, &directory, mode).await;
+                bar.inc(1);
+                report
+            }
+        })
+        .buffer_unordered(AT_ONCE)
+        .collect()
+        .await;
+    bar.finish_and_clear();
+    for found in found {
+        match swept
+            .iter_mut()
+            .find(|one| one.directory_id == found.directory_id)
+        {
+            Some(one) if mode.dry_run => one.held.extend(found.held),
+            Some(one) => {
+                one.drift.splice(0..0, found.drift);
+                one.held.extend(found.held);
+                one.too_young.extend(found.too_young);
+            }
+            None => swept.push(found),
+        }
+    }
+    swept.sort_by(|a, b| a.directory_id.cmp(&b.directory_id));
+    report.requests = listing.api.requests() + swept.iter().map(|one| one.requests).sum::<u64>();
+    report.directories = swept;
+    if !mode.dry_run && report.has_drift() {
+        shown(work).await;
+    }
+    report.seconds = began.elapsed().as_secs_f64();
+    report
+}
+
+/// Waits until readers see what was appended. Not to see it in time is the projector's trouble, and is told apart.
+async fn shown(work: &Work) {
+    if let Err(error) = work.applied(SHOWN_WITHIN).await {
+        tracing::warn!(%error, "what was appended is not applied yet");
+    }
+}
+
+async fn sweep_one(work: &Work, directory: &str, mode: Mode) -> DirectoryReport {
+    match lease(work, directory, true).await {
+        Ok(lease) => {
+            let report = sweep(work, &lease, mode).await;
+            lease.release().await;
+            report
+        }
+        Err(error) => DirectoryReport {
+            directory_id: directory.to_owned(),
+            error: Some(Failure::from(error).to_string()),
+            ..DirectoryReport::default()
+        },
+    }
+}
+
+/// The directory's lease, as soon as nobody else has it.
+async fn lease(work: &Work, directory: &str, to_sweep: bool) -> sqlx::Result<Lease> {
+    let mut told = false;
+    loop {
+        if let Some(lease) = work.leases.take(directory, to_sweep).await? {
+            return Ok(lease);
+        }
+        if !told {
+            tracing::info!(
+                directory,
+                "another reconciler works on this directory; waiting for it"
+            );
+            told = true;
+        }
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+}
+
+/// A bar over directories, on a terminal only.
+fn progress(directories: usize) -> ProgressBar {
+    if directories == 0 || !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(directories as u64);
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {pos}/{len} directories {wide_bar} {elapsed}")
+    {
+        bar.set_style(style);
+    }
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}
+
+/// `approve`: lets the deletions through that are held back in a directory, each after one more look.
+pub async fn run_approve(
+    work: &Work,
+    directory: &str,
+    as_json: bool,
+    out: &mut impl Write,
+) -> anyhow::Result<ExitCode> {
+    let lease = lease(work, directory, false).await?;
+    let approved = approve(work, &lease).await;
+    lease.release().await;
+    let (deleted, back) = approved?;
+    shown(work).await;
+    if as_json {
+        let done = json!({ "directory_id": directory, "deleted": deleted, "there_after_all": back });
+        writeln!(out, "{done}")?;
+    } else {
+        writeln!(
+            out,
+            "{directory}: {deleted} deletions let through, {back} objects are there after all"
+        )?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn approve(work: &Work, lease: &Lease) -> anyhow::Result<(usize, usize)> {
+    let directory = lease.directory();
+    let (mut deleted, mut back, mut any) = (0, 0, false);
+    for entity in Entity::EVERY {
+        let held = held::of(&work.pool, directory, entity).await?;
+        any |= !held.is_empty();
+        let gone = let_through(work, directory, entity, &held)
+            .await
+            .with_context(|| format!("the {}s held back cannot be read", entity.as_str()))?;
+        deleted += gone;
+        back += held.len() - gone;
+    }
+    if !any {
+        // Taking the lease made a row if there was none.
+        let known = crate::store::directories::seen_at(&work.pool, directory).await?;
+        if known.is_none() {
+            sweeps::remove(&work.pool, directory).await?;
+            anyhow::bail!("there is no directory {directory}");
+        }
+        anyhow::bail!("nothing is held back in {directory}");
+    }
+    Ok((deleted, back))
+}
+
+/// Appends those of `held` that are gone, as of the moment each was approved; how many.
+async fn let_through(work: &Work, directory: &str, entity: Entity, held: &[Held]) -> Result<usize, Failure> {
+    // The moment before the first of these reads: none of them speaks for an earlier one.
+    let at = work.as_of(work.clock.now().into());
+    let asked: Vec<Held> = match entity {
+        Entity::Directory => held
+            .iter()
+            .map(|_| Held {
+                group_id: String::new(),
+                user_id: directory.to_owned(),
+            })
+            .collect(),
+        _ => held.to_vec(),
+    };
+    let gone = really_gone(work, directory, entity, &asked, Way::ByGroup).await?;
+    let readings = gone
+        .iter()
+        .map(|one| match entity {
+            Entity::Directory => Reading::missing(entity, directory, directory, at),
+            Entity::User => Reading::missing(entity, directory, &one.user_id, at),
+            Entity::Group => Reading::missing(entity, directory, &one.group_id, at),
+            Entity::Membership => {
+                let pair = Pair {
+                    directory,
+                    organization: None,
+                    group: &one.group_id,
+                    user: &one.user_id,
+                };
+                Reading::membership(pair, false, at)
+            }
+        })
+        .collect();
+    work.append_readings(readings).await?;
+    held::remove(&work.pool, directory, entity, held).await?;
+    Ok(gone.len())
+}

@@ -1,0 +1,204 @@
+//! The list of directories: which there are, how they look, and which are gone.
+//!
+//! One reconciler reads it for all. A directory that is gone takes everything in it along, so here nothing is believed
+//! lightly: absent from the complete list, gone by its own read, and not so many at once that it looks like another
+//! environment's key.
+
+use std::collections::HashMap;
+
+use time::OffsetDateTime;
+
+use crate::deletions::{self, Believed};
+use crate::difference::{Difference, Entity, Kind};
+use crate::findings::Findings;
+use crate::lease::Lease;
+use crate::memberships::Way;
+use crate::plan::{self, Known, Verdict};
+use crate::reading::Reading;
+use crate::report::DirectoryReport;
+use crate::snapshot::Listed;
+use crate::store::compared::Comparison;
+use crate::store::{checks, directories, held, sweeps};
+use crate::sweep::{Mode, judge_there, named, plainly};
+use crate::work::{Failure, Work};
+use crate::workos::pages::List;
+
+/// What came of reading the list.
+#[derive(Debug, Default)]
+pub struct Pass {
+    /// The directories that are there.
+    pub there: Vec<String>,
+    /// Differences of directories themselves.
+    pub findings: Findings,
+    /// Directories that turned out to be gone.
+    pub gone: Vec<String>,
+}
+
+impl Pass {
+    /// What it found of directories that are not swept, a report each.
+    pub fn reports(&self) -> Vec<DirectoryReport> {
+        let mut reports: HashMap<&str, DirectoryReport> = HashMap::new();
+        let young = self.findings.young.iter().map(|(difference, ..)| difference);
+        let of = [
+            (self.findings.drift.iter().collect::<Vec<_>>(), 0),
+            (self.findings.held.iter().collect(), 1),
+            (young.collect(), 2),
+        ];
+        for (differences, list) in of {
+            for difference in differences {
+                let report = reports.entry(&difference.id).or_insert_with(|| DirectoryReport {
+                    directory_id: difference.id.clone(),
+                    complete: true,
+                    ..DirectoryReport::default()
+                });
+                let lists = [&mut report.drift, &mut report.held, &mut report.too_young];
+                for (place, target) in lists.into_iter().enumerate() {
+                    if place == list {
+                        target.push(difference.clone());
+                    }
+                }
+            }
+        }
+        reports.into_values().collect()
+    }
+}
+
+/// Reads the list, appends what differs, and has new directories swept.
+pub async fn pass(work: &Work, mode: Mode) -> Result<Pass, Failure> {
+    let comparison = Comparison {
+        entity: Entity::Directory,
+        directory: "",
+        values: mode.values,
+    };
+    let listed = Listed::walk(work, comparison, List::directories(), |_| ()).await?;
+    work.applied(work.rules.patience).await?;
+    let mut pass = Pass {
+        there: listed.ids().iter().cloned().collect(),
+        ..Pass::default()
+    };
+    pass.there.sort();
+    judge_there(
+        work,
+        comparison,
+        listed.suspects(),
+        listed.at(),
+        &mut pass.findings,
+    )
+    .await?;
+    judge_absent(work, &listed, &mut pass).await?;
+    if !mode.dry_run {
+        carry_out(work, &mut pass).await?;
+    }
+    Ok(pass)
+}
+
+/// A directory's own read said that it is gone: makes sure of it by the list, with all others that are.
+pub async fn vanished(
+    work: &Work,
+    lease: &Lease,
+    mode: Mode,
+    report: &mut DirectoryReport,
+) -> Result<(), Failure> {
+    let directory = lease.directory();
+    let found = pass(work, mode).await?;
+    if found.there.iter().any(|id| id == directory) {
+        return Err(Failure::Incomplete("directories"));
+    }
+    let own = |difference: &&Difference| difference.id == directory;
+    report
+        .drift
+        .extend(found.findings.drift.iter().filter(own).cloned());
+    report
+        .held
+        .extend(found.findings.held.iter().filter(own).cloned());
+    let young = found.findings.young.iter().map(|(difference, ..)| difference);
+    report.too_young.extend(young.filter(own).cloned());
+    let told = report.found() + report.too_young.len() > 0 || found.gone.iter().any(|id| id == directory);
+    if !mode.dry_run && report.held.is_empty() && report.too_young.is_empty() {
+        sweeps::remove(&work.pool, directory).await?;
+    }
+    if told { Ok(()) } else { Err(Failure::Unknown) }
+}
+
+async fn judge_absent(work: &Work, listed: &Listed, pass: &mut Pass) -> Result<(), Failure> {
+    let shown: HashMap<String, OffsetDateTime> = directories::shown(&work.pool).await?;
+    let count = shown.len();
+    let mut candidates = Vec::new();
+    for (id, seen_at) in shown {
+        if listed.ids().contains(&id) {
+            continue;
+        }
+        let known = Known {
+            shown: true,
+            seen_at: Some(seen_at.into()),
+            ..Known::default()
+        };
+        match plan::gone(&known, listed.at()) {
+            Verdict::Drift(_) => candidates.push(named(Entity::Directory, id)),
+            verdict => {
+                let reading = || Reading::missing(Entity::Directory, &id, &id, listed.at());
+                pass.findings
+                    .take(plainly(Entity::Directory, &id, &id), verdict, reading);
+            }
+        }
+    }
+    candidates.sort();
+    // Not one of ours is there: rather the wrong key than the end of every customer.
+    let believed = if count > 1 && candidates.len() == count {
+        Believed::None
+    } else {
+        Believed::by_guard(work, count)
+    };
+    let confirmed =
+        deletions::confirm(work, "", Entity::Directory, candidates, believed, Way::NoGroups).await?;
+    if confirmed.incomplete {
+        return Err(Failure::Incomplete("directories"));
+    }
+    for one in &confirmed.gone {
+        let id = one.user_id.as_str();
+        let judged = plainly(Entity::Directory, id, id);
+        pass.findings.take(judged, Verdict::Drift(Kind::Extra), || {
+            Reading::missing(Entity::Directory, id, id, listed.at())
+        });
+        pass.gone.push(id.to_owned());
+    }
+    pass.findings
+        .held
+        .extend(confirmed.held.into_iter().map(|one| Difference {
+            entity: Entity::Directory,
+            kind: Kind::Extra,
+            id: one.user_id,
+            columns: Vec::new(),
+            values: None,
+        }));
+    Ok(())
+}
+
+async fn carry_out(work: &Work, pass: &mut Pass) -> Result<(), Failure> {
+    for difference in pass.findings.drift.iter().chain(&pass.findings.held) {
+        tracing::info!(
+            directory = difference.id,
+            kind = difference.kind.as_str(),
+            "a directory is not in the tables as it is at WorkOS"
+        );
+        let labels = [difference.entity.as_str(), difference.kind.as_str()];
+        work.metrics.drift.with_label_values(&labels).inc();
+    }
+    let readings = std::mem::take(&mut pass.findings.readings);
+    pass.findings.unreadable += work.append_readings(readings).await?;
+    let held: Vec<String> = pass.findings.held.iter().map(|one| one.id.clone()).collect();
+    held::replace_directories(&work.pool, &held).await?;
+    for gone in &pass.gone {
+        held::clear(&work.pool, gone).await?;
+        sweeps::remove(&work.pool, gone).await?;
+    }
+    let targets: Vec<_> = pass
+        .findings
+        .young
+        .iter()
+        .map(|(_, target, until)| (target.clone(), work.readable_after(*until).into()))
+        .collect();
+    checks::again(&work.pool, &targets).await?;
+    sweeps::add(&work.pool, &pass.there).await?;
+    Ok(())
+}

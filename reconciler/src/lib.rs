@@ -1,0 +1,35 @@
+//! The reconciler: makes the log complete whatever webhooks do, and the tables true whatever the log missed. It only
+//! ever appends to the log; it never writes a projected row.
+//!
+//! ```text
+//!              Events API ──► catch-up ──────┐ appends what the log lacks
+//!   WorkOS ──┤                               ├──────────────────────────► log ──► projector ──► tables
+//!              state API ───► sweeps ────────┘ appends what differs                               │
+//!                               ▲                                                                 │
+//!                               └─────────────── compares with what readers see ◄─────────────────┘
+//! ```
+//!
+//! What it appends are observations like any other: they carry the moment they speak for, and the registers decide what
+//! that changes. So no sweep can undo what an event says meanwhile, two may overlap, and one may die at any moment.
+
+pub mod catch_up;
+pub mod checks;
+pub mod command;
+pub mod config;
+pub mod deletions;
+pub mod difference;
+pub mod directories;
+pub mod findings;
+pub mod guard;
+pub mod lease;
+pub mod memberships;
+pub mod metrics;
+pub mod plan;
+pub mod reading;
+pub mod report;
+pub mod run;
+pub mod snapshot;
+pub mod store;
+pub mod sweep;
+pub mod work;
+pub mod workos;

@@ -1,0 +1,267 @@
+//! Who is in which group: read in the cheapest way that is complete, and it says which way that was.
+//!
+//! | way | requests | complete because |
+//! |---|---|---|
+//! | field | none beyond the users | users' `groups` was proved to be filled, by reading some of them from the other side |
+//! | by group | a page a hundred members, one a group at least | each group's list came to its end |
+//! | by user | a page a user | each user's list came to its end |
+//!
+//! `groups: []` is never read as "member of nothing": for newer teams it always is `[]`.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use schema::timestamp::Timestamp;
+use serde::Serialize;
+
+use crate::snapshot::Listed;
+use crate::store::memberships;
+use crate::work::{Failure, Work};
+use crate::workos::client::ApiError;
+use crate::workos::pages::{List, PAGE, Pages, id_of};
+
+/// Lists of members walked side by side: enough to keep a limit of 4 a second busy, few enough to leave the users' walk
+/// its turns.
+const GROUPS_AT_ONCE: usize = 3;
+/// Lists of groups walked side by side, under the limit of 100 a second.
+const USERS_AT_ONCE: usize = 32;
+/// How many users and groups are read to prove that `groups` is filled.
+const PROOF: usize = 3;
+
+/// How memberships were read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Way {
+    /// There is no group.
+    NoGroups,
+    /// From what users say of themselves.
+    Field,
+    /// From each group's list of members.
+    ByGroup,
+    /// From each user's list of groups.
+    ByUser,
+}
+
+impl Way {
+    /// For people.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NoGroups => "no groups",
+            Self::Field => "users' groups field",
+            Self::ByGroup => "by group",
+            Self::ByUser => "by user",
+        }
+    }
+}
+
+/// Every membership of a directory, as far as its user and its group were listed.
+#[derive(Debug)]
+pub struct Memberships {
+    way: Way,
+    /// Members by group.
+    members: HashMap<String, HashSet<String>>,
+    /// The moment each list speaks for: by group, by user, or one for all.
+    at: HashMap<String, Timestamp>,
+    at_all: Option<Timestamp>,
+}
+
+impl Memberships {
+    /// How they were read.
+    pub fn way(&self) -> Way {
+        self.way
+    }
+
+    /// Whether the user was in the group.
+    pub fn has(&self, group: &str, user: &str) -> bool {
+        self.members
+            .get(group)
+            .is_some_and(|members| members.contains(user))
+    }
+
+    /// Members by group.
+    pub fn members(&self) -> &HashMap<String, HashSet<String>> {
+        &self.members
+    }
+
+    /// The moment for which this membership's presence or absence is told; none: it was not read.
+    pub fn at(&self, group: &str, user: &str) -> Option<Timestamp> {
+        match self.way {
+            Way::NoGroups | Way::Field => self.at_all,
+            Way::ByGroup => self.at.get(group).copied(),
+            Way::ByUser => self.at.get(user).copied(),
+        }
+    }
+
+    fn new(way: Way) -> Self {
+        Self {
+            way,
+            members: HashMap::new(),
+            at: HashMap::new(),
+            at_all: None,
+        }
+    }
+
+    /// None, because there is no group to be in.
+    pub fn none(at: Timestamp) -> Self {
+        Self {
+            at_all: Some(at),
+            ..Self::new(Way::NoGroups)
+        }
+    }
+
+    /// From what users said of themselves, if that is proved to be all: what users with and without groups, and groups
+    /// that nobody named, say when asked themselves, is the same.
+    pub async fn from_field(
+        work: &Work,
+        directory: &str,
+        users: &Listed,
+        groups: &Listed,
+    ) -> Result<Option<Self>, Failure> {
+        let told = users.groups_of();
+        if told.is_empty() {
+            return Ok(None);
+        }
+        let silent = users
+            .ids()
+            .iter()
+            .filter(|id| !told.contains_key(*id))
+            .take(PROOF);
+        for user in told.keys().take(PROOF).chain(silent) {
+            let listed = match groups_of(work, directory, user).await {
+                Ok((_, listed)) => listed,
+                // It went while we walked: another tells.
+                Err(Failure::Api(ApiError::NotFound(_))) => continue,
+                Err(error) => return Err(error),
+            };
+            let said: BTreeSet<&String> = told.get(user).into_iter().flatten().collect();
+            if listed.iter().collect::<BTreeSet<_>>() != said {
+                return Ok(None);
+            }
+        }
+        let mut all = Self::new(Way::Field);
+        all.at_all = Some(users.at());
+        for (user, groups) in told {
+            for group in groups {
+                all.members.entry(group.clone()).or_default().insert(user.clone());
+            }
+        }
+        let unnamed = groups.ids().iter().filter(|id| !all.members.contains_key(*id));
+        for group in unnamed.take(PROOF) {
+            let page = Pages::of(&work.api, List::members(directory, group)).next().await;
+            match page {
+                Ok(Some(page)) if !page.objects.is_empty() => return Ok(None),
+                Ok(_) | Err(ApiError::NotFound(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(Some(all))
+    }
+
+    /// From each group's members. A group that went while we walked is forgotten: it is for the groups' own list to
+    /// say, the next time.
+    pub async fn by_group(work: &Work, directory: &str, groups: &[String]) -> Result<Self, Failure> {
+        let mut all = Self::new(Way::ByGroup);
+        let mut lists = stream::iter(groups.to_vec())
+            .map(|group| async move {
+                match members(work, directory, &group).await {
+                    Ok((at, members)) => Ok(Some((group, at, members))),
+                    Err(Failure::Api(ApiError::NotFound(_))) => Ok(None),
+                    Err(error) => Err(error),
+                }
+            })
+            .buffer_unordered(GROUPS_AT_ONCE);
+        while let Some(list) = lists.try_next().await? {
+            if let Some((group, at, members)) = list {
+                all.at.insert(group.clone(), at);
+                all.members.insert(group.clone(), members.into_iter().collect());
+            }
+        }
+        Ok(all)
+    }
+
+    /// From each user's groups.
+    pub async fn by_user(work: &Work, directory: &str, users: &Listed) -> Result<Self, Failure> {
+        let mut all = Self::new(Way::ByUser);
+        let ids: Vec<String> = users.ids().iter().cloned().collect();
+        let mut lists = stream::iter(ids)
+            .map(|user| async move {
+                match groups_of(work, directory, &user).await {
+                    Ok((at, groups)) => Ok(Some((user, at, groups))),
+                    Err(Failure::Api(ApiError::NotFound(_))) => Ok(None),
+                    Err(error) => Err(error),
+                }
+            })
+            .buffer_unordered(USERS_AT_ONCE);
+        while let Some(list) = lists.try_next().await? {
+            if let Some((user, at, groups)) = list {
+                all.at.insert(user.clone(), at);
+                for group in groups {
+                    all.members.entry(group).or_default().insert(user.clone());
+                }
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// The members of a group, and the moment that speaks for.
+pub async fn members(work: &Work, directory: &str, group: &str) -> Result<(Timestamp, Vec<String>), Failure> {
+    ids(work, List::members(directory, group)).await
+}
+
+/// The groups of a user, and the moment that speaks for.
+pub async fn groups_of(
+    work: &Work,
+    directory: &str,
+    user: &str,
+) -> Result<(Timestamp, Vec<String>), Failure> {
+    ids(work, List::groups_of(directory, user)).await
+}
+
+async fn ids(work: &Work, list: List<'_>) -> Result<(Timestamp, Vec<String>), Failure> {
+    let mut pages = Pages::of(&work.api, list);
+    let mut ids = Vec::new();
+    while let Some(page) = pages.next().await? {
+        ids.extend(page.objects.iter().filter_map(|object| id_of(object)));
+    }
+    let walked = pages.walked().ok_or(Failure::Incomplete("memberships"))?;
+    Ok((work.as_of(walked.first_at), ids))
+}
+
+/// The cheaper of the two ways to read lists, in requests: they are what all directories share.
+pub async fn cheaper(work: &Work, directory: &str, groups: &Listed, users: usize) -> Result<Way, Failure> {
+    let known: HashMap<String, usize> = memberships::counts(&work.pool, directory)
+        .await?
+        .into_iter()
+        .collect();
+    let sizes: Vec<usize> = groups
+        .ids()
+        .iter()
+        .map(|group| known.get(group).copied().unwrap_or_default())
+        .collect();
+    Ok(choose(&sizes, users))
+}
+
+/// Chooses, given how many members each group is thought to have and how many users there are.
+fn choose(group_sizes: &[usize], users: usize) -> Way {
+    let by_group: usize = group_sizes.iter().map(|size| size.div_ceil(PAGE).max(1)).sum();
+    match by_group {
+        0 => Way::NoGroups,
+        by_group if by_group <= users => Way::ByGroup,
+        _ => Way::ByUser,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fewest_requests_win() {
+        assert_eq!(choose(&[], 50), Way::NoGroups);
+        assert_eq!(choose(&[0, 10, 250], 20_000), Way::ByGroup);
+        assert_eq!(choose(&[5; 300], 40), Way::ByUser);
+        assert_eq!(choose(&[100, 101], 3), Way::ByGroup);
+        assert_eq!(choose(&[100, 101, 1], 3), Way::ByUser);
+    }
+}

@@ -1,0 +1,84 @@
+//! What the reconciler counts. One field a metric; names and labels are part of the interface.
+
+use prometheus::{Histogram, HistogramOpts, IntCounterVec, IntGauge, Opts, Registry};
+
+use crate::difference::{Entity, Kind};
+
+/// The reconciler's metrics.
+#[derive(Clone)]
+pub struct Metrics {
+    /// Differences found by sweeps, by what they are of and how they differ.
+    pub drift: IntCounterVec,
+    /// Requests to `WorkOS`, by endpoint and status (or `timeout`, `error`).
+    pub api_requests: IntCounterVec,
+    /// Events that the log did not have until the catch-up brought them, by type.
+    pub events_recovered: IntCounterVec,
+    /// Seconds a sweep of one directory took.
+    pub sweep_seconds: Histogram,
+    /// When the directory that was swept longest ago was, in seconds since the Unix epoch.
+    pub oldest_sweep: IntGauge,
+    /// Deletions that are held back.
+    pub held_deletions: IntGauge,
+}
+
+/// Metrics are made once, with constant names: a mistake in one is a mistake in the program.
+const VALID: &str = "a valid metric, registered once";
+
+impl Metrics {
+    /// Makes the metrics and registers them.
+    pub fn new(registry: &Registry) -> Self {
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            let counters = IntCounterVec::new(Opts::new(name, help), labels).expect(VALID);
+            registry.register(Box::new(counters.clone())).expect(VALID);
+            counters
+        };
+        let gauge = |name: &str, help: &str| {
+            let gauge = IntGauge::new(name, help).expect(VALID);
+            registry.register(Box::new(gauge.clone())).expect(VALID);
+            gauge
+        };
+        let sweep_seconds = Histogram::with_opts(
+            HistogramOpts::new(
+                "dsync_reconciler_sweep_seconds",
+                "Seconds a sweep of one directory took.",
+            )
+            .buckets(vec![
+                0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0,
+            ]),
+        )
+        .expect(VALID);
+        registry.register(Box::new(sweep_seconds.clone())).expect(VALID);
+        let drift = counters(
+            "dsync_reconciler_drift_total",
+            "Differences found by sweeps, by what they are of and how they differ.",
+            &["entity", "kind"],
+        );
+        for entity in Entity::EVERY {
+            for kind in Kind::EVERY {
+                drift.with_label_values(&[entity.as_str(), kind.as_str()]);
+            }
+        }
+        Self {
+            drift,
+            api_requests: counters(
+                "dsync_reconciler_api_requests_total",
+                "Requests to WorkOS, by endpoint and status.",
+                &["endpoint", "status"],
+            ),
+            events_recovered: counters(
+                "dsync_reconciler_events_recovered_total",
+                "Events that the log did not have until the catch-up brought them, by type.",
+                &["event"],
+            ),
+            sweep_seconds,
+            oldest_sweep: gauge(
+                "dsync_reconciler_oldest_sweep_timestamp_seconds",
+                "When the directory that was swept longest ago was, or was first known if it never was.",
+            ),
+            held_deletions: gauge(
+                "dsync_reconciler_held_deletions",
+                "Deletions held back until someone approves them.",
+            ),
+        }
+    }
+}

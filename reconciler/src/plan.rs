@@ -1,0 +1,176 @@
+//! What a reading means for a row: the rule of time, and nothing else. Pure.
+//!
+//! A reading says how an object was at its time T (the server's clock less the margin), and it takes its place among the
+//! registers like any event. So the only question is whether it would win there:
+//!
+//! - If it would, the difference is drift, and one appended observation repairs it.
+//! - If it would not because something newer than T is known, the difference is too young: the reading may be older
+//!   than what an event said just before. Nothing is appended; it is read again when T can have passed.
+//! - If it would not, although nothing is newer than T, `WorkOS` shows a version older than one it told before. That is
+//!   said, and left alone: no observation could change it, and repeating it would report the same for ever.
+//!
+//! So a sweep in flight can neither resurrect what was just removed nor remove what was just made (the ABA cases).
+
+use schema::timestamp::Timestamp;
+
+use crate::difference::Kind;
+
+/// What the tables know of one object or membership.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Known {
+    /// Whether readers see it.
+    pub shown: bool,
+    /// When it was last seen, if ever.
+    pub seen_at: Option<Timestamp>,
+    /// The newest moment at which it, or anything it depends on, was gone: only what was seen later is shown.
+    pub void_at: Option<Timestamp>,
+    /// The version of its attributes: the object's `updated_at`, and when it was observed to look so.
+    pub version: Option<(Timestamp, Timestamp)>,
+}
+
+/// What follows from comparing a reading with what is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing to do.
+    Same,
+    /// The tables are wrong, and this reading repairs them.
+    Drift(Kind),
+    /// Only a reading of a later moment than this one can tell.
+    TooYoung(Kind, Timestamp),
+    /// `WorkOS` shows an older version than it told before.
+    Older,
+}
+
+/// What a reading says of when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Times {
+    /// The moment it speaks for.
+    pub at: Timestamp,
+    /// When it is received. No object speaks for a later moment.
+    pub received_at: Timestamp,
+    /// The object's own `updated_at`, or what stands in for it.
+    pub updated_at: Option<Timestamp>,
+}
+
+/// The object was there. `differs`: any column that readers see does.
+pub fn there(known: &Known, differs: bool, times: Times) -> Verdict {
+    let Times {
+        at,
+        received_at,
+        updated_at,
+    } = times;
+    if !known.shown {
+        return match known.void_at {
+            Some(void_at) if void_at >= at => Verdict::TooYoung(Kind::Missing, void_at),
+            _ => Verdict::Drift(Kind::Missing),
+        };
+    }
+    if !differs {
+        return Verdict::Same;
+    }
+    let (shown_version, observed_at) = match known.version {
+        // At equal versions ids would decide, and that is no reason.
+        Some(version) if (updated_at.unwrap_or(at).min(at.max(received_at)), at) <= version => version,
+        _ => return Verdict::Drift(Kind::Differs),
+    };
+    let newest = shown_version.max(observed_at);
+    if newest >= at {
+        Verdict::TooYoung(Kind::Differs, newest)
+    } else {
+        Verdict::Older
+    }
+}
+
+/// The object was not there at `at`.
+pub fn gone(known: &Known, at: Timestamp) -> Verdict {
+    match known.seen_at {
+        _ if !known.shown => Verdict::Same,
+        // At equal times it is gone.
+        Some(seen_at) if seen_at > at => Verdict::TooYoung(Kind::Extra, seen_at),
+        _ => Verdict::Drift(Kind::Extra),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_micros(seconds * 1_000_000)
+    }
+
+    /// A reading as of 100, received at 160.
+    fn read(updated_at: Option<i64>) -> Times {
+        Times {
+            at: at(100),
+            received_at: at(160),
+            updated_at: updated_at.map(at),
+        }
+    }
+
+    fn shown(seen: i64, version: (i64, i64)) -> Known {
+        Known {
+            shown: true,
+            seen_at: Some(at(seen)),
+            void_at: None,
+            version: Some((at(version.0), at(version.1))),
+        }
+    }
+
+    #[test]
+    fn what_was_never_known_is_drift_and_what_was_just_removed_is_too_young() {
+        let removed = |seconds| Known {
+            void_at: Some(at(seconds)),
+            seen_at: Some(at(1)),
+            ..Known::default()
+        };
+        for (known, verdict) in [
+            (Known::default(), Verdict::Drift(Kind::Missing)),
+            (removed(99), Verdict::Drift(Kind::Missing)),
+            // Equal: gone, so this reading would change nothing.
+            (removed(100), Verdict::TooYoung(Kind::Missing, at(100))),
+            (removed(130), Verdict::TooYoung(Kind::Missing, at(130))),
+        ] {
+            assert_eq!(there(&known, true, read(Some(5))), verdict, "{known:?}");
+        }
+    }
+
+    #[test]
+    fn what_looks_different_is_drift_only_if_the_reading_would_win() {
+        for (version, updated_at, verdict) in [
+            // A newer version wins whenever it was read.
+            ((50, 130), Some(60), Verdict::Drift(Kind::Differs)),
+            // The same version (a role, say) wins if observed later.
+            ((50, 60), Some(50), Verdict::Drift(Kind::Differs)),
+            ((50, 130), Some(50), Verdict::TooYoung(Kind::Differs, at(130))),
+            ((50, 100), Some(50), Verdict::TooYoung(Kind::Differs, at(100))),
+            // An older version than the one an event told just before: a lagging read.
+            ((120, 121), Some(50), Verdict::TooYoung(Kind::Differs, at(121))),
+            // Told long before: WorkOS contradicts itself.
+            ((80, 81), Some(50), Verdict::Older),
+            // An object of the future speaks for no later moment than it was received.
+            ((161, 20), Some(999), Verdict::TooYoung(Kind::Differs, at(161))),
+            // An object without times speaks for the reading's.
+            ((50, 60), None, Verdict::Drift(Kind::Differs)),
+        ] {
+            let known = shown(50, version);
+            assert_eq!(
+                there(&known, true, read(updated_at)),
+                verdict,
+                "{version:?} {updated_at:?}"
+            );
+            assert_eq!(there(&known, false, read(updated_at)), Verdict::Same);
+        }
+    }
+
+    #[test]
+    fn what_is_not_there_is_drift_unless_it_was_seen_since() {
+        assert_eq!(gone(&shown(99, (1, 1)), at(100)), Verdict::Drift(Kind::Extra));
+        assert_eq!(gone(&shown(100, (1, 1)), at(100)), Verdict::Drift(Kind::Extra));
+        assert_eq!(
+            gone(&shown(101, (1, 1)), at(100)),
+            Verdict::TooYoung(Kind::Extra, at(101))
+        );
+        assert_eq!(gone(&Known::default(), at(100)), Verdict::Same);
+    }
+}

@@ -1,0 +1,167 @@
+//! The service: the loops that make the log complete and the tables true, side by side until shutdown.
+//!
+//! | loop | every | shared how |
+//! |---|---|---|
+//! | catch-up | `EVENTS_POLL_INTERVAL` | one process, by lease |
+//! | list of directories | `SWEEP_INTERVAL` | one process, by lease |
+//! | sweeps | each directory every `SWEEP_INTERVAL`, or sooner when due | each directory one process, by lease |
+//! | single reads | a second | under the directory's lease |
+//! | leases renewed | 4 s | – |
+//!
+//! Each loop is idempotent and takes no hints: what is due is in the database, and a loop that fails begins anew. So a
+//! crash, a lost lease and a restart are one case.
+
+use std::time::Duration;
+
+use service::postgres::described;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::catch_up::{CatchUp, Settings};
+use crate::checks::Checker;
+use crate::directories;
+use crate::lease::LEASE;
+use crate::store::duties::{self, Duty};
+use crate::store::sweeps::{self, Cadence};
+use crate::sweep::{Mode, sweep};
+use crate::work::{Failure, Work};
+
+/// How often it is asked what is due.
+const POLL: Duration = Duration::from_secs(1);
+/// Directories swept at once: enough to use up the limit of all requests at 4 a second each.
+const SWEEPS_AT_ONCE: usize = 26;
+/// How often the gauges are brought up to date.
+const GAUGES: Duration = Duration::from_secs(5);
+/// Beyond the margin: how long after a directory came back it is swept.
+const SLACK: Duration = Duration::from_secs(2);
+
+/// Starts every loop.
+pub fn start(
+    tasks: &mut JoinSet<()>,
+    work: &Work,
+    catch_up: Settings,
+    sweep_every: Duration,
+    shutdown: &CancellationToken,
+) {
+    if !catch_up.every.is_zero() {
+        tasks.spawn(CatchUp::new(work.clone(), catch_up).run(shutdown.clone()));
+    }
+    if !sweep_every.is_zero() {
+        tasks.spawn(list_directories(work.clone(), sweep_every, shutdown.clone()));
+        tasks.spawn(sweeps_loop(work.clone(), sweep_every, shutdown.clone()));
+    }
+    tasks.spawn(Checker::new(work.clone()).run(shutdown.clone()));
+    tasks.spawn(gauges(work.clone(), shutdown.clone()));
+}
+
+async fn list_directories(work: Work, every: Duration, shutdown: CancellationToken) {
+    while pause(POLL, &shutdown).await {
+        let listed = tokio::select! {
+            () = shutdown.cancelled() => return,
+            listed = list_if_due(&work, every) => listed,
+        };
+        if let Err(error) = listed {
+            tracing::warn!(%error, "the list of directories cannot be read now; trying again");
+            pause(Duration::from_secs(10), &shutdown).await;
+        }
+    }
+}
+
+async fn list_if_due(work: &Work, every: Duration) -> Result<(), Failure> {
+    let holder = work.leases.holder();
+    if !duties::claim_directories(&work.pool, holder, LEASE, every).await? {
+        return Ok(());
+    }
+    let began = duties::now(&work.pool).await?;
+    let renewed = async {
+        loop {
+            tokio::time::sleep(LEASE / 4).await;
+            match duties::hold(&work.pool, Duty::Directories, holder, LEASE).await {
+                Ok(true) => {}
+                Ok(false) => return Failure::LeaseLost,
+                Err(error) => tracing::debug!(error = %described(&error), "not renewed"),
+            }
+        }
+    };
+    let passed = tokio::select! {
+        passed = directories::pass(work, Mode::default()) => passed,
+        lost = renewed => Err(lost),
+    };
+    if passed.is_ok() {
+        duties::done(&work.pool, Duty::Directories, began).await?;
+    }
+    duties::release(&work.pool, Duty::Directories, holder).await?;
+    passed.map(|_| ())
+}
+
+async fn sweeps_loop(work: Work, every: Duration, shutdown: CancellationToken) {
+    let cadence = Cadence {
+        every,
+        margin: work.rules.margin + SLACK,
+    };
+    let mut running = JoinSet::new();
+    loop {
+        while running.len() < SWEEPS_AT_ONCE {
+            match claim(&work, cadence).await {
+                Ok(Some(lease)) => {
+                    let work = work.clone();
+                    let shutdown = shutdown.clone();
+                    running.spawn(async move {
+                        // Told to stop: what was read is thrown away, nothing was written.
+                        shutdown
+                            .run_until_cancelled(sweep(&work, &lease, Mode::default()))
+                            .await;
+                        lease.release().await;
+                    });
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::warn!(error = %described(&error), "no directory can be taken now");
+                    break;
+                }
+            }
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => break,
+            () = tokio::time::sleep(POLL) => {}
+            Some(_) = running.join_next() => {}
+        }
+    }
+    while running.join_next().await.is_some() {}
+}
+
+async fn claim(work: &Work, cadence: Cadence) -> sqlx::Result<Option<crate::lease::Lease>> {
+    let claimed = work.leases.claim(cadence).await?;
+    if claimed.is_some() {
+        return Ok(claimed);
+    }
+    // Directories that an event made known since.
+    sweeps::add(&work.pool, &[]).await?;
+    Ok(None)
+}
+
+/// Keeps the gauges that every reconciler shows.
+async fn gauges(work: Work, shutdown: CancellationToken) {
+    loop {
+        match sweeps::summary(&work.pool).await {
+            Ok((oldest, held)) => {
+                work.metrics.held_deletions.set(held);
+                if let Some(oldest) = oldest {
+                    work.metrics.oldest_sweep.set(oldest.unix_timestamp());
+                }
+            }
+            Err(error) => tracing::debug!(error = %described(&error), "no gauges now"),
+        }
+        if !pause(GAUGES, &shutdown).await {
+            return;
+        }
+    }
+}
+
+/// Waits; `false` when told to stop meanwhile.
+async fn pause(time: Duration, shutdown: &CancellationToken) -> bool {
+    shutdown
+        .run_until_cancelled(tokio::time::sleep(time))
+        .await
+        .is_some()
+}

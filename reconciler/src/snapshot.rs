@@ -1,0 +1,162 @@
+//! What `WorkOS` has in one directory, as far as it was read to the end.
+//!
+//! A [`Listed`] can only be made of a walk that came to its end, and a [`Snapshot`] only of complete lists: nothing else
+//! may say that something is not there.
+
+use std::collections::{HashMap, HashSet};
+
+use schema::json;
+use schema::timestamp::Timestamp;
+
+use crate::difference::Entity;
+use crate::memberships::Memberships;
+use crate::store::compared::{Comparison, compare};
+use crate::work::{Failure, Work};
+use crate::workos::pages::{List, Pages};
+
+/// A complete list of objects of one kind.
+#[derive(Debug)]
+pub struct Listed {
+    entity: Entity,
+    at: Timestamp,
+    ids: HashSet<String>,
+    suspects: Vec<(String, String)>,
+    groups_of: HashMap<String, Vec<String>>,
+    unreadable: usize,
+}
+
+/// Everything in a directory.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// Its users.
+    pub users: Listed,
+    /// Its groups.
+    pub groups: Listed,
+    /// Who is in which group.
+    pub memberships: Memberships,
+}
+
+impl Listed {
+    /// Walks `list` to its end, comparing each page with the tables as it comes.
+    ///
+    /// `first` hears after the first page whether any user on it said which groups it is in.
+    pub async fn walk(
+        work: &Work,
+        comparison: Comparison<'_>,
+        list: List<'_>,
+        first: impl FnOnce(bool),
+    ) -> Result<Self, Failure> {
+        let mut listed = Self {
+            entity: comparison.entity,
+            at: Timestamp::from_micros(0),
+            ids: HashSet::new(),
+            suspects: Vec::new(),
+            groups_of: HashMap::new(),
+            unreadable: 0,
+        };
+        let mut first = Some(first);
+        let mut pages = Pages::of(&work.api, list);
+        while let Some(page) = pages.next().await? {
+            listed.add(work, comparison, page.objects).await?;
+            if let Some(first) = first.take() {
+                first(!listed.groups_of.is_empty());
+            }
+        }
+        let walked = pages
+            .walked()
+            .ok_or(Failure::Incomplete(comparison.entity.as_str()))?;
+        listed.at = work.as_of(walked.first_at);
+        Ok(listed)
+    }
+
+    async fn add(
+        &mut self,
+        work: &Work,
+        comparison: Comparison<'_>,
+        objects: Vec<String>,
+    ) -> Result<(), Failure> {
+        let mut here: Vec<(String, String)> = Vec::with_capacity(objects.len());
+        for object in objects {
+            match names_of(comparison, &object) {
+                Some((id, groups)) => {
+                    if !groups.is_empty() {
+                        self.groups_of.insert(id.clone(), groups);
+                    }
+                    here.push((id, object));
+                }
+                None => self.unreadable += 1,
+            }
+        }
+        let texts: Vec<&str> = here.iter().map(|(_, object)| object.as_str()).collect();
+        let compared = compare(&work.pool, comparison, &texts).await?;
+        // Not listed as far as we can tell: then its row's absence is asked for by id, and is found to be none.
+        self.unreadable += compared.unreadable.len();
+        let unreadable: HashSet<usize> = compared.unreadable.into_iter().collect();
+        let suspects: HashSet<usize> = compared.suspects.iter().map(|suspect| suspect.index).collect();
+        for (index, (id, object)) in here.into_iter().enumerate() {
+            if unreadable.contains(&index) {
+                continue;
+            }
+            if suspects.contains(&index) {
+                self.suspects.push((id.clone(), object));
+            }
+            self.ids.insert(id);
+        }
+        Ok(())
+    }
+
+    /// What kind of objects.
+    pub fn entity(&self) -> Entity {
+        self.entity
+    }
+
+    /// The moment the list speaks for.
+    pub fn at(&self) -> Timestamp {
+        self.at
+    }
+
+    /// Every id listed.
+    pub fn ids(&self) -> &HashSet<String> {
+        &self.ids
+    }
+
+    /// Objects that did not look as their rows did when their page came: id and JSON text.
+    pub fn suspects(&self) -> &[(String, String)] {
+        &self.suspects
+    }
+
+    /// The groups that users themselves said they are in. An absent user said nothing: that is not "in no group".
+    pub fn groups_of(&self) -> &HashMap<String, Vec<String>> {
+        &self.groups_of
+    }
+
+    /// Objects that could not be read.
+    pub fn unreadable(&self) -> usize {
+        self.unreadable
+    }
+
+    /// Takes out what turned out to be gone while the walk went on.
+    pub fn forget(&mut self, id: &str) {
+        self.ids.remove(id);
+        self.suspects.retain(|(suspect, _)| suspect != id);
+    }
+}
+
+/// The id of a listed object and the groups it says it is in. None for what has no id or says it is elsewhere.
+fn names_of(comparison: Comparison<'_>, object: &str) -> Option<(String, Vec<String>)> {
+    let text = json::storable(object.as_bytes()).ok()?;
+    let [id, directory, groups] = json::members(&text, &["id", "directory_id", "groups"]).ok()?;
+    let id = id.and_then(json::string).filter(|id| schema::ids::is_id(id))?;
+    let elsewhere = directory
+        .and_then(json::string)
+        .is_some_and(|directory| directory != comparison.directory);
+    if comparison.entity != Entity::Directory && elsewhere {
+        return None;
+    }
+    let groups = groups.map(json::elements).unwrap_or_default();
+    let groups = groups.into_iter().filter_map(|group| {
+        let [id] = json::members(group.get(), &["id"]).ok()?;
+        id.and_then(json::string).map(Into::into)
+    });
+    Some((id.into_owned(), groups.collect()))
+}

@@ -1,0 +1,144 @@
+//! What one reconciler does for all of them: the catch-up, and the list of directories. A row each in `dsync.duties`.
+
+use std::time::Duration;
+
+use schema::timestamp::Timestamp;
+use sqlx::PgPool;
+use time::OffsetDateTime;
+
+use super::interval;
+
+/// A duty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Duty {
+    /// Reading the Events API.
+    CatchUp,
+    /// Reading the list of directories.
+    Directories,
+}
+
+impl Duty {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::CatchUp => "catch_up",
+            Self::Directories => "directories",
+        }
+    }
+}
+
+/// Takes or renews a duty's lease. `false`: another holds it.
+pub async fn hold(pool: &PgPool, duty: Duty, holder: &str, lease: Duration) -> sqlx::Result<bool> {
+    let held = sqlx::query!(
+        r#"
+        update dsync.duties set holder = $2, held_until = now() + $3
+        where duty = $1 and (holder is null or holder = $2 or held_until < now())
+        "#,
+        duty.as_str(),
+        holder,
+        interval(lease),
+    )
+    .execute(pool)
+    .await?;
+    Ok(held.rows_affected() == 1)
+}
+
+/// Gives a duty's lease back.
+pub async fn release(pool: &PgPool, duty: Duty, holder: &str) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update dsync.duties set holder = null, held_until = null where duty = $1 and holder = $2",
+        duty.as_str(),
+        holder,
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+/// Takes the lease of the list of directories if it was not read for `every`, or not since the log lost its end.
+pub async fn claim_directories(
+    pool: &PgPool,
+    holder: &str,
+    lease: Duration,
+    every: Duration,
+) -> sqlx::Result<bool> {
+    let claimed = sqlx::query!(
+        r#"
+        update dsync.duties set holder = $1, held_until = now() + $2
+        where duty = 'directories'
+            and (holder is null or holder = $1 or held_until < now())
+            and (
+                done_at is null
+                or done_at + $3 <= now()
+                or done_at <= (select max(noticed_at) from dsync.rewinds)
+            )
+        "#,
+        holder,
+        interval(lease),
+        interval(every),
+    )
+    .execute(pool)
+    .await?;
+    Ok(claimed.rows_affected() == 1)
+}
+
+/// The database's time.
+pub async fn now(pool: &PgPool) -> sqlx::Result<OffsetDateTime> {
+    sqlx::query_scalar!(r#"select now() as "now!""#)
+        .fetch_one(pool)
+        .await
+}
+
+/// Notes that a duty that was begun at `began` came to its end.
+pub async fn done(pool: &PgPool, duty: Duty, began: OffsetDateTime) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update dsync.duties set done_at = $2 where duty = $1",
+        duty.as_str(),
+        began,
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+/// Where the catch-up stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// Everything that happened before it was read, but for what was still held back then. None: it never began.
+    pub at: Option<Timestamp>,
+    /// Whether the log lost its end since the catch-up last began anew; the note to acknowledge.
+    pub rewound: Option<i64>,
+}
+
+/// Where the catch-up stands.
+pub async fn position(pool: &PgPool) -> sqlx::Result<Position> {
+    let row = sqlx::query!(
+        r#"
+        select position, (select max(r.id) from dsync.rewinds as r where r.id > rewind_id) as rewound
+        from dsync.duties where duty = 'catch_up'
+        "#,
+    )
+    .fetch_one(pool)
+    .await?;
+    Ok(Position {
+        at: row.position.map(Into::into),
+        rewound: row.rewound,
+    })
+}
+
+/// Moves the catch-up, if `holder` still has its lease. `rewound` is the note acknowledged with it. `false`: another has
+/// the lease now, and its own position.
+pub async fn advance(pool: &PgPool, holder: &str, at: Timestamp, rewound: Option<i64>) -> sqlx::Result<bool> {
+    let moved = sqlx::query!(
+        r#"
+        update dsync.duties
+        set position = $2, rewind_id = greatest(rewind_id, $3), done_at = now()
+        where duty = 'catch_up' and holder = $1
+        "#,
+        holder,
+        OffsetDateTime::from(at),
+        rewound,
+    )
+    .execute(pool)
+    .await?;
+    Ok(moved.rows_affected() == 1)
+}

@@ -1,0 +1,109 @@
+//! Deletions that the guard holds back: kept until someone approves them, or a later pass no longer finds them.
+
+use sqlx::PgPool;
+
+use crate::difference::Entity;
+
+/// A deletion held back.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Held {
+    /// The group's id, of groups and memberships; else empty.
+    pub group_id: String,
+    /// The user's id, of users and memberships; else empty.
+    pub user_id: String,
+}
+
+/// Puts `held` in the place of what was held of this kind in this directory. Those held already keep their time.
+pub async fn replace(pool: &PgPool, directory: &str, entity: Entity, held: &[Held]) -> sqlx::Result<()> {
+    let groups: Vec<&str> = held.iter().map(|held| held.group_id.as_str()).collect();
+    let users: Vec<&str> = held.iter().map(|held| held.user_id.as_str()).collect();
+    sqlx::query!(
+        r#"
+        with these as (
+            select group_id, user_id from unnest($3::text[], $4::text[]) as x (group_id, user_id)
+        ), no_longer as (
+            delete from dsync.held_deletions as h
+            where h.directory_id = $1 and h.entity = $2
+                and (h.group_id, h.user_id) not in (select group_id, user_id from these)
+        )
+        insert into dsync.held_deletions (directory_id, entity, group_id, user_id)
+        select $1, $2, group_id, user_id from these
+        order by group_id, user_id
+        on conflict do nothing
+        "#,
+        directory,
+        entity.as_str(),
+        &groups as &[&str],
+        &users as &[&str],
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+/// What is held of this kind in this directory.
+pub async fn of(pool: &PgPool, directory: &str, entity: Entity) -> sqlx::Result<Vec<Held>> {
+    sqlx::query_as!(
+        Held,
+        r#"
+        select group_id, user_id from dsync.held_deletions
+        where directory_id = $1 and entity = $2
+        order by group_id, user_id
+        "#,
+        directory,
+        entity.as_str(),
+    )
+    .fetch_all(pool)
+    .await
+}
+
+/// Forgets that these are held.
+pub async fn remove(pool: &PgPool, directory: &str, entity: Entity, held: &[Held]) -> sqlx::Result<()> {
+    let groups: Vec<&str> = held.iter().map(|held| held.group_id.as_str()).collect();
+    let users: Vec<&str> = held.iter().map(|held| held.user_id.as_str()).collect();
+    sqlx::query!(
+        r#"
+        delete from dsync.held_deletions
+        where directory_id = $1 and entity = $2
+            and (group_id, user_id) in (select * from unnest($3::text[], $4::text[]))
+        "#,
+        directory,
+        entity.as_str(),
+        &groups as &[&str],
+        &users as &[&str],
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+/// Forgets everything held in a directory.
+pub async fn clear(pool: &PgPool, directory: &str) -> sqlx::Result<()> {
+    sqlx::query!(
+        "delete from dsync.held_deletions where directory_id = $1",
+        directory
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+/// Holds these directories' own deletions, and no other directory's any more.
+pub async fn replace_directories(pool: &PgPool, directories: &[String]) -> sqlx::Result<()> {
+    sqlx::query!(
+        r#"
+        with no_longer as (
+            delete from dsync.held_deletions
+            where entity = 'directory' and directory_id <> all($1)
+        )
+        insert into dsync.held_deletions (directory_id, entity)
+        select id, 'directory' from unnest($1::text[]) as x (id)
+        order by id
+        on conflict do nothing
+        "#,
+        directories,
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,235 @@
+//! Whose turn which directory is, and who works on it: one row a directory in `dsync.sweeps`.
+//!
+//! The lease says who may send requests for a directory. It ends by itself, so a reconciler that died or froze keeps
+//! others waiting for no longer than that; and it is no lock: whoever lost it has nothing to write that could do harm.
+
+use std::time::Duration;
+
+use sqlx::PgPool;
+use time::OffsetDateTime;
+
+use super::interval;
+
+/// Adds rows for these directories, and for those that readers see, where there is none yet.
+pub async fn add(pool: &PgPool, directories: &[String]) -> sqlx::Result<()> {
+    sqlx::query!(
+        r#"
+        insert into dsync.sweeps (directory_id)
+        select id from unnest($1::text[]) as x (id)
+        union
+        select id from directory.directories
+        order by 1
+        on conflict (directory_id) do nothing
+        "#,
+        directories,
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+/// Forgets a directory that is gone.
+pub async fn remove(pool: &PgPool, directory: &str) -> sqlx::Result<()> {
+    sqlx::query!("delete from dsync.sweeps where directory_id = $1", directory)
+        .execute(pool)
+        .await?;
+    Ok(())
+}
+
+/// When directories are due.
+#[derive(Clone, Copy, Debug)]
+pub struct Cadence {
+    /// How often each.
+    pub every: Duration,
+    /// Only this long after a directory was gone can what came back be seen.
+    pub margin: Duration,
+}
+
+/// Takes the lease of the directory that is most overdue, but none of `busy`; nothing while none is due.
+///
+/// Due is one that was never swept or not for a whole interval, one for which that was asked, one not swept since the
+/// log lost its end, and one that came back after it was gone.
+pub async fn claim(
+    pool: &PgPool,
+    holder: &str,
+    lease: Duration,
+    cadence: Cadence,
+    busy: &[String],
+) -> sqlx::Result<Option<String>> {
+    sqlx::query_scalar!(
+        r#"
+        with due as (
+            select s.directory_id
+            from dsync.sweeps as s
+            left join dsync.directories as d on d.id = s.directory_id
+            where (s.holder is null or s.holder = $1 or s.held_until < now())
+                and s.directory_id <> all($5)
+                and (s.retry_at is null or s.retry_at <= now())
+                and (
+                    s.swept_at is null
+                    or s.swept_at + $3 <= now()
+                    or s.again_at <= now()
+                    or s.swept_at <= (select max(r.noticed_at) from dsync.rewinds as r)
+                    or (
+                        d.seen_at > d.gone_at
+                        and s.swept_at <= d.gone_at + $4
+                        and d.gone_at + $4 < now()
+                    )
+                )
+            order by coalesce(s.again_at, s.swept_at + $3, '-infinity'), s.directory_id
+            limit 1
+            for update of s skip locked
+        )
+        update dsync.sweeps as s
+        set holder = $1, held_until = now() + $2
+        from due
+        where s.directory_id = due.directory_id
+        returning s.directory_id
+        "#,
+        holder,
+        interval(lease),
+        interval(cadence.every),
+        interval(cadence.margin),
+        busy,
+    )
+    .fetch_optional(pool)
+    .await
+}
+
+/// Takes the lease of one directory, adding its row if need be. `false`: another holds it.
+pub async fn take(pool: &PgPool, directory: &str, holder: &str, lease: Duration) -> sqlx::Result<bool> {
+    let taken = sqlx::query!(
+        r#"
+        insert into dsync.sweeps as s (directory_id, holder, held_until)
+        values ($1, $2, now() + $3)
+        on conflict (directory_id) do update set holder = $2, held_until = now() + $3
+        where s.holder is null or s.holder = $2 or s.held_until < now()
+        "#,
+        directory,
+        holder,
+        interval(lease),
+    )
+    .execute(pool)
+    .await?;
+    Ok(taken.rows_affected() == 1)
+}
+
+/// Renews leases, and answers which of them are still held.
+pub async fn renew(
+    pool: &PgPool,
+    directories: &[String],
+    holder: &str,
+    lease: Duration,
+) -> sqlx::Result<Vec<String>> {
+    sqlx::query_scalar!(
+        r#"
+        update dsync.sweeps set held_until = now() + $3
+        where directory_id = any($1) and holder = $2
+        returning directory_id
+        "#,
+        directories,
+        holder,
+        interval(lease),
+    )
+    .fetch_all(pool)
+    .await
+}
+
+/// Gives a lease back.
+pub async fn release(pool: &PgPool, directory: &str, holder: &str) -> sqlx::Result<()> {
+    sqlx::query!(
+        r#"
+        update dsync.sweeps set holder = null, held_until = null
+        where directory_id = $1 and holder = $2
+        "#,
+        directory,
+        holder,
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+/// Notes that a sweep begins, and answers when that is.
+pub async fn start(pool: &PgPool, directory: &str, holder: &str) -> sqlx::Result<Option<OffsetDateTime>> {
+    sqlx::query_scalar!(
+        r#"
+        update dsync.sweeps set started_at = now()
+        where directory_id = $1 and holder = $2
+        returning started_at as "started_at!"
+        "#,
+        directory,
+        holder,
+    )
+    .fetch_optional(pool)
+    .await
+}
+
+/// Notes that the sweep that began at `started_at` read all of the directory and found `drift` differences. With
+/// `again_in`, the directory is due again after that time.
+pub async fn finish(
+    pool: &PgPool,
+    directory: &str,
+    started_at: OffsetDateTime,
+    drift: u64,
+    again_in: Option<Duration>,
+) -> sqlx::Result<()> {
+    sqlx::query!(
+        r#"
+        update dsync.sweeps
+        set swept_at = $2, drift = $3, failures = 0, retry_at = null,
+            again_at = coalesce(now() + $4, case when again_at > $2 then again_at end)
+        where directory_id = $1
+        "#,
+        directory,
+        started_at,
+        i64::try_from(drift).unwrap_or(i64::MAX),
+        again_in.map(interval),
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+/// Notes that a sweep could not read all of the directory. It is tried again after a while, which doubles each time up
+/// to a quarter of an hour.
+pub async fn fail(pool: &PgPool, directory: &str) -> sqlx::Result<()> {
+    sqlx::query!(
+        r#"
+        update dsync.sweeps
+        set failures = failures + 1,
+            retry_at = now() + least(interval '15 minutes', interval '5 seconds' * 2 ^ least(failures, 10))
+        where directory_id = $1
+        "#,
+        directory,
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+/// Makes every directory due now.
+pub async fn all_again(pool: &PgPool) -> sqlx::Result<()> {
+    sqlx::query!("update dsync.sweeps set again_at = now(), retry_at = null")
+        .execute(pool)
+        .await?;
+    Ok(())
+}
+
+/// For the gauges: when the directory that was swept longest ago was (or was first known), and how many deletions are
+/// held.
+pub async fn summary(pool: &PgPool) -> sqlx::Result<(Option<OffsetDateTime>, i64)> {
+    let row = sqlx::query!(
+        r#"
+        select
+            (
+                select min(coalesce(s.swept_at, s.added_at)) from dsync.sweeps as s
+                join directory.directories as d on d.id = s.directory_id
+            ) as oldest,
+            (select count(*) from dsync.held_deletions) as "held!"
+        "#,
+    )
+    .fetch_one(pool)
+    .await?;
+    Ok((row.oldest, row.held))
+}

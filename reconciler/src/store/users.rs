@@ -1,0 +1,201 @@
+//! Users as readers see them, beside users as they were listed.
+
+use std::collections::HashMap;
+
+use futures_util::TryStreamExt as _;
+use schema::directory::{self, Text};
+use sqlx::PgPool;
+use time::OffsetDateTime;
+
+use super::compared::{Comparison, Part, Row};
+
+#[derive(Default)]
+struct Columns {
+    id: Vec<String>,
+    organization_id: Vec<Option<String>>,
+    idp_id: Vec<Option<String>>,
+    email: Vec<Option<String>>,
+    username: Vec<Option<String>>,
+    first_name: Vec<Option<String>>,
+    last_name: Vec<Option<String>>,
+    name: Vec<Option<String>>,
+    job_title: Vec<Option<String>>,
+    state: Vec<Option<String>>,
+    role: Vec<Option<String>>,
+    /// As a JSON array.
+    roles: Vec<String>,
+    custom_attributes: Vec<Option<String>>,
+    raw_attributes: Vec<Option<String>>,
+    created_at: Vec<Option<OffsetDateTime>>,
+    updated_at: Vec<Option<OffsetDateTime>>,
+}
+
+impl Columns {
+    fn push(&mut self, id: &str, user: &directory::User<'_>) {
+        let owned = |text: &Option<Text<'_>>| text.as_deref().map(str::to_owned);
+        self.id.push(id.to_owned());
+        self.organization_id.push(owned(&user.organization_id));
+        self.idp_id.push(owned(&user.idp_id));
+        self.email.push(owned(&user.email));
+        self.username.push(owned(&user.username));
+        self.first_name.push(owned(&user.first_name));
+        self.last_name.push(owned(&user.last_name));
+        self.name.push(owned(&user.name));
+        self.job_title.push(owned(&user.job_title));
+        self.state.push(owned(&user.state));
+        self.role.push(owned(&user.role));
+        self.roles.push(
+            serde_json::Value::from(user.roles.iter().map(|role| role.to_string()).collect::<Vec<_>>())
+                .to_string(),
+        );
+        self.custom_attributes
+            .push(user.custom_attributes.map(str::to_owned));
+        self.raw_attributes.push(user.raw_attributes.map(str::to_owned));
+        self.created_at.push(user.times.created_at.map(Into::into));
+        self.updated_at.push(user.times.updated_at.map(Into::into));
+    }
+}
+
+/// Compares users, each with its place among all.
+#[expect(clippy::too_many_lines, reason = "one statement, a line a column")]
+pub(super) async fn compare(
+    pool: &PgPool,
+    comparison: Comparison<'_>,
+    objects: &[(usize, &str)],
+) -> sqlx::Result<Part> {
+    let (mut c, mut times, mut unreadable) = (Columns::default(), Vec::new(), Vec::new());
+    for (index, text) in objects {
+        match directory::user(text) {
+            Ok(user) => {
+                c.push(user.id.as_str(), &user.attributes);
+                times.push((*index, user.attributes.times.speaks_for()));
+            }
+            Err(_) => unreadable.push(*index),
+        }
+    }
+    let rows = sqlx::query_as!(
+        Row,
+        r#"
+        select
+            x.place as "place!",
+            v.id is not null as "shown!",
+            nullif(u.seen_at, '-infinity') as seen_at,
+            nullif(greatest(u.gone_at, d.gone_at), '-infinity') as void_at,
+            nullif(u.version_updated_at, '-infinity') as version_updated_at,
+            nullif(u.version_observed_at, '-infinity') as version_observed_at,
+            differing.columns as "columns!",
+            case when $18 then to_jsonb(v) end as before,
+            case when $18 then jsonb_build_object(
+                'organization_id', coalesce(d.organization_id, x.organization_id), 'idp_id', x.idp_id,
+                'email', x.email, 'username', x.username, 'first_name', x.first_name,
+                'last_name', x.last_name, 'name', x.name, 'job_title', x.job_title, 'state', x.state,
+                'role', x.role, 'roles', x.roles::jsonb, 'custom_attributes', x.custom_attributes::jsonb,
+                'raw_attributes', x.raw_attributes::jsonb, 'created_at', x.created_at,
+                'updated_at', x.updated_at
+            ) end as after
+        from unnest(
+            $1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
+            $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[],
+            $15::timestamptz[], $16::timestamptz[]
+        ) with ordinality as x (
+            id, organization_id, idp_id, email, username, first_name, last_name, name, job_title, state,
+            role, roles, custom_attributes, raw_attributes, created_at, updated_at, place
+        )
+        left join dsync.directories as d on d.id = $17
+        left join dsync.users as u on u.id = x.id
+        left join directory.users as v on v.id = x.id
+        cross join lateral (
+            select array_remove(array[
+                case when v.organization_id is distinct from coalesce(d.organization_id, x.organization_id)
+                    then 'organization_id' end,
+                case when v.idp_id is distinct from x.idp_id then 'idp_id' end,
+                case when v.email is distinct from x.email then 'email' end,
+                case when v.username is distinct from x.username then 'username' end,
+                case when v.first_name is distinct from x.first_name then 'first_name' end,
+                case when v.last_name is distinct from x.last_name then 'last_name' end,
+                case when v.name is distinct from x.name then 'name' end,
+                case when v.job_title is distinct from x.job_title then 'job_title' end,
+                case when v.state is distinct from x.state then 'state' end,
+                case when v.role is distinct from x.role then 'role' end,
+                case when to_jsonb(v.roles) is distinct from x.roles::jsonb then 'roles' end,
+                case when v.custom_attributes is distinct from x.custom_attributes::jsonb
+                    then 'custom_attributes' end,
+                case when v.raw_attributes is distinct from x.raw_attributes::jsonb
+                    then 'raw_attributes' end,
+                case when v.created_at is distinct from x.created_at then 'created_at' end,
+                case when v.updated_at is distinct from x.updated_at then 'updated_at' end
+            ], null) as columns
+        ) as differing
+        where (v.id is null or differing.columns <> '{}')
+            -- Who is erased stays so, whatever WorkOS has.
+            and not exists (select from dsync.erased as e where e.user_id = x.id)
+        order by x.place
+        "#,
+        &c.id,
+        &c.organization_id as &[Option<String>],
+        &c.idp_id as &[Option<String>],
+        &c.email as &[Option<String>],
+        &c.username as &[Option<String>],
+        &c.first_name as &[Option<String>],
+        &c.last_name as &[Option<String>],
+        &c.name as &[Option<String>],
+        &c.job_title as &[Option<String>],
+        &c.state as &[Option<String>],
+        &c.role as &[Option<String>],
+        &c.roles,
+        &c.custom_attributes as &[Option<String>],
+        &c.raw_attributes as &[Option<String>],
+        &c.created_at as &[Option<OffsetDateTime>],
+        &c.updated_at as &[Option<OffsetDateTime>],
+        comparison.directory,
+        comparison.values,
+    )
+    .fetch_all(pool)
+    .await?;
+    Ok(Part {
+        rows,
+        times,
+        unreadable,
+    })
+}
+
+/// The users of a directory that readers see, and when each was last seen.
+pub async fn shown(pool: &PgPool, directory: &str) -> sqlx::Result<HashMap<String, OffsetDateTime>> {
+    sqlx::query!(
+        r#"
+        select v.id as "id!", u.seen_at as "seen_at!"
+        from directory.users as v join dsync.users as u on u.id = v.id
+        where v.directory_id = $1
+        "#,
+        directory,
+    )
+    .fetch(pool)
+    .map_ok(|row| (row.id, row.seen_at))
+    .try_collect()
+    .await
+}
+
+/// How many users of a directory readers see.
+pub async fn count(pool: &PgPool, directory: &str) -> sqlx::Result<usize> {
+    let count = sqlx::query_scalar!(
+        r#"select count(*) as "count!" from directory.users where directory_id = $1"#,
+        directory,
+    )
+    .fetch_one(pool)
+    .await?;
+    Ok(usize::try_from(count).unwrap_or_default())
+}
+
+/// When this one, if readers see it, was last seen.
+pub async fn seen_at(pool: &PgPool, id: &str) -> sqlx::Result<Option<OffsetDateTime>> {
+    sqlx::query_scalar!(
+        r#"
+        select u.seen_at as "seen_at!"
+        from directory.users as v join dsync.users as u on u.id = v.id
+        where v.id = $1
+        "#,
+        id,
+    )
+    .fetch_optional(pool)
+    .await
+}

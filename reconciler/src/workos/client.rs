@@ -1,0 +1,324 @@
+//! One GET: waits its turn, is sent, and is sent again while that may help. Everything that could pass (429, 5xx,
+//! time-outs, a lost connection) is waited out with jitter up to [`ClientSettings::patience`]; everything else is the
+//! caller's to judge.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use reqwest::StatusCode;
+use reqwest::header::{DATE, HeaderMap, RETRY_AFTER};
+use schema::json::{self, Malformed};
+use schema::timestamp::Timestamp;
+use service::clock::Clock;
+use service::retry::Backoff;
+use service::settings::Secret;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::answer::{Answer, http_date};
+use super::limits::Limits;
+use crate::metrics::Metrics;
+
+/// Where the API is, and how long we bear with it.
+#[derive(Clone, Debug)]
+pub struct ClientSettings {
+    /// `https://api.workos.com`, or what stands in for it.
+    pub url: reqwest::Url,
+    /// `sk_…`.
+    pub key: Secret,
+    /// How long one request may take.
+    pub timeout: Duration,
+    /// How long one question is asked again and again.
+    pub patience: Duration,
+}
+
+impl ClientSettings {
+    /// As in production.
+    pub fn new(url: reqwest::Url, key: Secret) -> Self {
+        Self {
+            url,
+            key,
+            timeout: Duration::from_secs(20),
+            patience: Duration::from_mins(1),
+        }
+    }
+}
+
+/// What can be asked. Its name is the label of the metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// `/directories`
+    Directories,
+    /// `/directories/{id}`
+    Directory,
+    /// `/directory_users`
+    Users,
+    /// `/directory_users/{id}`
+    User,
+    /// `/directory_groups`
+    Groups,
+    /// `/directory_groups/{id}`
+    Group,
+    /// `/events`
+    Events,
+}
+
+impl Endpoint {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Directories => "directories",
+            Self::Directory => "directory",
+            Self::Users => "users",
+            Self::User => "user",
+            Self::Groups => "groups",
+            Self::Group => "group",
+            Self::Events => "events",
+        }
+    }
+
+    const fn path(self) -> &'static str {
+        match self {
+            Self::Directories | Self::Directory => "directories",
+            Self::Users | Self::User => "directory_users",
+            Self::Groups | Self::Group => "directory_groups",
+            Self::Events => "events",
+        }
+    }
+
+    /// Whether the limit per directory counts it.
+    const fn is_limited(self) -> bool {
+        matches!(self, Self::Users | Self::User)
+    }
+}
+
+/// One question.
+#[derive(Clone, Debug)]
+pub struct Ask<'a> {
+    /// What is asked.
+    pub endpoint: Endpoint,
+    /// Of which object; none for lists.
+    pub id: Option<&'a str>,
+    /// How.
+    pub query: Vec<(&'a str, String)>,
+    /// In which directory, where the answer is of one.
+    pub directory: Option<&'a str>,
+}
+
+/// Why there is no answer. None of them repeats a body, a query or the key.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// There is no such object, at this moment by the server's clock.
+    #[error("WorkOS: not found")]
+    NotFound(Timestamp),
+    /// It does not take the question (a cursor that is no longer known, say).
+    #[error("WorkOS refuses the request with status {0}")]
+    Refused(u16),
+    /// The key is wrong, or may not.
+    #[error("WorkOS does not accept the API key (status {0})")]
+    Unauthorized(u16),
+    /// It could not be had, for as long as we had patience.
+    #[error("WorkOS: {0}")]
+    Unavailable(Trouble),
+    /// The answer is not what it should be.
+    #[error("WorkOS answered what cannot be read: {0}")]
+    Malformed(#[from] Malformed),
+    /// A list whose pages lead in a circle.
+    #[error("WorkOS's list does not end")]
+    Circle,
+}
+
+/// What kept failing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Trouble {
+    /// Too many requests.
+    #[error("too many requests (status 429)")]
+    TooMany,
+    /// Its own trouble.
+    #[error("status {0}")]
+    Status(u16),
+    /// No answer in time.
+    #[error("no answer in time")]
+    TimedOut,
+    /// No connection, or it was lost.
+    #[error("no connection")]
+    Disconnected,
+}
+
+/// The client. Cheap to clone; clones share connections and limits, and count requests together unless told otherwise.
+#[derive(Clone)]
+pub struct Api {
+    http: reqwest::Client,
+    settings: Arc<ClientSettings>,
+    limits: Limits,
+    clock: Clock,
+    metrics: Metrics,
+    asked: Arc<AtomicU64>,
+    health: Arc<watch::Sender<Option<Health>>>,
+}
+
+/// How the last request went.
+#[derive(Clone, Debug)]
+pub struct Health {
+    /// When.
+    pub at: Instant,
+    /// Whether it was answered sensibly; else what was wrong.
+    pub answered: Result<(), String>,
+}
+
+impl Api {
+    /// A client with connections and limits of its own.
+    pub fn new(settings: ClientSettings, clock: Clock, metrics: Metrics) -> reqwest::Result<Self> {
+        let http = reqwest::Client::builder()
+            .user_agent(concat!("dsync-reconciler/", env!("CARGO_PKG_VERSION")))
+            .timeout(settings.timeout)
+            .connect_timeout(Duration::from_secs(10))
+            .pool_idle_timeout(Duration::from_mins(1))
+            .redirect(reqwest::redirect::Policy::none())
+            .build()?;
+        Ok(Self {
+            http,
+            settings: Arc::new(settings),
+            limits: Limits::default(),
+            clock,
+            metrics,
+            asked: Arc::default(),
+            health: Arc::new(watch::Sender::new(None)),
+        })
+    }
+
+    /// The same client, which counts its requests anew.
+    #[must_use]
+    pub fn counting(&self) -> Self {
+        Self {
+            asked: Arc::default(),
+            ..self.clone()
+        }
+    }
+
+    /// Requests sent so far by this client and its plain clones, repeated ones included.
+    pub fn requests(&self) -> u64 {
+        self.asked.load(Ordering::Relaxed)
+    }
+
+    /// Counts requests that a client of [`Api::counting`] sent for this one.
+    pub fn add_requests(&self, requests: u64) {
+        self.asked.fetch_add(requests, Ordering::Relaxed);
+    }
+
+    /// How the last request of any clone went; none yet: `None`.
+    pub fn health(&self) -> Option<Health> {
+        self.health.borrow().clone()
+    }
+
+    /// Asks until there is an answer, or no hope of one.
+    pub async fn get(&self, ask: &Ask<'_>) -> Result<Answer, ApiError> {
+        let lane = ask.directory.filter(|_| ask.endpoint.is_limited());
+        let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(20));
+        let start = Instant::now();
+        loop {
+            self.limits.pass(lane).await;
+            let (trouble, told) = match self.attempt(ask).await? {
+                Attempt::Answered(answer) => return Ok(answer),
+                Attempt::Failed(trouble, told) => (trouble, told),
+            };
+            // What was told is a lower bound; the jitter on top keeps those who were told the same apart.
+            let pause = match told {
+                Some(told) => told + backoff.next_delay().min(told / 4),
+                None => backoff.next_delay(),
+            };
+            if start.elapsed() + pause > self.settings.patience {
+                return Err(ApiError::Unavailable(trouble));
+            }
+            tracing::debug!(endpoint = ask.endpoint.as_str(), %trouble, ?pause, "asking WorkOS again");
+            if trouble == Trouble::TooMany {
+                self.limits.pause(lane, pause);
+            } else {
+                tokio::time::sleep(pause).await;
+            }
+        }
+    }
+
+    async fn attempt(&self, ask: &Ask<'_>) -> Result<Attempt, ApiError> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        let sent_at = Timestamp::from(self.clock.now());
+        let request = self
+            .http
+            .get(self.url(ask))
+            .bearer_auth(self.settings.key.expose())
+            .query(&ask.query);
+        let answered = async {
+            let response = request.send().await?;
+            let (status, headers) = (response.status(), response.headers().clone());
+            Ok::<_, reqwest::Error>((status, headers, response.bytes().await?))
+        };
+        let outcome = answered.await;
+        let status = match &outcome {
+            Ok((status, ..)) => status.as_str().to_owned(),
+            Err(error) if error.is_timeout() => "timeout".to_owned(),
+            Err(_) => "error".to_owned(),
+        };
+        self.metrics
+            .api_requests
+            .with_label_values(&[ask.endpoint.as_str(), &status])
+            .inc();
+        let judged = match outcome {
+            Err(error) if error.is_timeout() => Ok(Attempt::Failed(Trouble::TimedOut, None)),
+            Err(_) => Ok(Attempt::Failed(Trouble::Disconnected, None)),
+            Ok((status, headers, body)) => {
+                let at = date(&headers).unwrap_or(sent_at);
+                judge(status, &headers, Answer { at, body })
+            }
+        };
+        self.health.send_replace(Some(Health {
+            at: Instant::now(),
+            answered: match &judged {
+                Ok(Attempt::Failed(trouble, _)) => Err(trouble.to_string()),
+                Err(error @ ApiError::Unauthorized(_)) => Err(error.to_string()),
+                _ => Ok(()),
+            },
+        }));
+        judged
+    }
+
+    fn url(&self, ask: &Ask<'_>) -> reqwest::Url {
+        let mut url = self.settings.url.clone();
+        if let Ok(mut path) = url.path_segments_mut() {
+            path.pop_if_empty().push(ask.endpoint.path()).extend(ask.id);
+        }
+        url
+    }
+}
+
+enum Attempt {
+    Answered(Answer),
+    Failed(Trouble, Option<Duration>),
+}
+
+/// What a status means: an answer, trouble that may pass, or an error.
+fn judge(status: StatusCode, headers: &HeaderMap, answer: Answer) -> Result<Attempt, ApiError> {
+    let trouble = match status.as_u16() {
+        200 => return Ok(Attempt::Answered(answer)),
+        429 => Trouble::TooMany,
+        code @ (408 | 425 | 500..) => Trouble::Status(code),
+        // WorkOS says so in JSON; anybody else's 404 is no word about an object.
+        404 if is_json_object(&answer.body) => return Err(ApiError::NotFound(answer.at)),
+        code @ (401 | 403) => return Err(ApiError::Unauthorized(code)),
+        code => return Err(ApiError::Refused(code)),
+    };
+    Ok(Attempt::Failed(trouble, retry_after(headers)))
+}
+
+fn is_json_object(body: &[u8]) -> bool {
+    std::str::from_utf8(body).is_ok_and(|text| json::members(text, &[]).is_ok())
+}
+
+/// Seconds to wait, where the header says so in seconds. Never more than we would wait anyway.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds: u64 = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds.min(60)))
+}
+
+fn date(headers: &HeaderMap) -> Option<Timestamp> {
+    headers.get(DATE)?.to_str().ok().and_then(http_date)
+}

@@ -1,0 +1,186 @@
+//! The Events API, asked in whichever of its ways is taken. Documents, SDKs and the live API disagree (facts of the wire):
+//! types as `events[]=a&events[]=b` or `events=a,b`, a cursor with `range_start` or without, `order` obeyed or ignored.
+//! What was refused once is not tried again.
+
+use schema::timestamp::Timestamp;
+use time::OffsetDateTime;
+use time::macros::format_description;
+
+use super::answer::Page;
+use super::client::{Api, ApiError, Ask, Endpoint};
+use super::pages::PAGE;
+
+/// The types of events that are ours, as documented. An API that does not know one of the older ones refuses them all.
+pub const TYPES: &[&str] = &[
+    "dsync.activated",
+    "dsync.deactivated",
+    "dsync.deleted",
+    "dsync.user.created",
+    "dsync.user.updated",
+    "dsync.user.deleted",
+    "dsync.group.created",
+    "dsync.group.updated",
+    "dsync.group.deleted",
+    "dsync.group.user_added",
+    "dsync.group.user_removed",
+    "dsync.token.created",
+    "dsync.token.revoked",
+];
+/// Those that every API knows.
+const CORE: &[&str] = &[
+    "dsync.activated",
+    "dsync.deleted",
+    "dsync.user.created",
+    "dsync.user.updated",
+    "dsync.user.deleted",
+    "dsync.group.created",
+    "dsync.group.updated",
+    "dsync.group.deleted",
+    "dsync.group.user_added",
+    "dsync.group.user_removed",
+];
+
+/// Which part of the events is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Range {
+    /// From this moment on.
+    pub start: Timestamp,
+    /// Up to that moment; none: up to now.
+    pub end: Option<Timestamp>,
+}
+
+/// How the API wants to be asked, as far as it was found out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ways {
+    /// Types joined by commas, not one parameter each.
+    joined: bool,
+    /// Only the types that every API knows.
+    core_only: bool,
+    /// A cursor without `range_start`.
+    bare_cursor: bool,
+}
+
+impl Ways {
+    /// The next way to ask for a first page; none: all were refused.
+    fn other(self) -> Option<Self> {
+        match (self.joined, self.core_only) {
+            (false, _) => Some(Self { joined: true, ..self }),
+            (true, false) => Some(Self {
+                joined: false,
+                core_only: true,
+                ..self
+            }),
+            (true, true) => None,
+        }
+    }
+
+    fn query(self, range: &Range, after: Option<&str>) -> Vec<(&'static str, String)> {
+        let types = if self.core_only { CORE } else { TYPES };
+        let mut query: Vec<(&str, String)> = if self.joined {
+            vec![("events", types.join(","))]
+        } else {
+            types
+                .iter()
+                .map(|kind| ("events[]", (*kind).to_owned()))
+                .collect()
+        };
+        query.push(("limit", PAGE.to_string()));
+        query.push(("order", "asc".to_owned()));
+        if after.is_none() || !self.bare_cursor {
+            query.push(("range_start", zulu(range.start)));
+        }
+        query.extend(range.end.map(|end| ("range_end", zulu(end))));
+        query.extend(after.map(|after| ("after", after.to_owned())));
+        query
+    }
+}
+
+/// A page of events, or that a cursor is no longer known.
+#[derive(Debug)]
+pub enum Listed {
+    /// The page.
+    Page(Page),
+    /// The cursor is refused: its event is out of retention.
+    CursorRefused,
+}
+
+impl Api {
+    /// The events of `range` after the event `after`, oldest first. Finds out how to ask, and keeps that in `ways`.
+    pub async fn events(
+        &self,
+        ways: &mut Ways,
+        range: &Range,
+        after: Option<&str>,
+    ) -> Result<Listed, ApiError> {
+        let mut way = *ways;
+        loop {
+            let ask = Ask {
+                endpoint: Endpoint::Events,
+                id: None,
+                query: way.query(range, after),
+                directory: None,
+            };
+            let refusal = match self.get(&ask).await {
+                Ok(answer) => {
+                    *ways = way;
+                    return Ok(Listed::Page(Page::of(&answer)?));
+                }
+                Err(refusal @ ApiError::Refused(_)) => refusal,
+                Err(error) => return Err(error),
+            };
+            way = match after {
+                // The first page was taken so: it is the cursor, or the cursor beside a range.
+                Some(_) if way.bare_cursor => return Ok(Listed::CursorRefused),
+                Some(_) => Ways {
+                    bare_cursor: true,
+                    ..way
+                },
+                None => way.other().ok_or(refusal)?,
+            };
+        }
+    }
+}
+
+/// A moment in the one form the API takes: with `Z`, in milliseconds.
+fn zulu(moment: Timestamp) -> String {
+    let format = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
+    OffsetDateTime::from(moment).format(format).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_way_of_asking_is_tried_once() {
+        let mut ways = vec![Ways::default()];
+        while let Some(next) = ways[ways.len() - 1].other() {
+            ways.push(next);
+        }
+        let tried: Vec<_> = ways.iter().map(|way| (way.joined, way.core_only)).collect();
+        assert_eq!(
+            tried,
+            [(false, false), (true, false), (false, true), (true, true)]
+        );
+    }
+
+    #[test]
+    fn a_question_names_its_range_in_the_z_form() {
+        let range = Range {
+            start: Timestamp::parse("2026-01-01T00:00:00.5+01:00").unwrap(),
+            end: None,
+        };
+        let way = Ways {
+            joined: true,
+            core_only: true,
+            bare_cursor: true,
+        };
+        let first = way.query(&range, None);
+        assert!(first.contains(&("range_start", "2025-12-31T23:00:00.500Z".to_owned())));
+        assert!(first[0].1.starts_with("dsync.activated,dsync.deleted,"));
+        let next = way.query(&range, Some("event_1"));
+        assert!(next.iter().all(|(name, _)| *name != "range_start"));
+        assert!(next.contains(&("after", "event_1".to_owned())));
+        assert!(!Ways::default().query(&range, Some("event_1")).is_empty());
+    }
+}
