@@ -31,6 +31,10 @@ pub struct Nats {
     process: Option<Process>,
     port: Port,
     options: NatsOptions,
+    /// Lines of its configuration that make it one of a cluster.
+    cluster: Vec<String>,
+    /// The port its peers find it at, held as long as it lives.
+    peers: Option<Port>,
     dir: TempDir,
 }
 
@@ -54,8 +58,34 @@ impl Nats {
             process: None,
             port: Port::reserve()?,
             options,
+            cluster: Vec::new(),
+            peers: None,
             dir,
         })
+    }
+
+    /// Servers that form one cluster, which may need a moment to elect who leads it.
+    pub async fn cluster(size: usize) -> anyhow::Result<Vec<Nats>> {
+        let ports: Vec<Port> = std::iter::repeat_with(Port::reserve)
+            .take(size)
+            .collect::<Result<_, _>>()?;
+        let routes: Vec<String> = ports
+            .iter()
+            .map(|port| format!("nats-route://{}", port.address()))
+            .collect();
+        let mut servers = Vec::new();
+        for (n, port) in ports.into_iter().enumerate() {
+            let mut nats = Nats::absent(NatsOptions::default())?;
+            let (own, all) = (port.address(), routes.join(", "));
+            nats.cluster = vec![
+                format!("server_name: n{n}"),
+                format!("cluster {{ name: private, listen: \"{own}\", routes: [{all}] }}"),
+            ];
+            nats.peers = Some(port);
+            nats.start_again().await?;
+            servers.push(nats);
+        }
+        Ok(servers)
     }
 
     /// Where programs find it, with the login if it asks for one.
@@ -149,6 +179,7 @@ impl Nats {
         lines.extend(self.options.login.as_ref().map(|(user, password)| {
             format!("authorization {{ user: \"{user}\", password: \"{password}\" }}")
         }));
+        lines.extend(self.cluster.clone());
         lines.join("\n")
     }
 }

@@ -1,6 +1,7 @@
 //! The log against a real broker: what `journal` promises, one module a promise.
 
 mod appending;
+mod cluster;
 mod forgetting;
 mod outages;
 mod reading;
