@@ -108,12 +108,16 @@ impl Keeper {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
         let mut complaint = String::new();
         loop {
-            connections.mark_unchanged();
+            let connected = *connections.borrow_and_update();
             match self.journal.ensure(&self.limits).await {
                 Ok(_) => {
                     self.state.send_replace(State::Ready);
                     complaint.clear();
                     backoff.reset();
+                    // The first connection is the one this was just done on.
+                    if connected == 0 && *connections.borrow() == 1 {
+                        connections.mark_unchanged();
+                    }
                     tokio::select! {
                         () = self.shutdown.cancelled() => return,
                         _ = connections.changed() => {}

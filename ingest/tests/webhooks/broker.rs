@@ -141,9 +141,8 @@ async fn a_log_that_was_lost_is_made_anew_though_nobody_posts_or_asks() {
     );
 }
 
-/// Nobody reconnects here: that the stream is gone shows when nothing answers for it.
 #[tokio::test]
-async fn a_log_that_was_deleted_is_made_anew_by_the_next_webhook_or_question() {
+async fn a_log_that_was_deleted_is_made_anew_by_the_next_webhook() {
     let broker = Nats::start().await.unwrap();
     let app = App::start(&broker, Setup::default()).await;
     assert_eq!(app.post(user_created("event_1")).await.status, 200);
@@ -151,11 +150,15 @@ async fn a_log_that_was_deleted_is_made_anew_by_the_next_webhook_or_question() {
     assert_come_again(&app.post(user_created("event_2")).await, "5");
     until_stored(&app, "event_2").await;
     assert_eq!(stored(&app).await, ["event_2"]);
+}
+
+#[tokio::test]
+async fn a_log_that_was_deleted_is_made_anew_when_readiness_asks() {
+    let broker = Nats::start().await.unwrap();
+    let app = App::start(&broker, Setup::default()).await;
     jetstream(&broker, "STREAM.DELETE.DSYNC", "").await;
-    assert_eq!(
-        app.context.readiness.missing().await[0].reason,
-        "there is no stream of this name"
-    );
+    let missing = app.context.readiness.missing().await;
+    assert_eq!(missing[0].reason, "there is no stream of this name");
     app.ready().await;
     assert_eq!(stored(&app).await, Vec::<String>::new());
 }
