@@ -13,6 +13,7 @@ mod ports;
 mod postgres;
 mod process;
 mod program;
+mod running;
 mod template;
 mod watchdog;
 
@@ -23,5 +24,6 @@ pub use nats::{Nats, NatsOptions};
 pub use ports::Port;
 pub use postgres::{Backup, Durability, Postgres};
 pub use process::{Process, Signal};
-pub use program::{Output, Program, Running};
+pub use program::{Output, Program};
+pub use running::Running;
 pub use watchdog::{Watchdog, Watched};

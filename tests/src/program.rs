@@ -1,41 +1,27 @@
-//! One of our programs as a child process, found beside the test's own build: started with settings, watched through its
-//! admin port, and ended in every way a process can end.
+//! One of our programs, found beside the test's own build, and the settings it is run with.
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
-use tempfile::TempDir;
+use anyhow::ensure;
 
-use crate::eventually::eventually;
-use crate::metrics::Metrics;
-use crate::ports::Port;
-use crate::process::{Process, Signal};
+use crate::process::Process;
+use crate::running::Running;
 use crate::template::build_dir;
 use crate::watchdog::{Watchdog, Watched};
 
-const READY_WITHIN: Duration = Duration::from_secs(30);
 /// For subcommands.
 const ENDS_WITHIN: Duration = Duration::from_mins(2);
-const DRAINS_WITHIN: Duration = Duration::from_secs(30);
-/// Settings whose values may appear nowhere.
-const SECRET_SETTINGS: [&str; 5] = [
-    "DATABASE_URL",
-    "NATS_URL",
-    "WORKOS_WEBHOOK_SECRET",
-    "WORKOS_API_KEY",
-    "WORKOS_API_URL",
-];
 
 /// A program and its settings. Nothing of the test's own environment reaches it but the path.
 #[derive(Debug, Clone)]
 pub struct Program {
-    name: String,
+    pub(crate) name: String,
     args: Vec<String>,
-    env: BTreeMap<String, String>,
+    pub(crate) env: BTreeMap<String, String>,
 }
 
 /// What a program that ran to its end left.
@@ -47,17 +33,6 @@ pub struct Output {
     pub stdout: String,
     /// What it complained of, or logged.
     pub stderr: String,
-}
-
-/// A program that runs until it is told otherwise; killed when dropped.
-#[derive(Debug)]
-pub struct Running {
-    program: Program,
-    process: Option<Process>,
-    admin: Port,
-    listen: Port,
-    log: PathBuf,
-    dir: TempDir,
 }
 
 impl Program {
@@ -113,30 +88,7 @@ impl Program {
 
     /// Starts it with ports of its own for `ADMIN_ADDR` and `LISTEN_ADDR`, without waiting.
     pub fn spawn(self) -> anyhow::Result<Running> {
-        let (admin, listen) = (Port::reserve()?, Port::reserve()?);
-        let dir = tempfile::Builder::new().prefix("dsync-program-").tempdir()?;
-        let log = dir.path().join("output.log");
-        let mut program = self;
-        program
-            .env
-            .entry("ADMIN_ADDR".to_owned())
-            .or_insert_with(|| admin.address());
-        if program.name == "dsync-ingest" {
-            program
-                .env
-                .entry("LISTEN_ADDR".to_owned())
-                .or_insert_with(|| listen.address());
-        }
-        let mut running = Running {
-            program,
-            process: None,
-            admin,
-            listen,
-            log,
-            dir,
-        };
-        running.start_again()?;
-        Ok(running)
+        Running::spawn(self)
     }
 
     /// Starts it and waits until it says it is ready.
@@ -146,7 +98,8 @@ impl Program {
         Ok(running)
     }
 
-    fn watched(&self, input: &Path) -> anyhow::Result<Watched> {
+    /// The command that runs it, with the file `input` to read.
+    pub(crate) fn watched(&self, input: &Path) -> anyhow::Result<Watched> {
         let path = build_dir()?.join(&self.name);
         ensure!(
             path.is_file(),
@@ -158,187 +111,5 @@ impl Program {
         command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.env("RUST_BACKTRACE", "1").envs(&self.env);
         Ok(watched)
-    }
-}
-
-impl Running {
-    /// Its process id.
-    pub fn pid(&self) -> Option<u32> {
-        self.process.as_ref().map(Process::pid)
-    }
-
-    /// `http://127.0.0.1:<port>` of its admin address.
-    pub fn admin_url(&self) -> String {
-        format!("http://{}", self.admin.address())
-    }
-
-    /// `http://127.0.0.1:<port>` where it takes webhooks.
-    pub fn listen_url(&self) -> String {
-        format!("http://{}", self.listen.address())
-    }
-
-    /// Starts it again with the same settings, after it ended or was killed.
-    pub fn start_again(&mut self) -> anyhow::Result<()> {
-        self.process = None;
-        let watched = self.program.watched(Path::new("/dev/null"))?;
-        self.process = Some(Process::start(
-            &self.program.name,
-            watched,
-            &self.log,
-            self.dir.path(),
-        )?);
-        Ok(())
-    }
-
-    /// Waits until `/readyz` says 200. Fails at once when the program ends.
-    pub async fn ready(&mut self) -> anyhow::Result<()> {
-        let url = format!("{}/readyz", self.admin_url());
-        let process = self.process.as_mut().context("the program is not running")?;
-        let ready = eventually(READY_WITHIN, async || {
-            let Ok(answer) = reqwest::get(&url).await else {
-                process.must_run()?;
-                anyhow::bail!("nothing answers at the admin address");
-            };
-            let status = answer.status();
-            ensure!(
-                status.is_success(),
-                "{status}: {}",
-                answer.text().await.unwrap_or_default()
-            );
-            Ok(())
-        });
-        ready
-            .await
-            .with_context(|| format!("{} is not ready; it said:\n{}", self.program.name, self.tail(30)))
-    }
-
-    /// Status of `/readyz` now.
-    pub async fn readiness(&self) -> anyhow::Result<u16> {
-        Ok(reqwest::get(format!("{}/readyz", self.admin_url()))
-            .await?
-            .status()
-            .as_u16())
-    }
-
-    /// Its metrics now.
-    pub async fn metrics(&self) -> anyhow::Result<Metrics> {
-        let answer = reqwest::get(format!("{}/metrics", self.admin_url())).await?;
-        Ok(Metrics::new(answer.error_for_status()?.text().await?))
-    }
-
-    /// Kills it outright.
-    pub fn kill(&mut self) {
-        self.process = None;
-    }
-
-    /// SIGTERM; fails unless it drains and exits 0.
-    pub async fn terminate(&mut self) -> anyhow::Result<()> {
-        let Some(mut process) = self.process.take() else {
-            return Ok(());
-        };
-        let status = process.terminate(DRAINS_WITHIN).await?;
-        ensure!(
-            status.success(),
-            "{} ended with {status} after SIGTERM:\n{}",
-            self.program.name,
-            self.tail(30)
-        );
-        Ok(())
-    }
-
-    /// Freezes it.
-    pub fn pause(&mut self) -> anyhow::Result<()> {
-        self.process
-            .as_mut()
-            .context("the program is not running")?
-            .signal(Signal::STOP)
-    }
-
-    /// Undoes [`Running::pause`].
-    pub fn resume(&mut self) -> anyhow::Result<()> {
-        self.process
-            .as_mut()
-            .context("the program is not running")?
-            .signal(Signal::CONT)
-    }
-
-    /// Waits for its end, `bound` at most.
-    pub async fn exit(&mut self, bound: Duration) -> anyhow::Result<ExitStatus> {
-        self.process
-            .as_mut()
-            .context("the program is not running")?
-            .wait(bound)
-            .await
-    }
-
-    /// Everything it printed and logged so far, over all its starts.
-    pub fn output(&self) -> String {
-        String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
-    }
-
-    /// Fails when its output holds a secret among its settings, or one of `others`.
-    pub fn keeps_secrets(&self, others: &[&str]) -> anyhow::Result<()> {
-        let output = self.output();
-        let mut secrets: Vec<String> = others.iter().map(ToString::to_string).collect();
-        for name in SECRET_SETTINGS {
-            secrets.extend(
-                self.program
-                    .env
-                    .get(name)
-                    .into_iter()
-                    .flat_map(|value| secrets_in(value)),
-            );
-        }
-        for (index, secret) in secrets.iter().enumerate() {
-            let line = output.lines().position(|line| line.contains(secret.as_str()));
-            ensure!(
-                line.is_none(),
-                "{} shows secret {index} in line {line:?} of its output",
-                self.program.name
-            );
-        }
-        Ok(())
-    }
-
-    /// The last lines of its output.
-    pub fn tail(&self, lines: usize) -> String {
-        let output = self.output();
-        let all: Vec<&str> = output.lines().collect();
-        all[all.len().saturating_sub(lines)..].join("\n")
-    }
-
-    /// A directory of its own, for files it is to read.
-    pub fn dir(&self) -> &Path {
-        self.dir.path()
-    }
-}
-
-/// What is secret in a setting: of a URL its password, else each of its parts.
-fn secrets_in(value: &str) -> Vec<String> {
-    if let Some((_, rest)) = value.split_once("://") {
-        let login = rest.split_once('@').map(|(login, _)| login);
-        return login
-            .and_then(|login| login.split_once(':'))
-            .map(|(_, password)| password.to_owned())
-            .into_iter()
-            .collect();
-    }
-    value
-        .split(',')
-        .map(str::trim)
-        .filter(|part| !part.is_empty())
-        .map(str::to_owned)
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_secret_of_a_url_is_its_password() {
-        assert_eq!(secrets_in("postgres://me:pw@127.0.0.1:1/x"), ["pw"]);
-        assert!(secrets_in("nats://127.0.0.1:4222").is_empty());
-        assert_eq!(secrets_in("whsec_a, whsec_b"), ["whsec_a", "whsec_b"]);
     }
 }

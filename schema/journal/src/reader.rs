@@ -8,7 +8,7 @@
 //! What never happens here: skipping over entries in silence. A log that is no longer the one the reader was opened on is
 //! [`ReadError::Replaced`], not an empty wait.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::jetstream::consumer::pull::{self, MessagesErrorKind};
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy};
@@ -29,6 +29,8 @@ const PULL_BYTES: usize = 8 << 20;
 const HEARTBEAT: Duration = Duration::from_secs(3);
 /// How long one pull stands at the broker before it is renewed.
 const PULL_EXPIRES: Duration = Duration::from_secs(30);
+/// A feed that breaks sooner than this after another did so is a reason to try something else.
+const SHORT_LIFE: Duration = Duration::from_secs(10);
 /// When the broker drops a consumer nobody pulls from.
 const FORGET_AFTER: Duration = Duration::from_mins(1);
 
@@ -51,6 +53,7 @@ pub struct Reader {
 /// A consumer at the broker and what it sends.
 struct Feed {
     messages: pull::Stream,
+    opened: Instant,
     /// How many messages it sent: the next one is numbered one higher, or something was lost.
     count: u64,
 }
@@ -142,7 +145,7 @@ impl Reader {
         delivered.entry
     }
 
-    /// Waits for an entry. A feed that breaks is replaced once; if that one breaks too before it sent anything, the entry
+    /// Waits for an entry. A feed that breaks is replaced; if that one breaks soon too, before it sent anything, the entry
     /// is asked for, and if that gives nothing either, the caller hears of it and sets the pace.
     async fn next(&mut self) -> Result<Delivered, ReadError> {
         let mut renewed = false;
@@ -158,12 +161,13 @@ impl Reader {
                 },
                 _ = self.connections.changed() => Broken::Renew("connected anew"),
             };
+            let short_lived = feed.opened.elapsed() < SHORT_LIFE;
             self.feed = None;
             match broken {
                 Broken::Replaced => return Err(ReadError::Replaced),
                 Broken::Renew(why) => {
                     tracing::debug!(why, after = self.last, "reading the log through a new consumer");
-                    if std::mem::replace(&mut renewed, true) {
+                    if std::mem::replace(&mut renewed, true) && short_lived {
                         return self.ask_for_next().await;
                     }
                 }
@@ -215,7 +219,11 @@ impl Reader {
             .expires(PULL_EXPIRES)
             .messages()
             .await?;
-        Ok(Feed { messages, count: 0 })
+        Ok(Feed {
+            messages,
+            opened: Instant::now(),
+            count: 0,
+        })
     }
 
     /// The next entry by a question instead of a consumer. It gets past a message that breaks every feed: one whose
