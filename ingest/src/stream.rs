@@ -69,9 +69,11 @@ impl Stream {
         }
     }
 
-    /// To be called when nothing answers for the stream: it may have been deleted.
+    /// To be called when nothing answers for the stream: it may have been deleted. Before it was set up that is no news.
     pub fn doubt(&self) {
-        self.doubt.notify_one();
+        if self.ready().is_ok() {
+            self.doubt.notify_one();
+        }
     }
 
     /// Makes readiness ask whether the stream was set up and answers now.
