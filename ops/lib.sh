@@ -93,6 +93,24 @@ need_nats() {
   nats_on_path || die "the nats-server that was fetched does not run on this machine: install nats-server $NATS_OLDEST or newer."
 }
 
+need_prometheus() {
+  local dir="$TOOLS/prometheus"
+  have prometheus && have promtool && return
+  PATH="$dir/usr/bin:$PATH"
+  have prometheus && have promtool && return
+  can_install "Prometheus" prometheus
+  say "fetching prometheus"
+  rm -rf "$dir"
+  mkdir -p "$dir"
+  # Unpacked instead of installed: the package would start a server of the system's own.
+  (cd "$dir" && apt-get download -qq -o APT::Sandbox::User=root prometheus >&2) ||
+    { as_root apt-get update -qq >&2 && (cd "$dir" && apt-get download -qq -o APT::Sandbox::User=root prometheus >&2); } ||
+    die "Prometheus is missing and could not be fetched: install prometheus and promtool and start again."
+  dpkg-deb --extract "$dir"/prometheus_*.deb "$dir" && rm "$dir"/prometheus_*.deb
+  promtool --version >/dev/null 2>&1 ||
+    die "the Prometheus that was fetched does not run on this machine: install prometheus and promtool and start again."
+}
+
 need_rust() {
   PATH="$TOOLS/bin:$PATH"
   if ! have cargo; then
