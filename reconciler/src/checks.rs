@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::difference::Entity;
 use crate::findings::Findings;
+use crate::judge::plainly;
 use crate::lease::Lease;
 use crate::memberships::{groups_of, members};
 use crate::plan::{self, Known, Verdict};
@@ -22,7 +23,6 @@ use crate::reading::{Pair, Reading};
 use crate::store::checks::{self, Check, Target, What};
 use crate::store::compared::{Comparison, compare};
 use crate::store::{directories, memberships};
-use crate::sweep::plainly;
 use crate::work::{Failure, Work};
 use crate::workos::client::ApiError;
 use crate::workos::objects::Read;
@@ -72,7 +72,7 @@ impl Checker {
     /// Reads everything that is due now; how many targets that were.
     pub async fn round(&mut self) -> Result<usize, Failure> {
         let now = self.work.clock.now();
-        let mut due: HashMap<String, Vec<Target>> = HashMap::new();
+        let mut due: HashMap<String, Vec<(Target, bool)>> = HashMap::new();
         let in_doubt = checks::in_doubt(&self.work.pool, self.work.as_of(now.into()).into()).await?;
         let doubts: HashMap<Target, Check> = in_doubt
             .into_iter()
@@ -89,7 +89,9 @@ impl Checker {
         targets.dedup();
         let count = targets.len();
         for target in targets {
-            due.entry(target.directory.clone()).or_default().push(target);
+            let in_doubt = doubts.contains_key(&target);
+            let targets = due.entry(target.directory.clone()).or_default();
+            targets.push((target, in_doubt));
         }
         let work = &self.work;
         let read: Vec<Vec<(Target, Timestamp)>> = stream::iter(due)
@@ -122,7 +124,7 @@ fn next_read(check: &Check, at: Timestamp, settles_at: Timestamp, now: Timestamp
 async fn read_all(
     work: &Work,
     directory: String,
-    targets: Vec<Target>,
+    targets: Vec<(Target, bool)>,
     now: OffsetDateTime,
 ) -> Vec<(Target, Timestamp)> {
     let lease = match work.leases.take(&directory, false).await {
@@ -135,9 +137,9 @@ async fn read_all(
         }
     };
     let mut read = Vec::new();
-    for target in targets {
+    for (target, in_doubt) in targets {
         let outcome = tokio::select! {
-            outcome = read_one(work, &lease, &target, now) => outcome,
+            outcome = read_one(work, &lease, &target, in_doubt, now) => outcome,
             () = lease.lost().cancelled() => break,
         };
         match outcome {
@@ -153,16 +155,20 @@ async fn read_all(
     read
 }
 
-/// Reads one target and appends what follows; the moment the reading spoke for.
+/// Reads one target, which is in doubt or only to be read again, and appends what follows; the moment the reading spoke
+/// for.
 pub async fn read_one(
     work: &Work,
     lease: &Lease,
     target: &Target,
+    in_doubt: bool,
     now: OffsetDateTime,
 ) -> Result<Timestamp, Failure> {
     let mut findings = Findings::default();
     let at = match target.what {
-        What::Directory | What::User | What::Group => read_object(work, target, &mut findings).await?,
+        What::Directory | What::User | What::Group => {
+            read_object(work, target, in_doubt, &mut findings).await?
+        }
         What::MembershipsOfUser | What::MembershipsOfGroup => {
             read_memberships(work, target, &mut findings).await?
         }
@@ -192,7 +198,12 @@ pub async fn read_one(
     Ok(at)
 }
 
-async fn read_object(work: &Work, target: &Target, findings: &mut Findings) -> Result<Timestamp, Failure> {
+async fn read_object(
+    work: &Work,
+    target: &Target,
+    in_doubt: bool,
+    findings: &mut Findings,
+) -> Result<Timestamp, Failure> {
     let (directory, id) = (target.directory.as_str(), target.id.as_str());
     let (entity, read) = match target.what {
         What::User => (Entity::User, work.api.user(directory, id).await?),
@@ -221,8 +232,8 @@ async fn read_object(work: &Work, target: &Target, findings: &mut Findings) -> R
             let verdict = plan::gone(&known(work, entity, target).await?, at);
             let missing = || Reading::missing(entity, directory, id, at);
             match verdict {
-                // Gone already, and in doubt: saying so again, later, settles it.
-                Verdict::Same => findings.readings.push(missing()),
+                // Gone already: saying so again, of a later moment, settles a doubt, and is good for nothing else.
+                Verdict::Same if in_doubt => findings.readings.push(missing()),
                 verdict => findings.take(plainly(entity, directory, id), verdict, missing),
             }
             Ok(at)

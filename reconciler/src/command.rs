@@ -211,10 +211,8 @@ async fn approve(work: &Work, lease: &Lease) -> anyhow::Result<(usize, usize)> {
     Ok((deleted, back))
 }
 
-/// Appends those of `held` that are gone, as of the moment each was approved; how many.
+/// Appends those of `held` that are gone, as of the moment each was read to be; how many.
 async fn let_through(work: &Work, directory: &str, entity: Entity, held: &[Held]) -> Result<usize, Failure> {
-    // The moment before the first of these reads: none of them speaks for an earlier one.
-    let at = work.as_of(work.clock.now().into());
     let asked: Vec<Held> = match entity {
         Entity::Directory => held
             .iter()
@@ -228,10 +226,10 @@ async fn let_through(work: &Work, directory: &str, entity: Entity, held: &[Held]
     let gone = really_gone(work, directory, entity, &asked, Way::ByGroup).await?;
     let readings = gone
         .iter()
-        .map(|one| match entity {
-            Entity::Directory => Reading::missing(entity, directory, directory, at),
-            Entity::User => Reading::missing(entity, directory, &one.user_id, at),
-            Entity::Group => Reading::missing(entity, directory, &one.group_id, at),
+        .map(|(one, at)| match entity {
+            Entity::Directory => Reading::missing(entity, directory, directory, *at),
+            Entity::User => Reading::missing(entity, directory, &one.user_id, *at),
+            Entity::Group => Reading::missing(entity, directory, &one.group_id, *at),
             Entity::Membership => {
                 let pair = Pair {
                     directory,
@@ -239,7 +237,7 @@ async fn let_through(work: &Work, directory: &str, entity: Entity, held: &[Held]
                     group: &one.group_id,
                     user: &one.user_id,
                 };
-                Reading::membership(pair, false, at)
+                Reading::membership(pair, false, *at)
             }
         })
         .collect();

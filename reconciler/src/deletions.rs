@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use schema::timestamp::Timestamp;
 use service::settings::Percent;
 
 use crate::difference::Entity;
@@ -81,7 +82,7 @@ pub async fn confirm(
             );
         }
         return Ok(Confirmed {
-            gone,
+            gone: gone.into_iter().map(|(one, _)| one).collect(),
             ..Confirmed::default()
         });
     }
@@ -112,14 +113,14 @@ pub async fn confirm(
     })
 }
 
-/// Those that are gone by their own read.
+/// Those that are gone by their own read, and the moment it speaks for.
 pub async fn really_gone(
     work: &Work,
     directory: &str,
     entity: Entity,
     absent: &[Held],
     way: Way,
-) -> Result<Vec<Held>, Failure> {
+) -> Result<Vec<(Held, Timestamp)>, Failure> {
     match entity {
         Entity::Membership => memberships_gone(work, directory, absent, way).await,
         _ => {
@@ -130,7 +131,10 @@ pub async fn really_gone(
                         Entity::Group => work.api.group(directory, &one.group_id).await?,
                         Entity::Directory | Entity::Membership => work.api.directory(&one.user_id).await?,
                     };
-                    Ok(matches!(read, Read::Gone(_)).then_some(one))
+                    Ok(match read {
+                        Read::Gone(at) => Some((one, work.as_of(at))),
+                        Read::There(..) => None,
+                    })
                 })
                 .buffered(AT_ONCE)
                 .try_filter_map(|one| async move { Ok(one) })
@@ -147,7 +151,7 @@ async fn memberships_gone(
     directory: &str,
     absent: &[Held],
     way: Way,
-) -> Result<Vec<Held>, Failure> {
+) -> Result<Vec<(Held, Timestamp)>, Failure> {
     let mut sides: BTreeMap<String, Vec<Held>> = BTreeMap::new();
     for one in absent {
         let side = if way == Way::ByUser {
@@ -157,16 +161,20 @@ async fn memberships_gone(
         };
         sides.entry(side.clone()).or_default().push(one.clone());
     }
-    let gone: Vec<Vec<Held>> = stream::iter(sides)
+    let gone: Vec<Vec<(Held, Timestamp)>> = stream::iter(sides)
         .map(|(side, asked)| async move {
             let mut left: Vec<Held> = asked;
+            let mut first_at = None;
             for _ in 0..2 {
                 let listed = match way {
                     Way::ByUser => members(work, directory, &side).await,
                     _ => groups_of(work, directory, &side).await,
                 };
                 let listed: HashSet<String> = match listed {
-                    Ok((_, listed)) => listed.into_iter().collect(),
+                    Ok((at, listed)) => {
+                        first_at.get_or_insert(at);
+                        listed.into_iter().collect()
+                    }
                     // User or group is gone itself: that is for its own absence to say.
                     Err(Failure::Api(ApiError::NotFound(_))) => return Ok(Vec::new()),
                     Err(error) => return Err(error),
@@ -183,7 +191,10 @@ async fn memberships_gone(
                     break;
                 }
             }
-            Ok(left)
+            Ok(left
+                .into_iter()
+                .filter_map(|one| Some((one, first_at?)))
+                .collect())
         })
         .buffered(AT_ONCE)
         .try_collect()

@@ -11,6 +11,7 @@ use time::OffsetDateTime;
 use crate::deletions::{self, Believed};
 use crate::difference::{Difference, Entity, Kind};
 use crate::findings::Findings;
+use crate::judge::{self, named, plainly};
 use crate::lease::Lease;
 use crate::memberships::Way;
 use crate::plan::{self, Known, Verdict};
@@ -19,7 +20,7 @@ use crate::report::DirectoryReport;
 use crate::snapshot::Listed;
 use crate::store::compared::Comparison;
 use crate::store::{checks, directories, held, sweeps};
-use crate::sweep::{Mode, judge_there, named, plainly};
+use crate::sweep::Mode;
 use crate::work::{Failure, Work};
 use crate::workos::pages::List;
 
@@ -77,7 +78,7 @@ pub async fn pass(work: &Work, mode: Mode) -> Result<Pass, Failure> {
         ..Pass::default()
     };
     pass.there.sort();
-    judge_there(
+    judge::there(
         work,
         comparison,
         listed.suspects(),

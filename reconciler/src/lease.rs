@@ -164,11 +164,11 @@ impl Leases {
         };
         held.users = held.users.saturating_sub(1);
         held.swept &= !swept;
-        let last = held.users == 0;
-        if last {
+        let nobody_left = held.users == 0;
+        if nobody_left {
             all.remove(directory);
         }
-        last
+        nobody_left
     }
 }
 

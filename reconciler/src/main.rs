@@ -17,6 +17,7 @@ use reconciler::{command, run};
 use service::boot::{self, Context};
 use service::postgres::{self, PoolSettings, described};
 use service::retry::Backoff;
+use service::settings::SettingError;
 use service::{admin, healthcheck};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -92,7 +93,8 @@ async fn work(cli: &Cli, context: &Context) -> anyhow::Result<Work> {
         stream: cli.journal.dsync_stream.clone(),
         name: NAME.to_owned(),
     })
-    .await?;
+    .await
+    .map_err(|error| SettingError::found_later(error.setting(), error))?;
     let holder = format!("{}-{:016x}", std::process::id(), rand::random::<u64>());
     Ok(Work {
         leases: Leases::new(pool.clone(), &holder),
@@ -130,7 +132,14 @@ async fn serve(cli: &Cli, context: Context, work: Work) -> anyhow::Result<ExitCo
     };
     let keeper = tokio::spawn(work.leases.clone().keep(context.shutdown.clone()));
     let mut tasks = JoinSet::new();
-    run::start(&mut tasks, &work, catch_up, cli.sweep_interval, &context.shutdown);
+    run::start(
+        &mut tasks,
+        &work,
+        limits(cli),
+        catch_up,
+        cli.sweep_interval,
+        &context.shutdown,
+    );
     while let Some(ended) = tasks.join_next().await {
         // A task ends only at shutdown, or by a panic: then the whole process starts over.
         ended.context("a task of the reconciler failed")?;

@@ -7,12 +7,14 @@
 //! | sweeps | each directory every `SWEEP_INTERVAL`, or sooner when due | each directory one process, by lease |
 //! | single reads | a second | under the directory's lease |
 //! | leases renewed | 4 s | – |
+//! | the log's stream | at every connection, and 5 s | – |
 //!
 //! Each loop is idempotent and takes no hints: what is due is in the database, and a loop that fails begins anew. So a
 //! crash, a lost lease and a restart are one case.
 
 use std::time::Duration;
 
+use journal::{Journal, Limits};
 use service::postgres::described;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -30,6 +32,8 @@ use crate::work::{Failure, Work};
 const POLL: Duration = Duration::from_secs(1);
 /// Directories swept at once: enough to use up the limit of all requests at 4 a second each.
 const SWEEPS_AT_ONCE: usize = 26;
+/// How often it is seen to the log's stream.
+const STREAM: Duration = Duration::from_secs(5);
 /// How often the gauges are brought up to date.
 const GAUGES: Duration = Duration::from_secs(5);
 /// Beyond the margin: how long after a directory came back it is swept.
@@ -39,6 +43,7 @@ const SLACK: Duration = Duration::from_secs(2);
 pub fn start(
     tasks: &mut JoinSet<()>,
     work: &Work,
+    limits: Limits,
     catch_up: Settings,
     sweep_every: Duration,
     shutdown: &CancellationToken,
@@ -52,6 +57,23 @@ pub fn start(
     }
     tasks.spawn(Checker::new(work.clone()).run(shutdown.clone()));
     tasks.spawn(gauges(work.clone(), shutdown.clone()));
+    tasks.spawn(keep_stream(work.journal.clone(), limits, shutdown.clone()));
+}
+
+/// Makes the log's stream anew when it was lost: at every connection, and now and then.
+async fn keep_stream(journal: Journal, limits: Limits, shutdown: CancellationToken) {
+    let mut connections = journal.connections();
+    loop {
+        connections.borrow_and_update();
+        if let Err(error) = journal.ensure(&limits).await {
+            tracing::warn!(%error, "the log's stream cannot be seen to now; trying again");
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            _ = connections.changed() => {}
+            () = tokio::time::sleep(STREAM) => {}
+        }
+    }
 }
 
 async fn list_directories(work: Work, every: Duration, shutdown: CancellationToken) {

@@ -14,6 +14,9 @@ use crate::store::compared::{Comparison, compare};
 use crate::work::{Failure, Work};
 use crate::workos::pages::{List, Pages};
 
+/// Objects compared by one statement: a few pages, so that what a statement costs besides its rows is little.
+const TOGETHER: usize = 500;
+
 /// A complete list of objects of one kind.
 #[derive(Debug)]
 pub struct Listed {
@@ -37,7 +40,7 @@ pub struct Snapshot {
 }
 
 impl Listed {
-    /// Walks `list` to its end, comparing each page with the tables as it comes.
+    /// Walks `list` to its end, comparing every few pages with the tables as they come.
     ///
     /// `first` hears after the first page whether any user on it said which groups it is in.
     pub async fn walk(
@@ -55,13 +58,20 @@ impl Listed {
             unreadable: 0,
         };
         let mut first = Some(first);
+        let mut waiting = Vec::new();
         let mut pages = Pages::of(&work.api, list);
         while let Some(page) = pages.next().await? {
-            listed.add(work, comparison, page.objects).await?;
+            listed.name(comparison, page.objects, &mut waiting);
             if let Some(first) = first.take() {
                 first(!listed.groups_of.is_empty());
             }
+            if waiting.len() >= TOGETHER {
+                listed
+                    .compare(work, comparison, std::mem::take(&mut waiting))
+                    .await?;
+            }
         }
+        listed.compare(work, comparison, waiting).await?;
         let walked = pages
             .walked()
             .ok_or(Failure::Incomplete(comparison.entity.as_str()))?;
@@ -69,31 +79,39 @@ impl Listed {
         Ok(listed)
     }
 
-    async fn add(
+    /// Takes up a page: what each object is called, and which groups a user says it is in.
+    fn name(
         &mut self,
-        work: &Work,
         comparison: Comparison<'_>,
         objects: Vec<String>,
-    ) -> Result<(), Failure> {
-        let mut here: Vec<(String, String)> = Vec::with_capacity(objects.len());
+        waiting: &mut Vec<(String, String)>,
+    ) {
         for object in objects {
             match names_of(comparison, &object) {
                 Some((id, groups)) => {
                     if !groups.is_empty() {
                         self.groups_of.insert(id.clone(), groups);
                     }
-                    here.push((id, object));
+                    waiting.push((id, object));
                 }
                 None => self.unreadable += 1,
             }
         }
-        let texts: Vec<&str> = here.iter().map(|(_, object)| object.as_str()).collect();
+    }
+
+    async fn compare(
+        &mut self,
+        work: &Work,
+        comparison: Comparison<'_>,
+        objects: Vec<(String, String)>,
+    ) -> Result<(), Failure> {
+        let texts: Vec<&str> = objects.iter().map(|(_, object)| object.as_str()).collect();
         let compared = compare(&work.pool, comparison, &texts).await?;
         // Not listed as far as we can tell: then its row's absence is asked for by id, and is found to be none.
         self.unreadable += compared.unreadable.len();
         let unreadable: HashSet<usize> = compared.unreadable.into_iter().collect();
         let suspects: HashSet<usize> = compared.suspects.iter().map(|suspect| suspect.index).collect();
-        for (index, (id, object)) in here.into_iter().enumerate() {
+        for (index, (id, object)) in objects.into_iter().enumerate() {
             if unreadable.contains(&index) {
                 continue;
             }

@@ -70,8 +70,8 @@ pub(super) async fn compare(
         ) with ordinality as x (
             id, organization_id, name, type, state, external_key, created_at, updated_at, place
         )
-        left join dsync.directories as d on d.id = x.id
-        left join directory.directories as v on v.id = x.id
+        left join lateral (select * from dsync.directories as d where d.id = x.id limit 1) as d on true
+        left join lateral (select * from directory.directories as v where v.id = x.id limit 1) as v on true
         cross join lateral (
             select array_remove(array[
                 case when v.organization_id is distinct from x.organization_id then 'organization_id' end,

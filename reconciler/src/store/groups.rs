@@ -72,8 +72,8 @@ pub(super) async fn compare(
             id, organization_id, idp_id, name, raw_attributes, created_at, updated_at, place
         )
         left join dsync.directories as d on d.id = $8
-        left join dsync.groups as g on g.id = x.id
-        left join directory.groups as v on v.id = x.id
+        left join lateral (select * from dsync.groups as g where g.id = x.id limit 1) as g on true
+        left join lateral (select * from directory.groups as v where v.id = x.id limit 1) as v on true
         cross join lateral (
             select array_remove(array[
                 case when v.organization_id is distinct from coalesce(d.organization_id, x.organization_id)

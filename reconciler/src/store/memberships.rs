@@ -64,11 +64,17 @@ pub async fn known(pool: &PgPool, directory: &str, pairs: &[(&str, &str)]) -> sq
             nullif(m.seen_at, '-infinity') as seen_at,
             nullif(greatest(m.gone_at, u.gone_at, g.gone_at, d.gone_at), '-infinity') as void_at
         from unnest($1::text[], $2::text[]) with ordinality as x (group_id, user_id, place)
-        left join dsync.memberships as m on m.group_id = x.group_id and m.user_id = x.user_id
-        left join dsync.users as u on u.id = x.user_id
-        left join dsync.groups as g on g.id = x.group_id
+        left join lateral (
+            select * from dsync.memberships as m
+            where m.group_id = x.group_id and m.user_id = x.user_id limit 1
+        ) as m on true
+        left join lateral (select * from dsync.users as u where u.id = x.user_id limit 1) as u on true
+        left join lateral (select * from dsync.groups as g where g.id = x.group_id limit 1) as g on true
         left join dsync.directories as d on d.id = $3
-        left join directory.memberships as v on v.group_id = x.group_id and v.user_id = x.user_id
+        left join lateral (
+            select * from directory.memberships as v
+            where v.group_id = x.group_id and v.user_id = x.user_id limit 1
+        ) as v on true
         order by x.place
         "#,
         &groups as &[&str],

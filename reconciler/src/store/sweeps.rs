@@ -62,7 +62,7 @@ pub async fn claim(
             select s.directory_id
             from dsync.sweeps as s
             left join dsync.directories as d on d.id = s.directory_id
-            where (s.holder is null or s.holder = $1 or s.held_until < now())
+            where (s.held_until is null or s.holder = $1 or s.held_until < now())
                 and s.directory_id <> all($5)
                 and (s.retry_at is null or s.retry_at <= now())
                 and (
@@ -103,7 +103,7 @@ pub async fn take(pool: &PgPool, directory: &str, holder: &str, lease: Duration)
         insert into dsync.sweeps as s (directory_id, holder, held_until)
         values ($1, $2, now() + $3)
         on conflict (directory_id) do update set holder = $2, held_until = now() + $3
-        where s.holder is null or s.holder = $2 or s.held_until < now()
+        where s.held_until is null or s.holder = $2 or s.held_until < now()
         "#,
         directory,
         holder,
@@ -135,11 +135,11 @@ pub async fn renew(
     .await
 }
 
-/// Gives a lease back.
+/// Gives a lease back. Others may take it a moment later, when what was sent under it no longer counts.
 pub async fn release(pool: &PgPool, directory: &str, holder: &str) -> sqlx::Result<()> {
     sqlx::query!(
         r#"
-        update dsync.sweeps set holder = null, held_until = null
+        update dsync.sweeps set held_until = now() + interval '1100 milliseconds'
         where directory_id = $1 and holder = $2
         "#,
         directory,

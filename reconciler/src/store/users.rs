@@ -22,7 +22,7 @@ struct Columns {
     job_title: Vec<Option<String>>,
     state: Vec<Option<String>>,
     role: Vec<Option<String>>,
-    /// As a JSON array.
+    /// As array literals: `unnest` takes no arrays of arrays.
     roles: Vec<String>,
     custom_attributes: Vec<Option<String>>,
     raw_attributes: Vec<Option<String>>,
@@ -44,16 +44,22 @@ impl Columns {
         self.job_title.push(owned(&user.job_title));
         self.state.push(owned(&user.state));
         self.role.push(owned(&user.role));
-        self.roles.push(
-            serde_json::Value::from(user.roles.iter().map(|role| role.to_string()).collect::<Vec<_>>())
-                .to_string(),
-        );
+        self.roles.push(array(&user.roles));
         self.custom_attributes
             .push(user.custom_attributes.map(str::to_owned));
         self.raw_attributes.push(user.raw_attributes.map(str::to_owned));
         self.created_at.push(user.times.created_at.map(Into::into));
         self.updated_at.push(user.times.updated_at.map(Into::into));
     }
+}
+
+/// A list of texts as a Postgres array literal.
+fn array(elements: &[Text<'_>]) -> String {
+    let quoted = elements.iter().map(|element| {
+        let escaped = element.replace('\\', r"\\").replace('"', "\\\"");
+        format!("\"{escaped}\"")
+    });
+    format!("{{{}}}", quoted.collect::<Vec<_>>().join(","))
 }
 
 /// Compares users, each with its place among all.
@@ -76,20 +82,19 @@ pub(super) async fn compare(
     let rows = sqlx::query_as!(
         Row,
         r#"
+        with suspects as materialized (
         select
-            x.place as "place!",
-            v.id is not null as "shown!",
-            nullif(u.seen_at, '-infinity') as seen_at,
-            nullif(greatest(u.gone_at, d.gone_at), '-infinity') as void_at,
-            nullif(u.version_updated_at, '-infinity') as version_updated_at,
-            nullif(u.version_observed_at, '-infinity') as version_observed_at,
-            differing.columns as "columns!",
+            x.place,
+            x.id,
+            v.id is not null as shown,
+            d.gone_at as directory_gone_at,
+            differing.columns,
             case when $18 then to_jsonb(v) end as before,
             case when $18 then jsonb_build_object(
                 'organization_id', coalesce(d.organization_id, x.organization_id), 'idp_id', x.idp_id,
                 'email', x.email, 'username', x.username, 'first_name', x.first_name,
                 'last_name', x.last_name, 'name', x.name, 'job_title', x.job_title, 'state', x.state,
-                'role', x.role, 'roles', x.roles::jsonb, 'custom_attributes', x.custom_attributes::jsonb,
+                'role', x.role, 'roles', x.roles::text[], 'custom_attributes', x.custom_attributes::jsonb,
                 'raw_attributes', x.raw_attributes::jsonb, 'created_at', x.created_at,
                 'updated_at', x.updated_at
             ) end as after
@@ -102,9 +107,12 @@ pub(super) async fn compare(
             role, roles, custom_attributes, raw_attributes, created_at, updated_at, place
         )
         left join dsync.directories as d on d.id = $17
-        left join dsync.users as u on u.id = x.id
-        left join directory.users as v on v.id = x.id
+        left join lateral (select * from directory.users as v where v.id = x.id limit 1) as v on true
         cross join lateral (
+            select x.custom_attributes::jsonb as custom_attributes, x.raw_attributes::jsonb as raw_attributes
+        ) as json
+        cross join lateral (
+            -- Only asked for what is suspect already.
             select array_remove(array[
                 case when v.organization_id is distinct from coalesce(d.organization_id, x.organization_id)
                     then 'organization_id' end,
@@ -117,19 +125,43 @@ pub(super) async fn compare(
                 case when v.job_title is distinct from x.job_title then 'job_title' end,
                 case when v.state is distinct from x.state then 'state' end,
                 case when v.role is distinct from x.role then 'role' end,
-                case when to_jsonb(v.roles) is distinct from x.roles::jsonb then 'roles' end,
-                case when v.custom_attributes is distinct from x.custom_attributes::jsonb
+                case when v.roles is distinct from x.roles::text[] then 'roles' end,
+                case when v.custom_attributes is distinct from json.custom_attributes
                     then 'custom_attributes' end,
-                case when v.raw_attributes is distinct from x.raw_attributes::jsonb
-                    then 'raw_attributes' end,
+                case when v.raw_attributes is distinct from json.raw_attributes then 'raw_attributes' end,
                 case when v.created_at is distinct from x.created_at then 'created_at' end,
                 case when v.updated_at is distinct from x.updated_at then 'updated_at' end
             ], null) as columns
         ) as differing
-        where (v.id is null or differing.columns <> '{}')
+        where (
+                v.id is null
+                or (
+                    v.updated_at, v.created_at, v.state, v.role, v.roles, v.email, v.username, v.first_name,
+                    v.last_name, v.name, v.job_title, v.idp_id, v.organization_id, v.custom_attributes,
+                    v.raw_attributes
+                ) is distinct from (
+                    x.updated_at, x.created_at, x.state, x.role, x.roles::text[], x.email, x.username, x.first_name,
+                    x.last_name, x.name, x.job_title, x.idp_id,
+                    coalesce(d.organization_id, x.organization_id), json.custom_attributes,
+                    json.raw_attributes
+                )
+            )
             -- Who is erased stays so, whatever WorkOS has.
             and not exists (select from dsync.erased as e where e.user_id = x.id)
-        order by x.place
+        )
+        select
+            s.place as "place!",
+            s.shown as "shown!",
+            nullif(u.seen_at, '-infinity') as seen_at,
+            nullif(greatest(u.gone_at, s.directory_gone_at), '-infinity') as void_at,
+            nullif(u.version_updated_at, '-infinity') as version_updated_at,
+            nullif(u.version_observed_at, '-infinity') as version_observed_at,
+            s.columns as "columns!",
+            s.before,
+            s.after
+        from suspects as s
+        left join lateral (select * from dsync.users as u where u.id = s.id limit 1) as u on true
+        order by s.place
         "#,
         &c.id,
         &c.organization_id as &[Option<String>],
@@ -198,4 +230,21 @@ pub async fn seen_at(pool: &PgPool, id: &str) -> sqlx::Result<Option<OffsetDateT
     )
     .fetch_optional(pool)
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::array;
+
+    #[test]
+    fn an_array_literal_quotes_everything() {
+        let roles = [
+            "admin".into(),
+            r#"a"b\c"#.into(),
+            String::new().into(),
+            "a,b {}".into(),
+        ];
+        assert_eq!(array(&roles), r#"{"admin","a\"b\\c","","a,b {}"}"#);
+        assert_eq!(array(&[]), "{}");
+    }
 }

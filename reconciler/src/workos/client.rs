@@ -217,8 +217,10 @@ impl Api {
         let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(20));
         let start = Instant::now();
         loop {
-            self.limits.pass(lane).await;
-            let (trouble, told) = match self.attempt(ask).await? {
+            let pass = self.limits.pass(lane).await;
+            let attempt = self.attempt(ask).await;
+            pass.answered();
+            let (trouble, told) = match attempt? {
                 Attempt::Answered(answer) => return Ok(answer),
                 Attempt::Failed(trouble, told) => (trouble, told),
             };

@@ -1,12 +1,15 @@
-//! How fast we may ask. `WorkOS` allows 4 requests/s per directory on `/directory_users` and 6,000 a minute in all; we
-//! stay 2 % below, because what we send evenly does not arrive evenly.
+//! How fast we may ask. `WorkOS` allows 4 requests/s per directory on `/directory_users` and 6,000 a minute in all.
+//!
+//! What is sent evenly does not arrive evenly: a request that was held up on its way arrives closer to the next ones. So
+//! besides being spaced, the fifth request waits until a second has passed since the first can have arrived: its answer,
+//! less the quickest way there ever was. On a quiet line that costs nothing.
 //!
 //! One [`Limits`] is shared by everything a process does. Whoever waits for the same directory is served in the order
 //! it came, so that one long walk is not starved by many short ones.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::num::NonZeroU32;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use governor::clock::MonotonicClock;
@@ -16,8 +19,16 @@ use governor::{Quota, RateLimiter};
 use tokio::sync::Mutex as TurnMutex;
 use tokio::time::Instant;
 
-/// Between two requests to `/directory_users` of one directory: 3.92 a second, never two at once.
-const DIRECTORY_PERIOD: Duration = Duration::from_millis(255);
+/// Requests a second to `/directory_users` of one directory.
+const PER_SECOND: usize = 4;
+/// Between two of them: never two at once, and 3.98 a second.
+const PERIOD: Duration = Duration::from_millis(251);
+/// The second in which no more than four may arrive, and a little for clocks.
+const SECOND: Duration = Duration::from_millis(1_003);
+/// An unanswered request counts as arrived by then.
+const ARRIVED_WITHIN: Duration = Duration::from_secs(1);
+/// How often it is looked whether an unanswered request was answered.
+const LOOK: Duration = Duration::from_millis(5);
 /// Requests in all: 98 a second, and `BURST` more at most in any minute.
 const GLOBAL_PER_SECOND: NonZeroU32 = NonZeroU32::new(98).expect("not zero");
 const BURST: NonZeroU32 = NonZeroU32::new(20).expect("not zero");
@@ -38,6 +49,70 @@ struct Lane {
     turn: TurnMutex<()>,
     /// Nothing is sent before this moment: we were told to wait.
     not_before: Mutex<Option<Instant>>,
+    recent: Mutex<Recent>,
+}
+
+/// The last few requests of a directory.
+#[derive(Default)]
+struct Recent {
+    sent: VecDeque<Sent>,
+    quickest: Option<Duration>,
+    count: u64,
+}
+
+struct Sent {
+    number: u64,
+    at: Instant,
+    answered: Option<Instant>,
+}
+
+/// Leave to send one request. Say when it was answered.
+pub struct Pass {
+    lane: Option<(Arc<Lane>, u64)>,
+}
+
+impl Pass {
+    /// The request was answered, or failed, now.
+    pub fn answered(self) {
+        let Some((lane, number)) = self.lane else { return };
+        let now = Instant::now();
+        let mut recent = lock(&lane.recent);
+        let Some(sent) = recent.sent.iter_mut().find(|sent| sent.number == number) else {
+            return;
+        };
+        sent.answered = Some(now);
+        let took = now - sent.at;
+        recent.quickest = Some(recent.quickest.map_or(took, |quickest| quickest.min(took)));
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Recent {
+    /// When the next request may be sent, and whether that is certain.
+    fn next(&self) -> Option<(Instant, bool)> {
+        let fourth = self.sent.len().checked_sub(PER_SECOND)?;
+        let sent = &self.sent[fourth];
+        Some(match sent.answered {
+            Some(answered) => (answered - self.quickest.unwrap_or_default() + SECOND, true),
+            None => (sent.at + ARRIVED_WITHIN + SECOND, false),
+        })
+    }
+
+    fn note(&mut self) -> u64 {
+        self.count += 1;
+        self.sent.push_back(Sent {
+            number: self.count,
+            at: Instant::now(),
+            answered: None,
+        });
+        if self.sent.len() > PER_SECOND {
+            self.sent.pop_front();
+        }
+        self.count
+    }
 }
 
 impl Lane {
@@ -46,24 +121,35 @@ impl Lane {
             limiter: RateLimiter::direct_with_clock(quota, MonotonicClock),
             turn: TurnMutex::new(()),
             not_before: Mutex::default(),
+            recent: Mutex::default(),
         }
     }
 
     async fn pass(&self) {
-        let _turn = self.turn.lock().await;
-        loop {
-            let until = *self.not_before.lock().unwrap_or_else(PoisonError::into_inner);
-            match until {
-                Some(until) if until > Instant::now() => tokio::time::sleep_until(until).await,
-                _ => break,
-            }
+        let until = *lock(&self.not_before);
+        if let Some(until) = until {
+            tokio::time::sleep_until(until).await;
         }
         self.limiter.until_ready().await;
     }
 
+    /// The same for a directory; the number of the request.
+    async fn pass_spaced(&self) -> u64 {
+        let _turn = self.turn.lock().await;
+        self.pass().await;
+        loop {
+            let next = lock(&self.recent).next();
+            match next {
+                Some((at, true)) if at > Instant::now() => tokio::time::sleep_until(at).await,
+                Some((at, false)) if at > Instant::now() => tokio::time::sleep(LOOK).await,
+                _ => return lock(&self.recent).note(),
+            }
+        }
+    }
+
     fn pause(&self, time: Duration) {
         let until = Instant::now() + time;
-        let mut not_before = self.not_before.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut not_before = lock(&self.not_before);
         if not_before.is_none_or(|earlier| earlier < until) {
             *not_before = Some(until);
         }
@@ -81,11 +167,17 @@ impl Default for Limits {
 
 impl Limits {
     /// Waits until a request may be sent: to `/directory_users` of `directory`, or to anything else.
-    pub async fn pass(&self, directory: Option<&str>) {
-        if let Some(directory) = directory {
-            self.lane(directory).pass().await;
-        }
+    pub async fn pass(&self, directory: Option<&str>) -> Pass {
+        let Some(directory) = directory else {
+            self.all.pass().await;
+            return Pass { lane: None };
+        };
         self.all.pass().await;
+        let lane = self.lane(directory);
+        let number = lane.pass_spaced().await;
+        Pass {
+            lane: Some((lane, number)),
+        }
     }
 
     /// We were told that we ask too often: nothing like it is sent for `time`.
@@ -98,12 +190,12 @@ impl Limits {
 
     /// Forgets directories that nobody waits for, so that the map does not grow for ever.
     fn lane(&self, directory: &str) -> Arc<Lane> {
-        let mut lanes = self.directories.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lanes = lock(&self.directories);
         if lanes.len() > 10_000 {
             lanes.retain(|_, lane| Arc::strong_count(lane) > 1);
         }
         let lane = lanes.entry(directory.to_owned()).or_insert_with(|| {
-            let quota = Quota::with_period(DIRECTORY_PERIOD).unwrap_or_else(|| Quota::per_second(ONE));
+            let quota = Quota::with_period(PERIOD).unwrap_or_else(|| Quota::per_second(ONE));
             Arc::new(Lane::new(quota.allow_burst(ONE)))
         });
         Arc::clone(lane)
@@ -119,14 +211,32 @@ mod tests {
         let limits = Limits::default();
         let start = Instant::now();
         for _ in 0..5 {
-            limits.pass(Some("d1")).await;
+            limits.pass(Some("d1")).await.answered();
         }
         let took = start.elapsed();
         assert!(took >= Duration::from_secs(1), "five requests within {took:?}");
         assert!(took < Duration::from_millis(1_400), "five requests took {took:?}");
         let other = Instant::now();
-        limits.pass(Some("d2")).await;
+        limits.pass(Some("d2")).await.answered();
         assert!(other.elapsed() < Duration::from_millis(100));
+    }
+
+    #[tokio::test]
+    async fn what_was_held_up_on_its_way_counts_from_when_it_can_have_arrived() {
+        let limits = Limits::default();
+        limits.pass(Some("d1")).await.answered();
+        let start = Instant::now();
+        let slow = limits.pass(Some("d1")).await;
+        for _ in 0..2 {
+            limits.pass(Some("d1")).await.answered();
+        }
+        limits.pass(Some("d1")).await.answered();
+        // The second request is answered after 1.2 s: until then, and for a second after, four may not follow it.
+        tokio::time::sleep_until(start + Duration::from_millis(1_450)).await;
+        slow.answered();
+        limits.pass(Some("d1")).await.answered();
+        let took = start.elapsed();
+        assert!(took >= Duration::from_millis(2_400), "{took:?}");
     }
 
     #[tokio::test]
@@ -134,10 +244,10 @@ mod tests {
         let limits = Limits::default();
         limits.pause(Some("d1"), Duration::from_millis(300));
         let start = Instant::now();
-        limits.pass(Some("d2")).await;
-        limits.pass(None).await;
+        limits.pass(Some("d2")).await.answered();
+        limits.pass(None).await.answered();
         assert!(start.elapsed() < Duration::from_millis(150));
-        limits.pass(Some("d1")).await;
+        limits.pass(Some("d1")).await.answered();
         assert!(start.elapsed() >= Duration::from_millis(300));
     }
 }

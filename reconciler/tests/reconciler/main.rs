@@ -1,4 +1,12 @@
 //! The reconciler against a simulated WorkOS, a real Postgres, a real NATS and a real projector.
 
+mod asking;
+mod catching_up;
+mod checking;
+mod commanding;
+mod guarding;
+mod official;
+mod races;
+mod sharing;
 mod stand;
 mod sweeping;

@@ -30,7 +30,7 @@ use workos_sim::{Event, Millis, Options, Sim};
 /// Long enough for a crowded machine; nothing waits this long when it works.
 pub(crate) const BOUND: Duration = Duration::from_mins(2);
 /// The margin of reconcilers in this process.
-pub(crate) const MARGIN: Duration = Duration::from_secs(60);
+pub(crate) const MARGIN: Duration = Duration::from_mins(1);
 
 pub(crate) struct Stand {
     pub(crate) sim: Sim,
@@ -135,7 +135,7 @@ impl Stand {
 
     /// Moves both clocks.
     pub(crate) fn advance(&self, by: Duration) {
-        self.clock.advance(time::Duration::try_from(by).unwrap());
+        self.clock.advance(time::Duration::seconds_f64(by.as_secs_f64()));
         self.sim.clock().advance(by);
     }
 

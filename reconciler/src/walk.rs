@@ -1,0 +1,90 @@
+//! The walk of a directory: its groups, its users, and who is in which, read to the end.
+
+use std::collections::HashSet;
+
+use tokio::sync::oneshot;
+
+use crate::difference::Entity;
+use crate::findings::Findings;
+use crate::memberships::{Memberships, Way, cheaper};
+use crate::report::DirectoryReport;
+use crate::snapshot::{Listed, Snapshot};
+use crate::store::compared::Comparison;
+use crate::store::users;
+use crate::work::{Failure, Work};
+use crate::workos::pages::List;
+
+/// Reads everything there is in the directory.
+pub(crate) async fn walk(
+    work: &Work,
+    directory: &str,
+    object: &str,
+    findings: &mut Findings,
+    report: &mut DirectoryReport,
+) -> Result<Snapshot, Failure> {
+    let comparison = |entity| Comparison {
+        entity,
+        directory,
+        values: false,
+    };
+    let groups = Listed::walk(work, comparison(Entity::Group), List::groups(directory), |_| ()).await?;
+    let expected = users::count(&work.pool, directory).await?.max(users_told(object));
+    let (say, said) = oneshot::channel();
+    let walk_users = async {
+        let first = |filled| {
+            // Nobody listens any more: the other side failed, and so do we.
+            let _ = say.send(filled);
+        };
+        Listed::walk(work, comparison(Entity::User), List::users(directory), first).await
+    };
+    // Members are read while users are, unless users say it all themselves or must be known first.
+    let members = Work {
+        api: work.api.counting(),
+        ..work.clone()
+    };
+    let names: Vec<String> = groups.ids().iter().cloned().collect();
+    let walk_members = async {
+        if said.await.unwrap_or(true) {
+            return Ok(None);
+        }
+        match cheaper(&members, directory, &groups, expected.max(1)).await? {
+            Way::ByGroup => Memberships::by_group(&members, directory, &names).await.map(Some),
+            _ => Ok(None),
+        }
+    };
+    let (users, early) = tokio::try_join!(walk_users, walk_members)?;
+    let memberships = match early {
+        Some(early) => early,
+        None => match Memberships::from_field(&members, directory, &users, &groups).await? {
+            Some(told) => told,
+            None => match cheaper(&members, directory, &groups, users.ids().len()).await? {
+                Way::ByGroup => Memberships::by_group(&members, directory, &names).await?,
+                Way::ByUser => Memberships::by_user(&members, directory, &users).await?,
+                Way::NoGroups | Way::Field => Memberships::none(users.at()),
+            },
+        },
+    };
+    findings.unreadable += users.unreadable() + groups.unreadable();
+    report.users = users.ids().len();
+    report.groups = groups.ids().len();
+    report.memberships = memberships.members().values().map(HashSet::len).sum();
+    report.memberships_read = Some(memberships.way());
+    report.membership_requests = members.api.requests();
+    work.api.add_requests(members.api.requests());
+    Ok(Snapshot {
+        users,
+        groups,
+        memberships,
+    })
+}
+
+/// How many users the directory says it has.
+fn users_told(directory: &str) -> usize {
+    let told = || -> Option<usize> {
+        let directory: serde_json::Value = serde_json::from_str(directory).ok()?;
+        let users = directory.pointer("/metadata/users")?;
+        let count = |state: &str| users[state].as_u64().unwrap_or_default();
+        usize::try_from(count("active") + count("inactive")).ok()
+    };
+    told().unwrap_or_default()
+}

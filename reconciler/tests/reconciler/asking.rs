@@ -1,0 +1,275 @@
+//! How WorkOS is asked: within its limits, patiently, and as its own SDK would.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use reconciler::workos::pages::{List, Pages, id_of};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+use workos_sim::{DirectoryOptions, Endpoint, RateLimits, Request, Seed, peak};
+
+use crate::official::official;
+use crate::stand::{Stand, drift};
+
+#[tokio::test]
+async fn the_limits_are_kept_and_used() -> anyhow::Result<()> {
+    let stand = Stand::up().await?;
+    stand.sim.tune(|tuning| {
+        tuning.limits = RateLimits {
+            count_single_users: true,
+            ..RateLimits::published()
+        };
+    });
+    let mut directories = Vec::new();
+    for _ in 0..3 {
+        let directory = stand.sim.create_directory(DirectoryOptions::newer())?;
+        stand.sim.seed(
+            &directory,
+            &Seed {
+                users: 400,
+                groups: 30,
+                ..Seed::default()
+            },
+        )?;
+        directories.push(directory);
+    }
+    stand.log_all().await?;
+    stand.agrees().await?;
+    stand.settle();
+    stand.sim.take_requests();
+    let report = stand.pass().await;
+    ensure!(
+        !report.has_drift() && !report.is_incomplete(),
+        "{}",
+        report.text()
+    );
+    let requests = stand.sim.take_requests();
+    let refused = requests.iter().filter(|request| request.status == 429).count();
+    ensure!(refused == 0, "{refused} refused");
+    for directory in directories {
+        let of = |request: &Request| {
+            request.endpoint == Endpoint::Users && request.directory.as_deref() == Some(&directory)
+        };
+        let most = peak(&requests, Duration::from_secs(1), of);
+        ensure!(most <= 4, "{most} in a second");
+        let times: Vec<Duration> = requests
+            .iter()
+            .filter(|request| of(request))
+            .map(|request| request.at)
+            .collect();
+        let span = times[times.len() - 1] - times[0];
+        #[expect(clippy::cast_precision_loss, reason = "a few dozen")]
+        let rate = (times.len() - 1) as f64 / span.as_secs_f64();
+        ensure!(
+            rate >= 0.95 * 4.0,
+            "only {rate:.2} a second over {} requests",
+            times.len()
+        );
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn refusals_errors_and_silence_are_waited_out() -> anyhow::Result<()> {
+    for retry_after in [true, false] {
+        let stand = Stand::up().await?;
+        stand.sim.tune(|tuning| {
+            // Tighter than we know: we are told so, again and again.
+            tuning.limits = RateLimits {
+                users_per_second: Some(2),
+                retry_after,
+                ..RateLimits::published()
+            };
+            tuning.faults.errors = 5;
+            tuning.faults.hangs = 1;
+            tuning.faults.hang_for = Duration::from_secs(20);
+            tuning.faults.slow = 5;
+        });
+        let directory = stand.sim.create_directory(DirectoryOptions::newer())?;
+        stand.sim.seed(
+            &directory,
+            &Seed {
+                users: 250,
+                groups: 8,
+                ..Seed::default()
+            },
+        )?;
+        stand.log(|number, _| number % 4 != 0).await?;
+        stand.settle();
+        let report = stand.sweep(&directory).await?;
+        ensure!(!drift(&report).is_empty());
+        let requests = stand.sim.requests();
+        ensure!(
+            requests.iter().any(|request| request.status == 429),
+            "never refused"
+        );
+        ensure!(
+            requests.iter().any(|request| request.status >= 500),
+            "never failed"
+        );
+        stand.agrees().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn our_client_and_the_official_one_list_the_same() -> anyhow::Result<()> {
+    let stand = Stand::up().await?;
+    let directory = stand.sim.create_directory(DirectoryOptions::default())?;
+    stand.sim.seed(
+        &directory,
+        &Seed {
+            users: 230,
+            groups: 3,
+            ..Seed::default()
+        },
+    )?;
+    let mut ours = Vec::new();
+    let mut pages = Pages::of(&stand.work.api, List::users(&directory));
+    while let Some(page) = pages.next().await? {
+        ours.extend(page.objects.iter().filter_map(|object| id_of(object)));
+    }
+    ensure!(pages.walked().is_some() && ours.len() == 230);
+    let theirs = official_users(&stand, &directory).await?;
+    ensure!(ours == theirs, "{} and {}", ours.len(), theirs.len());
+    Ok(())
+}
+
+async fn official_users(stand: &Stand, directory: &str) -> anyhow::Result<Vec<String>> {
+    let client = official(&stand.sim);
+    let mut params = workos::directory_sync::ListUsersParams {
+        directory: Some(directory.to_owned()),
+        limit: Some(100),
+        ..Default::default()
+    };
+    let mut users = Vec::new();
+    loop {
+        let page = client.directory_sync().list_users(params.clone()).await?;
+        users.extend(page.data.into_iter().map(|user| user.id));
+        params.after = page.list_metadata.after;
+        if params.after.is_none() {
+            return Ok(users);
+        }
+    }
+}
+
+/// A server that gives each connection the next of `answers` and keeps the requests' first lines.
+async fn scripted(
+    answers: Vec<(u16, &'static str)>,
+) -> anyhow::Result<(String, tokio::task::JoinHandle<Vec<String>>)> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let url = format!("http://{}", listener.local_addr()?);
+    let task = tokio::spawn(async move {
+        let mut asked = Vec::new();
+        for (status, body) in answers {
+            let Ok((mut socket, _)) = listener.accept().await else {
+                break;
+            };
+            let mut request = vec![0; 8192];
+            let length = socket.read(&mut request).await.unwrap_or_default();
+            let text = String::from_utf8_lossy(&request[..length]).into_owned();
+            asked.push(text.lines().next().unwrap_or_default().to_owned());
+            let answer = format!(
+                "HTTP/1.1 {status} X\r\nDate: Fri, 28 Apr 2023 20:05:31 GMT\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+                body.len()
+            );
+            let _ = socket.write_all(answer.as_bytes()).await;
+        }
+        asked
+    });
+    Ok((url, task))
+}
+
+fn client(url: &str) -> anyhow::Result<reconciler::workos::client::Api> {
+    let metrics = reconciler::metrics::Metrics::new(&prometheus::Registry::new());
+    let settings = reconciler::workos::client::ClientSettings {
+        timeout: Duration::from_secs(2),
+        patience: Duration::from_secs(5),
+        ..reconciler::workos::client::ClientSettings::new(url.parse()?, "sk_test".into())
+    };
+    Ok(reconciler::workos::client::Api::new(
+        settings,
+        service::clock::Clock::system(),
+        metrics,
+    )?)
+}
+
+#[tokio::test]
+async fn a_cursor_whose_object_is_gone_is_walked_around() -> anyhow::Result<()> {
+    let (url, asked) = scripted(vec![
+        (
+            200,
+            r#"{"data":[{"id":"u3"},{"id":"u2"}],"list_metadata":{"before":null,"after":"u2"}}"#,
+        ),
+        (400, r#"{"message":"no such cursor"}"#),
+        (
+            200,
+            r#"{"data":[{"id":"u1"}],"list_metadata":{"before":null,"after":null}}"#,
+        ),
+    ])
+    .await?;
+    let api = client(&url)?;
+    let mut pages = Pages::of(&api, List::users("d1"));
+    let mut ids = Vec::new();
+    while let Some(page) = pages.next().await? {
+        ids.extend(page.objects.iter().filter_map(|object| id_of(object)));
+    }
+    ensure!(ids == ["u3", "u2", "u1"] && pages.walked().is_some(), "{ids:?}");
+    let asked = asked.await?;
+    ensure!(
+        asked[1].contains("after=u2") && asked[2].contains("after=u3"),
+        "{asked:?}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_walk_that_fails_circles_or_is_no_list_is_never_complete() -> anyhow::Result<()> {
+    let page = r#"{"data":[{"id":"u2"}],"list_metadata":{"before":null,"after":"u2"}}"#;
+    for (answers, words) in [
+        (vec![(200, page), (401, "{}")], "does not accept the API key"),
+        (vec![(200, page), (200, page)], "does not end"),
+        (vec![(200, page), (200, "{}")], "cannot be read"),
+        (vec![(200, page), (200, "<html>")], "cannot be read"),
+        (
+            vec![(404, "<html>nobody here</html>")],
+            "refuses the request with status 404",
+        ),
+        (vec![(404, r#"{"message":"gone"}"#)], "not found"),
+    ] {
+        let (url, _asked) = scripted(answers).await?;
+        let api = client(&url)?;
+        let mut pages = Pages::of(&api, List::groups("d1"));
+        let error = loop {
+            match pages.next().await {
+                Ok(Some(_)) => {}
+                Ok(None) => anyhow::bail!("{words}: it ended well"),
+                Err(error) => break error,
+            }
+        };
+        ensure!(error.to_string().contains(words), "{error} is not {words:?}");
+        ensure!(pages.walked().is_none());
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn neither_the_key_nor_anything_personal_is_logged() -> anyhow::Result<()> {
+    let stand = Stand::in_real_time().await?;
+    let directory = stand.sim.create_directory(DirectoryOptions::default())?;
+    let seeded = stand.sim.seed(&directory, &Seed::default())?;
+    stand.log(|number, _| number % 2 == 0).await?;
+    let mut program = stand
+        .program()
+        .env("RUST_LOG", "debug,async_nats=info")
+        .env("EVENTS_POLL_INTERVAL", "1s")
+        .env("SWEEP_CLOCK_MARGIN", "1s")
+        .start()
+        .await?;
+    stand.agrees_soon().await?;
+    let truth = stand.sim.truth();
+    let user = &truth.directories[&directory].users[&seeded.users[0]];
+    let email = user.email.as_deref().context("no address")?;
+    program.keeps_secrets(&[stand.sim.api_key(), email])?;
+    program.terminate().await
+}

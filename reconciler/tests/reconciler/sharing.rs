@@ -1,0 +1,194 @@
+//! Several reconcilers: they share the directories, none is swept twice at once, and one that dies or freezes is
+//! replaced.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::ensure;
+use tests::eventually;
+use workos_sim::{DirectoryOptions, Endpoint, RateLimits, Request, Seed};
+
+use crate::stand::{BOUND, Stand, sweep_with};
+
+/// For each directory, the requests that began a sweep of it, and those that walked its users.
+fn by_directory(requests: &[Request]) -> BTreeMap<String, Vec<&Request>> {
+    let mut all: BTreeMap<String, Vec<&Request>> = BTreeMap::new();
+    for request in requests {
+        if let (Endpoint::Users | Endpoint::Directory, Some(directory)) =
+            (request.endpoint, &request.directory)
+        {
+            all.entry(directory.clone()).or_default().push(request);
+        }
+    }
+    all
+}
+
+#[tokio::test]
+async fn one_of_two_is_killed_in_the_middle_and_all_are_swept_none_twice_at_once() -> anyhow::Result<()> {
+    let stand = Stand::in_real_time().await?;
+    stand.sim.tune(|tuning| tuning.limits = RateLimits::published());
+    for _ in 0..8 {
+        let directory = stand.sim.create_directory(DirectoryOptions::newer())?;
+        stand.sim.seed(
+            &directory,
+            &Seed {
+                users: 350,
+                groups: 20,
+                ..Seed::default()
+            },
+        )?;
+    }
+    stand.log_all().await?;
+    stand.agrees().await?;
+    let program = || {
+        stand
+            .program()
+            .env("SWEEP_CLOCK_MARGIN", "1s")
+            .env("EVENTS_POLL_INTERVAL", "0")
+            .env("SWEEP_INTERVAL", "1h")
+    };
+    let (mut one, mut two) = (program().start().await?, program().start().await?);
+    eventually(BOUND, async || {
+        let holders = stand
+            .count("select count(distinct holder) from dsync.sweeps")
+            .await?;
+        ensure!(holders >= 1, "nobody works");
+        Ok(())
+    })
+    .await?;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    one.kill();
+    eventually(BOUND, async || {
+        let swept = stand.count("select count(swept_at) from dsync.sweeps").await?;
+        ensure!(swept == 8, "{swept} of 8");
+        Ok(())
+    })
+    .await?;
+    stand.agrees().await?;
+    let requests = stand.sim.requests();
+    let refused = requests.iter().filter(|request| request.status == 429).count();
+    ensure!(
+        refused == 0,
+        "{refused} requests were too many: two swept one directory at once"
+    );
+    for (directory, requests) in by_directory(&requests) {
+        // A sweep begins with the directory itself; a second one may begin only after the lease of the killed one
+        // ran out.
+        let starts: Vec<Duration> = requests
+            .iter()
+            .filter(|request| request.endpoint == Endpoint::Directory)
+            .map(|request| request.at)
+            .collect();
+        ensure!(starts.len() <= 2, "{directory} was swept {} times", starts.len());
+        if let [first, second] = starts[..] {
+            ensure!(
+                second - first > Duration::from_secs(10),
+                "{directory}: {first:?} and {second:?}"
+            );
+        }
+    }
+    two.terminate().await
+}
+
+#[tokio::test]
+async fn a_frozen_one_is_replaced_within_a_minute_and_does_no_harm_when_it_wakes() -> anyhow::Result<()> {
+    let stand = Stand::in_real_time().await?;
+    stand.sim.tune(|tuning| tuning.limits = RateLimits::published());
+    let directory = stand.sim.create_directory(DirectoryOptions::newer())?;
+    stand.sim.seed(
+        &directory,
+        &Seed {
+            users: 900,
+            groups: 12,
+            ..Seed::default()
+        },
+    )?;
+    stand.log_all().await?;
+    stand.agrees().await?;
+    let program = || {
+        stand
+            .program()
+            .env("SWEEP_CLOCK_MARGIN", "1s")
+            .env("EVENTS_POLL_INTERVAL", "0")
+    };
+    let mut one = program().start().await?;
+    eventually(BOUND, async || {
+        ensure!(
+            stand
+                .sim
+                .requests()
+                .iter()
+                .any(|request| request.endpoint == Endpoint::Users),
+            "not begun"
+        );
+        Ok(())
+    })
+    .await?;
+    one.pause()?;
+    let mut two = program().start().await?;
+    let began = std::time::Instant::now();
+    eventually(BOUND, async || {
+        ensure!(
+            stand.count("select count(swept_at) from dsync.sweeps").await? == 1,
+            "not swept"
+        );
+        Ok(())
+    })
+    .await?;
+    let took = began.elapsed();
+    ensure!(took < Duration::from_secs(60), "{took:?}");
+    let end = stand.log_end().await?;
+    one.resume()?;
+    eventually(BOUND, async || {
+        ensure!(one.output().contains("lost the lease"), "it does not know");
+        Ok(())
+    })
+    .await?;
+    ensure!(stand.log_end().await? == end);
+    stand.agrees().await?;
+    one.terminate().await?;
+    two.terminate().await
+}
+
+#[tokio::test]
+async fn a_lease_is_one_processs_at_a_time() -> anyhow::Result<()> {
+    let stand = Stand::up().await?;
+    let directory = stand.sim.create_directory(DirectoryOptions::newer())?;
+    stand.sim.seed(&directory, &Seed::default())?;
+    stand.log_all().await?;
+    stand.applied().await?;
+    let other = stand.another()?;
+    let lease = stand.work.leases.take(&directory, true).await?.expect("free");
+    ensure!(
+        other.leases.take(&directory, true).await?.is_none(),
+        "two hold it"
+    );
+    ensure!(
+        other.leases.take(&directory, false).await?.is_none(),
+        "two hold it"
+    );
+    ensure!(
+        stand.work.leases.take(&directory, true).await?.is_none(),
+        "swept twice by one"
+    );
+    let share = stand
+        .work
+        .leases
+        .take(&directory, false)
+        .await?
+        .expect("shared within a process");
+    share.release().await;
+    ensure!(lease.is_held().await?);
+    ensure!(
+        other.leases.take(&directory, false).await?.is_none(),
+        "given back too early"
+    );
+    lease.release().await;
+    // Requests of the last second still count against the limit: only then may another go on.
+    ensure!(
+        other.leases.take(&directory, false).await?.is_none(),
+        "taken too early"
+    );
+    eventually(BOUND, async || sweep_with(&other, &directory).await).await?;
+    Ok(())
+}
