@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use journal::{ConnectError, Connection, Limits};
+use journal::{Connection, Limits};
 use service::boot::Program;
 use service::healthcheck::HealthcheckArgs;
 use service::logging::LogArgs;
@@ -125,17 +125,6 @@ impl WebhookArgs {
             self.workos_webhook_secret_file.as_deref(),
         )
     }
-}
-
-/// The setting behind a connection that can never work; other errors as they are.
-pub fn connect_error(error: ConnectError) -> anyhow::Error {
-    let setting = match error {
-        ConnectError::Url => "NATS_URL",
-        ConnectError::Credentials(_) => "NATS_CREDS",
-        ConnectError::StreamName => "DSYNC_STREAM",
-        ConnectError::Client(_) => return error.into(),
-    };
-    SettingError::malformed(setting, format!("cannot be used: {error}")).into()
 }
 
 /// Why a value is refused; the rest of a sentence that begins with the value.

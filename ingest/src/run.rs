@@ -7,11 +7,12 @@ use anyhow::Context as _;
 use journal::Journal;
 use service::boot::Context;
 use service::http::{Limits, serve};
+use service::settings::SettingError;
 use service::{admin, healthcheck};
 use tokio::net::TcpListener;
 
 use crate::accept::Acceptor;
-use crate::config::{Cli, Command, connect_error};
+use crate::config::{Cli, Command};
 use crate::in_flight::{Bounds, InFlight};
 use crate::metrics::Metrics;
 use crate::routes::{Ingest, router};
@@ -61,7 +62,7 @@ async fn assemble(cli: &Cli, context: &Context) -> anyhow::Result<Ingest> {
     let metrics = Metrics::new(&context.metrics)?;
     let journal = Journal::connect(&cli.connection(context.name))
         .await
-        .map_err(connect_error)?;
+        .map_err(|error| SettingError::found_later(error.setting(), error))?;
     let stream = Stream::keep(journal.clone(), cli.limits(), context.shutdown.clone());
     stream.report_to(&context.readiness);
     Ok(Ingest {

@@ -51,6 +51,18 @@ pub enum ConnectError {
     Client(async_nats::ConnectErrorKind),
 }
 
+impl ConnectError {
+    /// The environment variable that holds what cannot work; none where no setting is to blame.
+    pub fn setting(&self) -> Option<&'static str> {
+        match self {
+            Self::Url => Some("NATS_URL"),
+            Self::Credentials(_) => Some("NATS_CREDS"),
+            Self::StreamName => Some("DSYNC_STREAM"),
+            Self::Client(_) => None,
+        }
+    }
+}
+
 /// The log. Cheap to clone; all clones share one connection.
 #[derive(Clone)]
 pub struct Journal {

@@ -57,8 +57,8 @@ impl Journal {
         .await
     }
 
-    /// The first entry from this sequence on whose subject matches.
-    pub(crate) async fn first_at(&self, seq: u64, filter: &str) -> Result<Option<Entry>, Error> {
+    /// The first entry from this sequence on whose subject matches (`*` one word, `>` the rest); `None` when there is none.
+    pub async fn first_at(&self, seq: u64, filter: &str) -> Result<Option<Entry>, Error> {
         self.find(&Question {
             seq,
             next_by_subj: Some(filter),

@@ -208,7 +208,7 @@ async fn a_wrong_setting_ends_a_program_with_one_line_that_names_it() -> anyhow:
         (
             projector()
                 .env("DATABASE_URL", "postgres://h/d")
-                .env("NATS_URL", "%%"),
+                .env("NATS_URL", "nats://"),
             "NATS_URL",
         ),
         (

@@ -30,11 +30,11 @@ const IDLE_IN_TRANSACTION: &str = "20s";
 /// The time-outs travel in the connection's `options`. A PgBouncer in between refuses those unless told to ignore them
 /// (`ignore_startup_parameters = extra_float_digits,options`); then set them on the role: `alter role … set …`.
 pub fn pool(url: &Secret, settings: &PoolSettings) -> Result<PgPool, SettingError> {
-    let options: PgConnectOptions = url
-        .expose()
-        .parse()
-        // The parser's error may repeat parts of the URL, and the URL holds the password.
-        .map_err(|_| SettingError::malformed("DATABASE_URL", "is not a Postgres URL"))?;
+    // The parser's own error may repeat parts of the URL, and the URL holds the password. It takes any scheme.
+    let options: PgConnectOptions = Some(url.expose())
+        .filter(|url| url.starts_with("postgres://") || url.starts_with("postgresql://"))
+        .and_then(|url| url.parse().ok())
+        .ok_or_else(|| SettingError::malformed("DATABASE_URL", "is not a Postgres URL"))?;
     let options = options.application_name(settings.application_name).options([
         (
             "idle_in_transaction_session_timeout",

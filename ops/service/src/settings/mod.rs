@@ -41,6 +41,18 @@ impl SettingError {
         Self::Missing(Setting(env))
     }
 
+    /// What another package says of a setting: `error` names `env` if that is to blame, else it stays as it is. It must hold
+    /// no secret.
+    pub fn found_later<E>(env: Option<&'static str>, error: E) -> anyhow::Error
+    where
+        E: std::error::Error + Send + Sync + 'static,
+    {
+        match env {
+            Some(env) => Self::malformed(env, format!("cannot be used: {error}")).into(),
+            None => error.into(),
+        }
+    }
+
     /// The setting `env` cannot be used. `reason` ends the sentence that begins with its name; no secret in it.
     pub fn malformed(env: &'static str, reason: impl Into<String>) -> Self {
         Self::Malformed {
