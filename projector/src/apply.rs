@@ -4,6 +4,7 @@
 //! goes to the dead letters while all others are applied, still in the one transaction. Trouble of the database itself
 //! is nobody's fault: the batch is left as it was, to be tried again.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use journal::Entry;
@@ -12,6 +13,7 @@ use service::postgres::{Trouble, described};
 use sqlx::{Acquire as _, PgConnection, PgPool};
 use time::OffsetDateTime;
 
+use crate::erase_marks::{possible_ids, user_of};
 use crate::fold::{Outcome, Reason, Texts, fold};
 use crate::lane::Lane;
 use crate::store::progress::Position;
@@ -22,6 +24,8 @@ use crate::store::{self, Effects};
 pub struct Applied {
     /// What became of each record.
     pub records: Vec<Fate>,
+    /// How many records speak of erased people. They were left out and wait to be purged from the log.
+    pub to_purge: usize,
 }
 
 /// What became of one record.
@@ -126,14 +130,58 @@ async fn write(
     let fold = fold(entries, &texts);
     let effects = store::write(connection, &fold.picture).await?;
     store::activity::note(connection, &fold.newest, now).await?;
-    let mut applied = Applied::default();
+    let erased = of_erased(connection, entries, &fold.outcomes, &effects).await?;
+    let mut applied = Applied {
+        to_purge: erased.len(),
+        ..Applied::default()
+    };
     for (entry, outcome) in entries.iter().zip(&fold.outcomes) {
-        if let Outcome::Dead(reason) = outcome {
-            put_aside(connection, batch, entry, reason).await?;
-        }
-        applied.records.push(fate(outcome, &effects));
+        applied.records.push(match outcome {
+            _ if erased.contains(&entry.seq) => Fate::Stale,
+            Outcome::Dead(reason) => {
+                put_aside(connection, batch, entry, reason).await?;
+                Fate::Dead
+            }
+            said => fate(said, &effects),
+        });
+    }
+    if !erased.is_empty() {
+        let seqs: Vec<u64> = erased.into_iter().collect();
+        store::erased::note_purges(connection, batch.from.stream_created, &seqs).await?;
     }
     Ok(applied)
+}
+
+/// Which of `entries` speak of erased people, by their place in the log: by subject, or if they say nothing that has a
+/// place in the tables, by the ids they hold.
+async fn of_erased(
+    connection: &mut PgConnection,
+    entries: &[Entry],
+    outcomes: &[Outcome<'_>],
+    effects: &Effects,
+) -> sqlx::Result<BTreeSet<u64>> {
+    let mut found = BTreeSet::new();
+    let mut odd: Vec<(u64, Vec<&str>)> = Vec::new();
+    for (entry, outcome) in entries.iter().zip(outcomes) {
+        match (outcome, user_of(entry.record.subject.as_str())) {
+            (Outcome::Said { .. }, Some(user)) if effects.erased.contains(user) => {
+                found.insert(entry.seq);
+            }
+            (Outcome::Said { .. }, _) => {}
+            (Outcome::Nothing | Outcome::Dead(_), user) => {
+                let mut ids = possible_ids(&entry.record.body);
+                ids.extend(user);
+                odd.push((entry.seq, ids));
+            }
+        }
+    }
+    let ids: BTreeSet<&str> = odd.iter().flat_map(|(_, ids)| ids.iter().copied()).collect();
+    let erased = store::erased::among(connection, &ids.into_iter().collect::<Vec<_>>()).await?;
+    let of_erased = odd
+        .iter()
+        .filter(|(_, ids)| ids.iter().any(|id| erased.contains(*id)));
+    found.extend(of_erased.map(|(seq, _)| *seq));
+    Ok(found)
 }
 
 fn fate(outcome: &Outcome<'_>, effects: &Effects) -> Fate {
@@ -153,6 +201,12 @@ async fn write_in_halves(
     now: OffsetDateTime,
 ) -> sqlx::Result<Applied> {
     let mut applied = Applied::default();
+    // Every part's locks at once: taken part by part, they would come after the one that history takes.
+    store::lock(
+        connection,
+        &fold(batch.entries, &Texts::of(batch.entries)).picture,
+    )
+    .await?;
     // The part to write next is on top, so that the records' fates come out in their order.
     let mut parts = vec![batch.entries];
     while let Some(part) = parts.pop() {
@@ -161,14 +215,16 @@ async fn write_in_halves(
             Ok(done) => {
                 savepoint.commit().await?;
                 applied.records.extend(done.records);
+                applied.to_purge += done.to_purge;
             }
             Err(error) if Trouble::of(&error) != Trouble::Data => return Err(error),
             Err(error) => {
                 savepoint.rollback().await?;
                 if let [entry] = part {
-                    let reason = Reason::Refused(described(&error).to_string());
-                    put_aside(connection, batch, entry, &reason).await?;
-                    applied.records.push(Fate::Dead);
+                    let refused = [Outcome::Dead(Reason::Refused(described(&error).to_string()))];
+                    let fate = set_aside(connection, batch, entry, &refused).await?;
+                    applied.to_purge += usize::from(fate == Fate::Stale);
+                    applied.records.push(fate);
                 } else {
                     let (first, second) = part.split_at(part.len() / 2);
                     parts.extend([second, first]);
@@ -177,6 +233,25 @@ async fn write_in_halves(
         }
     }
     Ok(applied)
+}
+
+/// Puts one refused record aside, or has it purged if it speaks of someone erased.
+async fn set_aside(
+    connection: &mut PgConnection,
+    batch: Batch<'_>,
+    entry: &Entry,
+    refused: &[Outcome<'_>; 1],
+) -> sqlx::Result<Fate> {
+    let entries = std::slice::from_ref(entry);
+    let erased = of_erased(connection, entries, refused, &Effects::default()).await?;
+    if !erased.is_empty() {
+        store::erased::note_purges(connection, batch.from.stream_created, &[entry.seq]).await?;
+        return Ok(Fate::Stale);
+    }
+    if let [Outcome::Dead(reason)] = refused {
+        put_aside(connection, batch, entry, reason).await?;
+    }
+    Ok(Fate::Dead)
 }
 
 async fn put_aside(

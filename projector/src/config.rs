@@ -1,11 +1,14 @@
 //! The projector's command line and settings.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use service::boot::Program;
+use service::healthcheck::HealthcheckArgs;
 use service::logging::LogArgs;
-use service::settings::{DatabaseArgs, JournalArgs};
+use service::settings::{DatabaseArgs, JournalArgs, duration, duration_or_off};
 
 /// Folds the log into Postgres: users, groups, memberships and roles as `WorkOS` reports them.
 ///
@@ -26,6 +29,12 @@ pub struct Cli {
     /// Where /metrics, /livez and /readyz are answered; keep it private
     #[arg(long, env = "ADMIN_ADDR", default_value = "0.0.0.0:9465", value_name = "ADDR")]
     pub admin_addr: SocketAddr,
+    /// How long after its deletion an object keeps its attributes
+    #[arg(long, env = "TOMBSTONE_RETENTION", default_value = "30d", value_name = "DURATION", value_parser = duration)]
+    pub tombstone_retention: Duration,
+    /// How long history (directory.changes) is kept, in whole months; 0 = for ever
+    #[arg(long, env = "HISTORY_RETENTION", default_value = "0", value_name = "DURATION", value_parser = duration_or_off)]
+    pub history_retention: Duration,
     /// What to do instead of running as a service.
     #[command(subcommand)]
     pub command: Option<Command>,
@@ -36,7 +45,24 @@ Examples:
   DATABASE_URL=postgres://dsync@db/app dsync-projector
   dsync-projector migrate
   dsync-projector dead-letters list
-  dsync-projector dead-letters retry --all";
+  dsync-projector dead-letters retry --all
+  dsync-projector roles apply roles.toml
+  dsync-projector erase --user directory_user_01E1JG7J09H96KYP8HM9B0G5SJ
+
+A file of role rules:
+  [priorities]                 # of a role, wherever it comes from; 0 if not named
+  admin = 100
+  [[group]]                    # members of a group: by id, name or idp_id
+  role = \"admin\"
+  name = \"Platform\"
+  organization = \"org_01\"    # or directory = \"directory_01\"; without either, for all
+  [[attribute]]                # a custom attribute is, or holds, a value
+  role = \"finance\"
+  path = [\"department\"]
+  value = \"Finance\"
+  priority = 20                # by this rule
+  [[default]]                  # for who has no other role; the nearest one counts
+  role = \"member\"";
 
 impl Program for Cli {
     fn log(&self) -> &LogArgs {
@@ -49,6 +75,8 @@ impl Program for Cli {
 pub enum Command {
     /// Bring the database schema up to date and exit
     Migrate(Output),
+    /// Ask the dsync-projector that runs with the same `ADMIN_ADDR` how it is; exit code 0 when it is well
+    Healthcheck(HealthcheckArgs),
     /// Look at records that could not be applied, try them again, or give them up
     DeadLetters {
         /// What to do with them; without, they are listed.
@@ -57,6 +85,53 @@ pub enum Command {
         /// How to print.
         #[command(flatten)]
         output: Output,
+    },
+    /// Show or change the rules that add to WorkOS's own roles
+    Roles {
+        /// What to do with them; without, they are shown.
+        #[command(subcommand)]
+        action: Option<Roles>,
+        /// How to print.
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Forget a person: row, history, dead letters, quarantine, log, and what is said of them later
+    Erase {
+        /// Whom.
+        #[command(flatten)]
+        whom: Whom,
+        /// How to print.
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+/// Whom to forget.
+#[derive(Debug, Clone, Args)]
+pub struct Whom {
+    /// WorkOS's id of the directory user
+    #[arg(long, value_name = "ID")]
+    pub user: String,
+    /// Also someone who is still in the directory
+    #[arg(long)]
+    pub force: bool,
+    /// Apply again what is said of this person; what was erased stays erased
+    #[arg(long, conflicts_with = "force")]
+    pub undo: bool,
+}
+
+/// What to do with role rules.
+#[derive(Debug, Subcommand)]
+pub enum Roles {
+    /// Print the rules that hold, as a file
+    Show,
+    /// Make a file's rules hold instead of those that do, after showing who gains and who loses which role
+    Apply {
+        /// The file, in TOML; `--help` shows one
+        file: PathBuf,
+        /// Apply without asking
+        #[arg(long)]
+        yes: bool,
     },
 }
 

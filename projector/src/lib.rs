@@ -17,9 +17,14 @@
 pub mod apply;
 pub mod config;
 pub mod dead_letters;
+pub mod erase;
+pub mod erase_marks;
 pub mod fold;
 pub mod lane;
 pub mod metrics;
+pub mod roles;
+pub mod roles_file;
 pub mod run;
+pub mod scrub;
 pub mod store;
 pub mod watch;

@@ -9,11 +9,13 @@ use projector::config::{Cli, Command, Output};
 use projector::lane::Lane;
 use projector::metrics::Metrics;
 use projector::run::{Tuning, Worker};
-use projector::{dead_letters, watch};
-use service::admin;
+use projector::scrub::Upkeep;
+use projector::{dead_letters, erase, roles, store, watch};
 use service::boot::{self, Context};
 use service::postgres::{self, PoolSettings, Trouble, described};
 use service::retry::Backoff;
+use service::settings::SettingError;
+use service::{admin, healthcheck};
 use sqlx::PgPool;
 use tokio::task::JoinSet;
 
@@ -24,38 +26,71 @@ fn main() -> ExitCode {
 }
 
 async fn run(cli: Cli, context: Context) -> anyhow::Result<ExitCode> {
-    let pool = postgres::pool(
-        &cli.database.url()?,
-        &PoolSettings {
-            application_name: NAME,
-            max_connections: 8,
-            statement_timeout: Duration::from_secs(30),
-        },
-    )?;
     match &cli.command {
-        None => serve(&cli, context, pool).await,
-        Some(Command::Migrate(output)) => migrate(&pool, *output).await,
+        None => serve(&cli, context, pool(&cli)?).await,
+        Some(Command::Healthcheck(args)) => healthcheck::run(cli.admin_addr, *args).await,
+        Some(Command::Migrate(output)) => migrate(&pool(&cli)?, *output).await,
         Some(Command::DeadLetters { action, output }) => {
+            let pool = pool(&cli)?;
             let done = dead_letters::run(&pool, action.as_ref(), *output, &mut std::io::stdout()).await?;
-            Ok(if done {
-                ExitCode::SUCCESS
-            } else {
-                ExitCode::FAILURE
-            })
+            Ok(exit_code(done))
+        }
+        Some(Command::Roles { action, output }) => {
+            let pool = pool(&cli)?;
+            let done = roles::run(&pool, action.as_ref(), *output, &mut std::io::stdout()).await?;
+            Ok(exit_code(done))
+        }
+        Some(Command::Erase { whom, output }) => {
+            let (pool, journal) = (pool(&cli)?, connect(&cli).await?);
+            let now = context.clock.now();
+            let done = erase::run(&pool, &journal, whom, *output, now, &mut std::io::stdout()).await?;
+            Ok(exit_code(done))
         }
     }
+}
+
+fn exit_code(done: bool) -> ExitCode {
+    if done {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+async fn connect(cli: &Cli) -> anyhow::Result<Journal> {
+    Ok(Journal::connect(&Connection {
+        url: cli.journal.nats_url.expose().to_owned(),
+        creds: cli.journal.nats_creds.clone(),
+        stream: cli.journal.dsync_stream.clone(),
+        name: NAME.to_owned(),
+    })
+    .await
+    .map_err(|error| SettingError::found_later(error.setting(), error))?)
+}
+
+fn pool(cli: &Cli) -> anyhow::Result<PgPool> {
+    let settings = PoolSettings {
+        application_name: NAME,
+        max_connections: 8,
+        statement_timeout: Duration::from_secs(30),
+    };
+    Ok(postgres::pool(&cli.database.url()?, &settings)?)
 }
 
 async fn migrate(pool: &PgPool, output: Output) -> anyhow::Result<ExitCode> {
     let applied = migrations::run(pool)
         .await
         .context("the schema cannot be brought up to date")?;
+    let missing = store::upkeep::grant_readers(pool).await?;
     if output.json {
         let applied: Vec<_> = applied
             .iter()
             .map(|(version, name)| serde_json::json!({"version": version, "name": name}))
             .collect();
-        println!("{}", serde_json::json!({ "applied": applied }));
+        println!(
+            "{}",
+            serde_json::json!({ "applied": applied, "administrator": missing })
+        );
     } else if applied.is_empty() {
         println!("the schema is up to date");
     } else {
@@ -63,19 +98,21 @@ async fn migrate(pool: &PgPool, output: Output) -> anyhow::Result<ExitCode> {
             println!("applied V{version} {name}");
         }
     }
+    if !output.json && !missing.is_empty() {
+        println!("{NO_READERS}:");
+        for statement in missing {
+            println!("  {statement}");
+        }
+    }
     Ok(ExitCode::SUCCESS)
 }
 
+const NO_READERS: &str = "readers have no access: this role may not create roles. \
+    Let an administrator run these statements, then migrate again";
+
 async fn serve(cli: &Cli, context: Context, pool: PgPool) -> anyhow::Result<ExitCode> {
     let metrics = Metrics::new(&context.metrics);
-    let stream = cli.journal.dsync_stream.clone();
-    let journal = Journal::connect(&Connection {
-        url: cli.journal.nats_url.expose().to_owned(),
-        creds: cli.journal.nats_creds.clone(),
-        stream: stream.clone(),
-        name: NAME.to_owned(),
-    })
-    .await?;
+    let journal = connect(cli).await?;
     ready_checks(&context, &pool, &journal);
     let _admin = admin::serve(cli.admin_addr, &context).await?;
     if !migrated(&pool, &context).await? {
@@ -84,14 +121,22 @@ async fn serve(cli: &Cli, context: Context, pool: PgPool) -> anyhow::Result<Exit
     let worker = Worker {
         pool: pool.clone(),
         journal: journal.clone(),
-        stream,
+        stream: cli.journal.dsync_stream.clone(),
         holder: format!("{}-{:016x}", std::process::id(), rand::random::<u64>()),
         clock: context.clock.clone(),
         metrics: metrics.clone(),
         tuning: Tuning::default(),
         shutdown: context.shutdown.clone(),
     };
+    let upkeep = Upkeep {
+        pool: pool.clone(),
+        journal: journal.clone(),
+        clock: context.clock.clone(),
+        tombstone_retention: cli.tombstone_retention,
+        history_retention: cli.history_retention,
+    };
     let mut tasks = JoinSet::new();
+    tasks.spawn(upkeep.work(context.shutdown.clone()));
     for lane in Lane::EVERY {
         tasks.spawn(worker.clone().work(lane));
     }
@@ -128,6 +173,16 @@ fn ready_checks(context: &Context, pool: &PgPool, journal: &Journal) {
     });
 }
 
+/// Gives the readers' roles their rights, if they are there: an administrator may have made them since. Only readers
+/// miss it when it fails.
+async fn grant_readers(pool: &PgPool) {
+    match store::upkeep::grant_readers(pool).await {
+        Ok(missing) if missing.is_empty() => {}
+        Ok(missing) => tracing::warn!(statements = missing.join(" "), "{NO_READERS}"),
+        Err(error) => tracing::warn!(error = %described(&error), "readers may lack rights"),
+    }
+}
+
 /// Brings the schema up to date, waiting for the database as long as it takes. `false`: told to stop meanwhile.
 async fn migrated(pool: &PgPool, context: &Context) -> anyhow::Result<bool> {
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
@@ -137,6 +192,7 @@ async fn migrated(pool: &PgPool, context: &Context) -> anyhow::Result<bool> {
                 for (version, name) in applied {
                     tracing::info!(version, name, "applied a migration");
                 }
+                grant_readers(pool).await;
                 return Ok(true);
             }
             Err(migrations::Error::Database(error)) if Trouble::of(&error) == Trouble::Transient => {

@@ -209,6 +209,12 @@ impl Worker {
                 Ok(applied) => {
                     position = batch.to();
                     self.count(lane, &entries, &applied, began.elapsed());
+                    if applied.to_purge > 0
+                        && let Err(error) = crate::erase::drain(&self.pool, &self.journal).await
+                    {
+                        // Noted in the database: upkeep tries again.
+                        tracing::warn!(lane = lane.as_str(), %error, "late records of erased people stay in the log for now");
+                    }
                 }
                 Err(apply::Error::Overtaken) => return Ok(End::Again),
                 Err(apply::Error::Database(error)) => return Err(error.into()),

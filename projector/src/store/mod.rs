@@ -8,11 +8,15 @@ pub mod activity;
 mod columns;
 pub mod dead_letters;
 mod directories;
+pub mod erase;
+pub mod erased;
 mod groups;
 mod lock;
 mod memberships;
 mod organization;
 pub mod progress;
+pub mod roles;
+pub mod upkeep;
 mod users;
 mod written;
 
@@ -24,12 +28,20 @@ use sqlx::PgConnection;
 
 pub use written::Effects;
 
-/// Writes `picture` and answers which events had an effect.
+/// Writes `picture`, but for what it says of erased people, and answers which events had an effect.
 ///
 /// `connection` must be in a transaction. It is left holding the locks of the directories touched, so that writes
 /// within one directory are serial: exact history needs that, the registers do not.
 pub async fn write(connection: &mut PgConnection, picture: &Picture<'_>) -> sqlx::Result<Effects> {
-    lock::directories(connection, &touched(picture)).await?;
+    lock(connection, picture).await?;
+    if !picture.directories.is_empty() {
+        // What a directory takes along has history of its own: of a large one that is more than other statements may
+        // take. Whoever waits for the locks meanwhile tries again.
+        sqlx::query!("set local statement_timeout = '15min'")
+            .execute(&mut *connection)
+            .await?;
+    }
+    let erased = erased::in_picture(connection, picture).await?;
     let mut effects = Effects::default();
     let before = organization::of(connection, picture.directories.keys()).await?;
     let directories = directories::write(connection, picture.directories.iter()).await?;
@@ -37,12 +49,27 @@ pub async fn write(connection: &mut PgConnection, picture: &Picture<'_>) -> sqlx
     for row in directories {
         effects.add([row.version_event, row.seen_event, row.gone_event]);
     }
-    effects.add_rows(users::write(connection, picture.users.iter()).await?);
+    let users = picture
+        .users
+        .iter()
+        .filter(|(id, _)| !erased.contains(id.as_str()));
+    effects.add_rows(users::write(connection, users).await?);
     effects.add_rows(groups::write(connection, picture.groups.iter()).await?);
-    for row in memberships::write(connection, picture.memberships.iter()).await? {
+    let memberships = picture
+        .memberships
+        .iter()
+        .filter(|((_, user), _)| !erased.contains(user.as_str()));
+    for row in memberships::write(connection, memberships).await? {
         effects.add([row.seen_event, row.gone_event]);
     }
+    effects.erased = erased;
     Ok(effects)
+}
+
+/// Takes the locks that writing `picture` takes. For whoever writes in parts: locks are always taken in one order, and
+/// before the one that history takes with the first change.
+pub async fn lock(connection: &mut PgConnection, picture: &Picture<'_>) -> sqlx::Result<()> {
+    lock::directories(connection, &touched(picture)).await
 }
 
 /// The directories a picture says something of or in.

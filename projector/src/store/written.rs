@@ -24,11 +24,15 @@ pub(super) struct DirectoryRow {
 
 /// The ids of events that had an effect. An event whose observations all lost against newer ones is not in it.
 #[derive(Debug, Default)]
-pub struct Effects(HashSet<String>);
+pub struct Effects {
+    events: HashSet<String>,
+    /// The erased people of whom something was said; it was left out.
+    pub erased: HashSet<String>,
+}
 
 impl Effects {
     pub(super) fn add(&mut self, events: impl IntoIterator<Item = String>) {
-        self.0.extend(events);
+        self.events.extend(events);
     }
 
     pub(super) fn add_rows(&mut self, rows: Vec<Row>) {
@@ -39,6 +43,6 @@ impl Effects {
 
     /// Whether the event of this id changed a row.
     pub fn has(&self, event: &str) -> bool {
-        self.0.contains(event)
+        self.events.contains(event)
     }
 }

@@ -1,0 +1,166 @@
+//! Forgetting one person in the database: the rows, what history showed of them, what waits in the dead letters.
+
+use sqlx::{PgConnection, PgPool};
+use time::OffsetDateTime;
+
+/// What the database knew of a person, and lost.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Forgotten {
+    /// Whether there was a row for the user.
+    pub row: bool,
+    /// Rows of memberships.
+    pub memberships: u64,
+    /// Rows of history whose values were blanked.
+    pub history: u64,
+    /// Texts by which records that name no id are recognised as this person's: addresses, the provider's ids.
+    pub marks: Vec<String>,
+}
+
+/// What came of [`forget`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// The person is live: nothing was done.
+    Live,
+    /// The person is forgotten.
+    Forgotten(Forgotten),
+}
+
+/// Forgets the user `id`: leaves out from now on what is said of it, and takes away what is there. Someone live only if
+/// `force`. Writers of the projection wait meanwhile, so none of them can bring back what it read before.
+pub async fn forget(pool: &PgPool, id: &str, force: bool, now: OffsetDateTime) -> sqlx::Result<Outcome> {
+    let mut transaction = pool.begin().await?;
+    super::lock::erasures(&mut transaction).await?;
+    let live = sqlx::query_scalar!(
+        r#"select exists (select from directory.users where id = $1) as "live!""#,
+        id
+    )
+    .fetch_one(&mut *transaction)
+    .await?;
+    if live && !force {
+        return Ok(Outcome::Live);
+    }
+    sqlx::query!(
+        "insert into dsync.erased (user_id, erased_at) values ($1, $2) on conflict do nothing",
+        id,
+        now,
+    )
+    .execute(&mut *transaction)
+    .await?;
+    let marks = marks(&mut transaction, id).await?;
+    let memberships = sqlx::query!("delete from dsync.memberships where user_id = $1", id)
+        .execute(&mut *transaction)
+        .await?
+        .rows_affected();
+    let row = sqlx::query!("delete from dsync.users where id = $1", id)
+        .execute(&mut *transaction)
+        .await?
+        .rows_affected()
+        == 1;
+    let history = blank_history(&mut transaction, id).await?;
+    sqlx::query!(
+        "delete from dsync.rereads where target in ('user', 'memberships_of_user') and id = $1",
+        id
+    )
+    .execute(&mut *transaction)
+    .await?;
+    sqlx::query!("delete from dsync.held_deletions where user_id = $1", id)
+        .execute(&mut *transaction)
+        .await?;
+    transaction.commit().await?;
+    Ok(Outcome::Forgotten(Forgotten {
+        row,
+        memberships,
+        history,
+        marks,
+    }))
+}
+
+/// Texts that stand for this person and hardly for another, from the row and from history.
+async fn marks(connection: &mut PgConnection, id: &str) -> sqlx::Result<Vec<String>> {
+    sqlx::query_scalar!(
+        r#"
+        select distinct m.mark as "mark!" from (
+            select unnest(array[u.email, u.idp_id, u.username]) as mark
+            from dsync.users as u where u.id = $1
+            union all
+            select unnest(array[v.shown ->> 'email', v.shown ->> 'idp_id', v.shown ->> 'username'])
+            from dsync.changes as c
+            cross join lateral (values (c.before), (c.after)) as v (shown)
+            where c.entity = 'user' and c.entity_id = $1
+        ) as m
+        where m.mark <> ''
+        "#,
+        id,
+    )
+    .fetch_all(connection)
+    .await
+}
+
+async fn blank_history(connection: &mut PgConnection, id: &str) -> sqlx::Result<u64> {
+    let blanked = sqlx::query!(
+        r#"
+        update dsync.changes as c
+        set before = dsync.blank(c.before), after = dsync.blank(c.after)
+        where c.entity = 'user' and c.entity_id = $1
+        "#,
+        id,
+    )
+    .execute(connection)
+    .await?;
+    Ok(blanked.rows_affected())
+}
+
+/// A dead letter, whole.
+#[derive(Debug, Clone)]
+pub struct Letter {
+    /// Its number.
+    pub id: i64,
+    /// Its subject.
+    pub subject: String,
+    /// Its body.
+    pub body: Vec<u8>,
+}
+
+/// The dead letters after number `after`, a few at a time.
+pub async fn letters(pool: &PgPool, after: i64) -> sqlx::Result<Vec<Letter>> {
+    sqlx::query_as!(
+        Letter,
+        r#"
+        select id, subject, coalesce(body, '') as "body!" from dsync.dead_letters
+        where id > $1 order by id limit 50
+        "#,
+        after,
+    )
+    .fetch_all(pool)
+    .await
+}
+
+/// Takes a dead letter away.
+pub async fn drop_letter(pool: &PgPool, id: i64) -> sqlx::Result<()> {
+    sqlx::query!("delete from dsync.dead_letters where id = $1", id)
+        .execute(pool)
+        .await?;
+    Ok(())
+}
+
+/// Other directory users with one of these addresses or provider's ids: the same person before or after, likely.
+pub async fn namesakes(pool: &PgPool, marks: &[String]) -> sqlx::Result<Vec<String>> {
+    sqlx::query_scalar!(
+        r#"
+        select u.id from dsync.users as u
+        where u.email_key = any(select lower(m) from unnest($1::text[]) as m) or u.idp_id = any($1::text[])
+        order by u.id
+        "#,
+        marks,
+    )
+    .fetch_all(pool)
+    .await
+}
+
+/// Takes back that the user `id` is left out. `false`: it was not erased.
+pub async fn undo(pool: &PgPool, id: &str) -> sqlx::Result<bool> {
+    let undone = sqlx::query!("delete from dsync.erased where user_id = $1", id)
+        .execute(pool)
+        .await?;
+    Ok(undone.rows_affected() == 1)
+}

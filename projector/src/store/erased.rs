@@ -1,0 +1,80 @@
+//! People who were erased: what is said of them is left out of every write, and noted to be purged from the log.
+
+use std::collections::HashSet;
+
+use schema::picture::Picture;
+use schema::timestamp::Timestamp;
+use sqlx::{PgConnection, PgPool};
+use time::OffsetDateTime;
+
+/// Those of `ids` that belong to erased people.
+pub async fn among(connection: &mut PgConnection, ids: &[&str]) -> sqlx::Result<HashSet<String>> {
+    if ids.is_empty() {
+        return Ok(HashSet::new());
+    }
+    let erased = sqlx::query_scalar!(
+        "select user_id from dsync.erased where user_id = any($1::text[])",
+        ids as &[&str],
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(erased.into_iter().collect())
+}
+
+/// The erased people that `picture` says something of.
+pub(super) async fn in_picture(
+    connection: &mut PgConnection,
+    picture: &Picture<'_>,
+) -> sqlx::Result<HashSet<String>> {
+    let users = picture.users.keys();
+    let members = picture.memberships.keys().map(|(_, user)| user);
+    let ids: HashSet<&str> = users.chain(members).map(schema::ids::UserId::as_str).collect();
+    among(connection, &ids.into_iter().collect::<Vec<_>>()).await
+}
+
+/// Notes that these messages of the log made at `stream_created` are to be purged.
+pub async fn note_purges(
+    connection: &mut PgConnection,
+    stream_created: Timestamp,
+    seqs: &[u64],
+) -> sqlx::Result<()> {
+    let seqs: Vec<i64> = seqs
+        .iter()
+        .map(|seq| i64::try_from(*seq).unwrap_or(i64::MAX))
+        .collect();
+    sqlx::query!(
+        r#"
+        insert into dsync.purges (stream_created, seq)
+        select $1, x.seq from unnest($2::bigint[]) as x (seq) order by x.seq
+        on conflict do nothing
+        "#,
+        OffsetDateTime::from(stream_created),
+        &seqs,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Messages of the log made at `stream_created` that are to be purged, oldest first.
+pub async fn due_purges(pool: &PgPool, stream_created: Timestamp) -> sqlx::Result<Vec<u64>> {
+    let seqs = sqlx::query_scalar!(
+        "select seq from dsync.purges where stream_created = $1 order by seq",
+        OffsetDateTime::from(stream_created),
+    )
+    .fetch_all(pool)
+    .await?;
+    Ok(seqs.into_iter().map(i64::unsigned_abs).collect())
+}
+
+/// Strikes out a purge that is done.
+pub async fn purged(pool: &PgPool, stream_created: Timestamp, seq: u64) -> sqlx::Result<()> {
+    sqlx::query!(
+        "delete from dsync.purges where stream_created = $1 and seq = $2",
+        OffsetDateTime::from(stream_created),
+        i64::try_from(seq).unwrap_or(i64::MAX),
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,203 @@
+//! What time does to the tables: attributes of what is long gone are scrubbed, months of history are made ahead and
+//! dropped when they are old.
+//!
+//! Scrubbing takes values and leaves every register: an old event that is read again still loses against the version
+//! that is kept, so it cannot bring the values back; and what is scrubbed is not shown, so it changes nothing that is.
+
+use sqlx::{PgConnection, PgPool, Postgres, Transaction};
+use time::OffsetDateTime;
+
+/// Rows that one statement scrubs: short transactions, which writers hardly notice.
+const AT_ONCE: i64 = 1_000;
+
+/// How many objects were scrubbed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Scrubbed {
+    /// Users.
+    pub users: u64,
+    /// Groups.
+    pub groups: u64,
+    /// Directories.
+    pub directories: u64,
+}
+
+impl Scrubbed {
+    /// Nothing was left to scrub.
+    pub const NOTHING: Self = Self {
+        users: 0,
+        groups: 0,
+        directories: 0,
+    };
+}
+
+/// Scrubs what has been gone since before `gone_before`: first what directories hold, then directories.
+pub async fn scrub(pool: &PgPool, gone_before: OffsetDateTime) -> sqlx::Result<Scrubbed> {
+    let mut all = Scrubbed::default();
+    loop {
+        let mut connection = pool.acquire().await?;
+        let users = users(&mut connection, gone_before).await?;
+        let groups = groups(&mut connection, gone_before).await?;
+        all.users += users;
+        all.groups += groups;
+        if users == 0 && groups == 0 {
+            break;
+        }
+    }
+    let mut connection = pool.acquire().await?;
+    all.directories = directories(&mut connection, gone_before).await?;
+    Ok(all)
+}
+
+/// The conditions of `for update` are those of the index that finds the rows: one that came back meanwhile is left alone.
+async fn users(connection: &mut PgConnection, gone_before: OffsetDateTime) -> sqlx::Result<u64> {
+    let row = sqlx::query!(
+        r#"
+        with gone as materialized (
+            select u.id from dsync.users as u
+            where u.seen_at <= u.gone_at and (
+                u.idp_id is not null or u.email is not null or u.username is not null
+                or u.first_name is not null or u.last_name is not null or u.name is not null
+                or u.job_title is not null or u.state is not null or u.role is not null
+                or u.roles <> '{}' or u.custom_attributes is not null or u.raw_attributes is not null
+            ) and u.gone_at < $1 and u.version_observed_at < $1
+            limit $2 for update skip locked
+        ), taken_along as materialized (
+            select u.id from dsync.directories as d
+            join dsync.users as u on u.directory_id = d.id
+            where d.gone_at < $1 and u.seen_at <= d.gone_at and u.version_observed_at < $1 and (
+                u.idp_id is not null or u.email is not null or u.username is not null
+                or u.first_name is not null or u.last_name is not null or u.name is not null
+                or u.job_title is not null or u.state is not null or u.role is not null
+                or u.roles <> '{}' or u.custom_attributes is not null or u.raw_attributes is not null
+            )
+            limit $2 for update of u skip locked
+        ), scrubbed as (
+            update dsync.users as u
+            set idp_id = null, email = null, username = null, first_name = null, last_name = null,
+                name = null, job_title = null, state = null, role = null, roles = '{}',
+                custom_attributes = null, raw_attributes = null
+            where u.id in (select id from gone union select id from taken_along)
+            returning u.id
+        ), blanked as (
+            update dsync.changes as c
+            set before = dsync.blank(c.before), after = dsync.blank(c.after)
+            where c.entity = 'user' and c.entity_id in (select id from scrubbed)
+        )
+        select count(*) as "count!" from scrubbed
+        "#,
+        gone_before,
+        AT_ONCE,
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(row.count.unsigned_abs())
+}
+
+async fn groups(connection: &mut PgConnection, gone_before: OffsetDateTime) -> sqlx::Result<u64> {
+    let row = sqlx::query!(
+        r#"
+        with gone as materialized (
+            select g.id from dsync.groups as g
+            where g.seen_at <= g.gone_at
+                and (g.idp_id is not null or g.name is not null or g.raw_attributes is not null)
+                and g.gone_at < $1 and g.version_observed_at < $1
+            limit $2 for update skip locked
+        ), taken_along as materialized (
+            select g.id from dsync.directories as d
+            join dsync.groups as g on g.directory_id = d.id
+            where d.gone_at < $1 and g.seen_at <= d.gone_at and g.version_observed_at < $1
+                and (g.idp_id is not null or g.name is not null or g.raw_attributes is not null)
+            limit $2 for update of g skip locked
+        ), scrubbed as (
+            update dsync.groups as g
+            set idp_id = null, name = null, raw_attributes = null
+            where g.id in (select id from gone union select id from taken_along)
+            returning g.id
+        ), blanked as (
+            update dsync.changes as c
+            set before = dsync.blank(c.before), after = dsync.blank(c.after)
+            where c.entity = 'group' and c.entity_id in (select id from scrubbed)
+        )
+        select count(*) as "count!" from scrubbed
+        "#,
+        gone_before,
+        AT_ONCE,
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(row.count.unsigned_abs())
+}
+
+async fn directories(connection: &mut PgConnection, gone_before: OffsetDateTime) -> sqlx::Result<u64> {
+    let row = sqlx::query!(
+        r#"
+        with scrubbed as (
+            update dsync.directories as d
+            set name = null, type = null, state = null, external_key = null
+            where d.seen_at <= d.gone_at and (
+                d.name is not null or d.type is not null or d.state is not null or d.external_key is not null
+            ) and d.gone_at < $1 and d.version_observed_at < $1
+            returning d.id
+        ), blanked as (
+            update dsync.changes as c
+            set before = dsync.blank(c.before), after = dsync.blank(c.after)
+            where c.entity = 'directory' and c.entity_id in (select id from scrubbed)
+        )
+        select count(*) as "count!" from scrubbed
+        "#,
+        gone_before,
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(row.count.unsigned_abs())
+}
+
+/// Makes the partitions of history up to `until`; the names of those made.
+pub async fn make_partitions(pool: &PgPool, until: OffsetDateTime) -> sqlx::Result<Vec<String>> {
+    let Some(mut transaction) = alone(pool).await? else {
+        return Ok(Vec::new());
+    };
+    let made = sqlx::query_scalar!(r#"select dsync.prepare_history($1) as "names!""#, until)
+        .fetch_one(&mut *transaction)
+        .await?;
+    transaction.commit().await?;
+    Ok(made)
+}
+
+/// Drops the partitions of history that end before `before`; the names of those dropped.
+pub async fn drop_partitions(pool: &PgPool, before: OffsetDateTime) -> sqlx::Result<Vec<String>> {
+    let Some(mut transaction) = alone(pool).await? else {
+        return Ok(Vec::new());
+    };
+    let dropped = sqlx::query_scalar!(r#"select dsync.drop_history($1) as "names!""#, before)
+        .fetch_one(&mut *transaction)
+        .await?;
+    transaction.commit().await?;
+    Ok(dropped)
+}
+
+/// A transaction for changing partitions, unless another projector is at it. It waits two seconds at most for readers
+/// that are in the way: it is tried again later. One transaction makes or drops, never both: it would hold the lock on
+/// one partition while it waits for all readers, who may be waiting for that one.
+async fn alone(pool: &PgPool) -> sqlx::Result<Option<Transaction<'static, Postgres>>> {
+    let mut transaction = pool.begin().await?;
+    let alone = sqlx::query_scalar!(
+        r#"select pg_try_advisory_xact_lock(hashtext('dsync partitions'), 0) as "alone!""#
+    )
+    .fetch_one(&mut *transaction)
+    .await?;
+    if !alone {
+        return Ok(None);
+    }
+    sqlx::query!("set local lock_timeout = '2s'")
+        .execute(&mut *transaction)
+        .await?;
+    Ok(Some(transaction))
+}
+
+/// Gives the readers' roles their rights. Returns the statements an administrator must run first, if any.
+pub async fn grant_readers(pool: &PgPool) -> sqlx::Result<Vec<String>> {
+    sqlx::query_scalar!(r#"select dsync.grant_readers() as "statements!""#)
+        .fetch_one(pool)
+        .await
+}

@@ -1,0 +1,127 @@
+//! Who was in, and who had access, at any past moment.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Context as _, ensure};
+use rand::prelude::*;
+use serde_json::{Value, json};
+use sqlx::PgPool;
+use tests::{Postgres, agrees};
+use workos_sim::{DirectoryOptions, Options, Seed, Sim, Truth};
+
+use super::{events, rows, text, write};
+
+const MOMENTS: usize = 50;
+
+/// What the source said at a moment: users with what access hangs on, and memberships.
+fn of_source(truth: &Truth) -> (BTreeMap<String, Value>, BTreeSet<String>) {
+    let (mut users, mut memberships) = (BTreeMap::new(), BTreeSet::new());
+    for directory in truth.directories.values() {
+        for (id, user) in &directory.users {
+            let said = json!({
+                "email": user.email, "active": user.active, "first_name": user.first_name, "role": user.role,
+                "organization_id": user.organization_id, "custom_attributes": user.custom_attributes,
+            });
+            users.insert(id.clone(), said);
+        }
+        let pairs = directory.memberships.iter();
+        memberships.extend(pairs.map(|(group, user)| format!("{group}/{user}")));
+    }
+    (users, memberships)
+}
+
+async fn of_tables(
+    pool: &PgPool,
+    users: &str,
+    memberships: &str,
+) -> anyhow::Result<(BTreeMap<String, Value>, BTreeSet<String>)> {
+    let columns = "id, email, active, first_name, role, organization_id, custom_attributes";
+    let mut found = BTreeMap::new();
+    for mut row in rows(pool, format!("select {columns} from {users}")).await? {
+        let id = row.as_object_mut().unwrap().remove("id").unwrap();
+        found.insert(id.as_str().unwrap().to_owned(), row);
+    }
+    let pairs = rows(
+        pool,
+        format!("select group_id || '/' || user_id as pair from {memberships}"),
+    )
+    .await?;
+    let pairs = pairs.iter().map(|row| row["pair"].as_str().unwrap().to_owned());
+    Ok((found, pairs.collect()))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn past_moments_look_as_the_source_did_then() -> anyhow::Result<()> {
+    let postgres = Postgres::migrated().await?;
+    let pool = postgres.pool().await?;
+    let sim = Sim::start(Options::default()).await?;
+    for options in [DirectoryOptions::default(), DirectoryOptions::newer()] {
+        let directory = sim.create_directory(options)?;
+        let seed = Seed {
+            users: 15,
+            groups: 4,
+            ..Seed::default()
+        };
+        sim.seed(&directory, &seed)?;
+    }
+    let mut rng = StdRng::seed_from_u64(4);
+    let (mut told, mut moments) = (0, Vec::new());
+    for number in 0..MOMENTS {
+        if number == 30 {
+            let gone = sim.truth().directories.keys().next().unwrap().clone();
+            sim.change(workos_sim::Change::DeleteDirectory { directory: gone })?;
+        }
+        sim.burst(rng.random_range(1..12))?;
+        let mut new = events(&sim, told);
+        told += new.len();
+        while !new.is_empty() {
+            let size = rng.random_range(1..=8).min(new.len());
+            let batch: Vec<_> = new.drain(..size).collect();
+            write(&pool, &batch).await?;
+        }
+        agrees(&pool, &sim.truth()).await?;
+        let moment = text(&pool, "select clock_timestamp()").await?.unwrap();
+        // The very rows, too, byte for byte.
+        let whole = rows(&pool, "select * from directory.users").await?;
+        moments.push((moment, sim.truth(), whole));
+    }
+    let counts: BTreeSet<usize> = moments.iter().map(|(_, _, whole)| whole.len()).collect();
+    ensure!(
+        counts.len() > 5,
+        "histories in which nothing happens prove nothing"
+    );
+    moments.shuffle(&mut rng);
+    for (moment, truth, whole) in &moments {
+        let users = format!("directory.users_at('{moment}')");
+        let memberships = format!("directory.memberships_at('{moment}')");
+        let found = of_tables(&pool, &users, &memberships).await?;
+        ensure!(found == of_source(truth), "at {moment} the source said otherwise");
+        ensure!(
+            rows(&pool, format!("select * from {users}")).await? == *whole,
+            "at {moment} the view showed otherwise"
+        );
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn before_history_is_kept_there_is_no_answer() -> anyhow::Result<()> {
+    let postgres = Postgres::migrated().await?;
+    let pool = postgres.pool().await?;
+    for function in ["users_at", "groups_at", "memberships_at"] {
+        let error = rows(&pool, format!("select * from directory.{function}('2020-01-01')"))
+            .await
+            .err()
+            .context("an answer out of thin air")?;
+        ensure!(
+            format!("{error:#}").contains("history is kept since"),
+            "{error:#}"
+        );
+        ensure!(
+            rows(&pool, format!("select * from directory.{function}('2100-01-01')"))
+                .await?
+                .is_empty()
+        );
+    }
+    Ok(())
+}

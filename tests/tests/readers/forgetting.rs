@@ -1,0 +1,369 @@
+//! Who is erased leaves no trace: not in a table, not in the log, not after late retries or a replay of the log.
+
+use std::path::Path;
+
+use anyhow::{Context as _, ensure};
+use journal::{Appended, Entry, Journal};
+use schema::record::{Record, Source};
+use serde_json::{Value, json};
+use sqlx::PgPool;
+use tests::{Nats, Postgres, Program, Running, eventually};
+
+use super::{BOUND, append, log_on, record, rows, text};
+
+/// Words of the person that are to be found nowhere afterwards.
+const WORDS: [&str; 5] = [
+    "Zebulon",
+    "Quicksilver",
+    "zebulon.q@example.com",
+    "z.quicksilver",
+    "idp-of-zebulon-0001",
+];
+
+struct Stage {
+    postgres: Postgres,
+    nats: Nats,
+    pool: PgPool,
+    journal: Journal,
+}
+
+impl Stage {
+    async fn set() -> anyhow::Result<Self> {
+        let (postgres, nats) = tokio::try_join!(Postgres::migrated(), Nats::start())?;
+        let (pool, journal) = (postgres.pool().await?, log_on(&nats).await?);
+        Ok(Self {
+            postgres,
+            nats,
+            pool,
+            journal,
+        })
+    }
+
+    fn program(&self) -> Program {
+        Program::new("dsync-projector")
+            .env("NATS_URL", self.nats.url())
+            .env("DATABASE_URL", self.postgres.url())
+            .env("RUST_LOG", "debug")
+    }
+
+    /// Appends and waits until the projector has applied all of it.
+    async fn told(&self, records: &[Record]) -> anyhow::Result<u64> {
+        let last = append(&self.journal, records).await?;
+        eventually(BOUND, async || {
+            let at = text(&self.pool, "select seq from dsync.progress where lane = 'all'").await?;
+            ensure!(at.context("not begun")?.parse::<u64>()? >= last);
+            Ok(())
+        })
+        .await?;
+        Ok(last)
+    }
+
+    async fn erase(&self, more: &[&str]) -> anyhow::Result<tests::Output> {
+        let program = self
+            .program()
+            .arg("erase")
+            .arg("--user")
+            .arg("user_z")
+            .arg("--json");
+        more.iter()
+            .fold(program, |program, arg| program.arg(*arg))
+            .run()
+            .await
+    }
+}
+
+fn moment(second: u32) -> String {
+    format!("2026-01-01T00:00:{second:02}.000Z")
+}
+
+fn zebulon(second: u32, more: &Value) -> Value {
+    let mut user = json!({
+        "id": "user_z", "directory_id": "d1", "organization_id": "org_1", "state": "active",
+        "email": "Zebulon.Q@example.com", "username": "z.quicksilver", "first_name": "Zebulon", "last_name": "Quicksilver",
+        "idp_id": "idp-of-zebulon-0001", "raw_attributes": {"displayName": "Zebulon Quicksilver"},
+        "custom_attributes": {"nickname": "Zebulon"}, "updated_at": moment(second)
+    });
+    user.as_object_mut()
+        .unwrap()
+        .extend(more.as_object().unwrap().clone());
+    user
+}
+
+fn event(id: &str, kind: &str, second: u32, data: &Value) -> Record {
+    let body = json!({"id": id, "event": kind, "created_at": moment(second), "data": data});
+    record(body.to_string().as_bytes(), Source::Webhook)
+}
+
+fn other(id: &str) -> Value {
+    json!({"id": id, "directory_id": "d1", "organization_id": "org_1", "state": "active",
+        "email": format!("{id}@example.com"), "updated_at": moment(1)})
+}
+
+/// Everything that speaks of the person, in every way something can; and people nobody forgets.
+fn life() -> Vec<Record> {
+    let group = json!({"id": "g1", "directory_id": "d1", "organization_id": "org_1", "name": "Staff", "updated_at": moment(1)});
+    let joined = |user: Value| json!({"directory_id": "d1", "user": user, "group": group});
+    let quarantined = |body: String| record(body.as_bytes(), Source::Webhook);
+    vec![
+        event("e1", "dsync.activated", 1, &json!({"id": "d1", "organization_id": "org_1", "updated_at": moment(1)})),
+        event("e2", "dsync.user.created", 2, &zebulon(2, &json!({}))),
+        event("e3", "dsync.user.created", 2, &other("user_ann")),
+        event("e4", "dsync.group.user_added", 3, &joined(zebulon(2, &json!({})))),
+        event("e5", "dsync.group.user_added", 3, &joined(other("user_ann"))),
+        event("e6", "dsync.user.updated", 4, &zebulon(4, &json!({"email": "zebulon.q@example.com", "job_title": "Cook"}))),
+        // Of a kind nobody knows, and of no shape anybody can address.
+        event("e7", "dsync.user.merged", 5, &json!({"id": "x", "directory_id": "d1", "into": zebulon(4, &json!({}))})),
+        quarantined(json!({"id": "e8", "event": "dsync.user.updated", "data": zebulon(4, &json!({"id": "not an id"}))}).to_string()),
+        quarantined(r#"{"id": "e9", "event": "dsync.user.updated", "data": {"mail": "zebulon.q\u0040example.com""#.to_owned()),
+        quarantined(r#"{"id": "e10", "event": "dsync.user.updated", "data": {"mail": "user_ann@example.com"}}"#.to_owned()),
+        // A body that cannot be read though it is addressed: a dead letter.
+        {
+            let mut dead = event("e11", "dsync.user.updated", 6, &zebulon(6, &json!({})));
+            dead.body = bytes::Bytes::from_static(b"{\"data\": \"Zebulon\"");
+            dead
+        },
+    ]
+}
+
+fn goodbye() -> Record {
+    event("e20", "dsync.user.deleted", 20, &zebulon(6, &json!({})))
+}
+
+/// Every text, JSON and binary column of every table of ours that holds one of the words.
+async fn found_in_tables(pool: &PgPool) -> anyhow::Result<Vec<String>> {
+    let tables = rows(
+        pool,
+        "select c.oid::regclass::text as name from pg_class as c
+         where relnamespace in ('dsync'::regnamespace, 'directory'::regnamespace) and relkind in ('r', 'p', 'v')",
+    )
+    .await?;
+    ensure!(tables.len() > 20, "{tables:?}");
+    let mut found = Vec::new();
+    for table in tables {
+        let table = table["name"].as_str().unwrap();
+        for row in rows(pool, format!("select * from {table}")).await? {
+            let mut row = row.to_string().to_lowercase();
+            if let Some(start) = row.find("\"\\\\x") {
+                let hex: String = row[start + 4..]
+                    .chars()
+                    .take_while(char::is_ascii_hexdigit)
+                    .collect();
+                row += &String::from_utf8_lossy(&hex::decode(hex)?).to_lowercase();
+            }
+            if WORDS.iter().any(|word| row.contains(&word.to_lowercase())) {
+                found.push(format!("{table}: {row}"));
+            }
+        }
+    }
+    Ok(found)
+}
+
+async fn messages(journal: &Journal) -> anyhow::Result<Vec<Entry>> {
+    let (mut seq, mut all) = (1, Vec::new());
+    while let Some(entry) = journal.first_at(seq, "dsync.>").await? {
+        seq = entry.seq + 1;
+        all.push(entry);
+    }
+    Ok(all)
+}
+
+fn holds_a_word(bytes: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(bytes)
+        .to_lowercase()
+        .replace("\\u0040", "@");
+    WORDS.iter().any(|word| text.contains(&word.to_lowercase()))
+}
+
+fn found_in_files(dir: &Path) -> anyhow::Result<Vec<String>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            found.extend(found_in_files(&path)?);
+        } else if holds_a_word(&std::fs::read(&path)?) {
+            found.push(path.display().to_string());
+        }
+    }
+    Ok(found)
+}
+
+async fn no_trace(stage: &Stage) -> anyhow::Result<()> {
+    let found = found_in_tables(&stage.pool).await?;
+    ensure!(found.is_empty(), "in tables: {found:#?}");
+    for entry in messages(&stage.journal).await? {
+        ensure!(!holds_a_word(&entry.record.body), "in the log: {entry:?}");
+    }
+    let files = found_in_files(&stage.nats.store())?;
+    ensure!(files.is_empty(), "on the broker's disk: {files:?}");
+    Ok(())
+}
+
+/// What the log alone makes of an empty database.
+async fn replayed(nats: &Nats, last: u64) -> anyhow::Result<(Postgres, PgPool, Running)> {
+    let postgres = Postgres::migrated().await?;
+    let pool = postgres.pool().await?;
+    let projector = Program::new("dsync-projector")
+        .env("NATS_URL", nats.url())
+        .env("DATABASE_URL", postgres.url())
+        .start()
+        .await?;
+    eventually(BOUND, async || {
+        let at = text(&pool, "select seq from dsync.progress where lane = 'all'").await?;
+        ensure!(at.context("not begun")?.parse::<u64>()? >= last);
+        Ok(())
+    })
+    .await?;
+    Ok((postgres, pool, projector))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_erased_leaves_no_trace() -> anyhow::Result<()> {
+    let stage = Stage::set().await?;
+    let projector = stage.program().start().await?;
+    stage.told(&life()).await?;
+    ensure!(found_in_tables(&stage.pool).await?.len() > 5, "nothing to forget");
+
+    let refused = stage.erase(&[]).await?;
+    ensure!(
+        refused.status.code() == Some(1) && refused.stderr.contains("--force"),
+        "{refused:?}"
+    );
+    ensure!(rows(&stage.pool, "select * from directory.users").await?.len() == 2);
+
+    stage.told(&[goodbye()]).await?;
+    let done = stage.erase(&[]).await?;
+    ensure!(done.status.success(), "{done:?}");
+    let receipt: Value = serde_json::from_str(&done.stdout)?;
+    ensure!(receipt["row"] == true && receipt["memberships"] == 1, "{receipt}");
+    ensure!(
+        receipt["log_messages"] == 5 && receipt["other_messages"] == 3,
+        "{receipt}"
+    );
+    ensure!(receipt["dead_letters"] == 3, "{receipt}");
+    ensure!(receipt["namesakes"] == json!([]), "{receipt}");
+    // Its rows stay, with ids and times; how many there are depends on how the events fell into batches.
+    let history = rows(
+        &stage.pool,
+        "select after from directory.changes where entity_id = 'user_z'",
+    )
+    .await?;
+    ensure!(
+        history.len() >= 2 && receipt["history"] == history.len(),
+        "{receipt} {history:?}"
+    );
+    no_trace(&stage).await?;
+
+    // Nobody else lost anything.
+    let left = rows(&stage.pool, "select id, email from directory.users").await?;
+    ensure!(
+        left == [json!({"id": "user_ann", "email": "user_ann@example.com"})],
+        "{left:?}"
+    );
+    let letters = rows(&stage.pool, "select event_id from dsync.dead_letters").await?;
+    ensure!(letters == [json!({"event_id": "e10"})], "{letters:?}");
+
+    // Late retries of all of it, once the log no longer knows their ids.
+    let late: Vec<Record> = life()
+        .into_iter()
+        .filter(|record| holds_a_word(&record.body) && !record.subject.is_quarantine())
+        .collect();
+    ensure!(late.len() == 5, "{}", late.len());
+    let mut last = 0;
+    for record in &late {
+        last = eventually(BOUND, async || match stage.journal.append(record).await? {
+            Appended::Stored { seq } => Ok(seq),
+            Appended::Duplicate { .. } => anyhow::bail!("the log still knows it"),
+        })
+        .await?;
+    }
+    stage
+        .told(&[event("e30", "dsync.user.created", 30, &other("user_bob"))])
+        .await?;
+    eventually(BOUND, async || no_trace(&stage).await).await?;
+    ensure!(
+        text(&stage.pool, "select count(*) from dsync.purges")
+            .await?
+            .as_deref()
+            == Some("0")
+    );
+    ensure!(
+        stage.journal.entry(last).await?.is_none(),
+        "a late retry stays in the log"
+    );
+
+    // A database built again from the log.
+    let (_again, pool, _projector) = replayed(&stage.nats, last + 1).await?;
+    let found = found_in_tables(&pool).await?;
+    ensure!(found.is_empty(), "a replay brings back {found:#?}");
+    ensure!(rows(&pool, "select id from directory.users").await?.len() == 2);
+
+    let output = projector.output().to_lowercase();
+    ensure!(
+        WORDS.iter().all(|word| !output.contains(&word.to_lowercase())),
+        "a name is in the projector's output"
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn erasing_someone_live_takes_force_and_can_be_lifted() -> anyhow::Result<()> {
+    let stage = Stage::set().await?;
+    let _projector = stage.program().start().await?;
+    stage.told(&life()).await?;
+    // The same person under another id.
+    stage
+        .told(&[event(
+            "n1",
+            "dsync.user.created",
+            7,
+            &zebulon(7, &json!({"id": "user_z2"})),
+        )])
+        .await?;
+    let done = stage.erase(&["--force"]).await?;
+    let receipt: Value = serde_json::from_str(&done.stdout)?;
+    ensure!(receipt["namesakes"] == json!(["user_z2"]), "{receipt}");
+    ensure!(
+        rows(&stage.pool, "select * from directory.users where id = 'user_z'")
+            .await?
+            .is_empty()
+    );
+    let last = "select operation || ' ' || source from directory.changes where entity_id = 'user_z' order by change_id desc limit 1";
+    ensure!(text(&stage.pool, last).await?.as_deref() == Some("deleted erase"));
+    let gone = "select count(*) from directory.changes where entity_id = 'g1/user_z' and operation = 'deleted' and source = 'erase'";
+    ensure!(
+        text(&stage.pool, gone).await?.as_deref() == Some("1"),
+        "the membership's going is not told"
+    );
+
+    stage
+        .told(&[event("n2", "dsync.user.updated", 8, &zebulon(8, &json!({})))])
+        .await?;
+    ensure!(
+        rows(&stage.pool, "select * from directory.users where id = 'user_z'")
+            .await?
+            .is_empty()
+    );
+    ensure!(stage.erase(&["--undo"]).await?.status.success());
+    ensure!(
+        stage.erase(&["--undo"]).await?.status.code() == Some(1),
+        "undone twice"
+    );
+    stage
+        .told(&[event("n3", "dsync.user.updated", 9, &zebulon(9, &json!({})))])
+        .await?;
+    ensure!(
+        rows(&stage.pool, "select * from directory.users where id = 'user_z'")
+            .await?
+            .len()
+            == 1
+    );
+    let nobody = stage
+        .program()
+        .arg("erase")
+        .arg("--user")
+        .arg("no id")
+        .run()
+        .await?;
+    ensure!(nobody.status.code() == Some(1), "{nobody:?}");
+    Ok(())
+}

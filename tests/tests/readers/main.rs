@@ -1,0 +1,163 @@
+//! What readers get: history and feed, roles, isolation, forgetting; one module a promise, each against real servers.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::similar_names,
+    clippy::needless_pass_by_value,
+    clippy::format_push_string,
+    clippy::format_collect,
+    clippy::too_many_lines,
+    reason = "tests: told as stories, with data made by hand"
+)]
+
+mod as_of;
+mod changes;
+mod forgetting;
+#[path = "../model/history.rs"]
+mod history;
+mod isolation;
+mod rights;
+mod roles;
+mod upkeep;
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use journal::{Appended, Connection, Entry, Journal, Limits};
+use projector::fold::{Texts, fold};
+use projector::store;
+use schema::record::{Received, Record, Source};
+use schema::timestamp::Timestamp;
+use serde_json::Value;
+use sqlx::{AssertSqlSafe, PgPool};
+use tests::{Nats, Postgres};
+use workos_sim::Sim;
+
+/// Long enough for a crowded machine; nothing waits this long when it works.
+const BOUND: Duration = Duration::from_mins(2);
+
+fn record(body: &[u8], source: Source) -> Record {
+    let at = Timestamp::from_micros(1_714_557_600_000_000);
+    match Record::receive(Bytes::copy_from_slice(body), source, None, at) {
+        Received::Event(record) | Received::Quarantined(record, _) => record,
+        Received::NotOurs => panic!("all events here are ours"),
+    }
+}
+
+/// The random history of the model tests, as records.
+fn random_records(seed: u64, length: usize) -> Vec<Record> {
+    history::history(seed, length)
+        .iter()
+        .map(|body| {
+            let source = if body.is_sweep {
+                Source::Sweep
+            } else {
+                Source::Webhook
+            };
+            record(&body.json, source)
+        })
+        .collect()
+}
+
+/// Writes a batch in a transaction of its own, as a projector does.
+async fn write(pool: &PgPool, records: &[Record]) -> anyhow::Result<()> {
+    let entries: Vec<Entry> = records
+        .iter()
+        .map(|record| Entry {
+            seq: 1,
+            appended_at: record.received_at,
+            record: record.clone(),
+        })
+        .collect();
+    let texts = Texts::of(&entries);
+    let fold = fold(&entries, &texts);
+    let mut transaction = pool.begin().await?;
+    store::write(&mut transaction, &fold.picture).await?;
+    transaction.commit().await?;
+    Ok(())
+}
+
+/// Writes one event given as JSON.
+async fn tell(pool: &PgPool, body: Value) -> anyhow::Result<()> {
+    write(pool, &[record(body.to_string().as_bytes(), Source::Webhook)]).await
+}
+
+/// The simulator's events from the `from`th on, as records.
+fn events(sim: &Sim, from: usize) -> Vec<Record> {
+    sim.events()[from..]
+        .iter()
+        .map(|event| record(event.body().as_bytes(), Source::Webhook))
+        .collect()
+}
+
+/// A handle on a log that exists.
+async fn log_on(nats: &Nats) -> anyhow::Result<Journal> {
+    let journal = Journal::connect(&Connection {
+        url: nats.url(),
+        creds: None,
+        stream: "DSYNC".to_owned(),
+        name: "test".to_owned(),
+    })
+    .await?;
+    let limits = Limits {
+        replicas: 1,
+        max_age: Duration::ZERO,
+        max_bytes: 0,
+        // Short, so that a late retry is stored again.
+        dedup_window: Duration::from_millis(100),
+    };
+    journal.ensure(&limits).await?;
+    Ok(journal)
+}
+
+async fn append(journal: &Journal, records: &[Record]) -> anyhow::Result<u64> {
+    let mut last = 0;
+    for record in records {
+        let (Appended::Stored { seq } | Appended::Duplicate { seq }) = journal.append(record).await?;
+        last = last.max(seq);
+    }
+    Ok(last)
+}
+
+/// A connection of an application: a login that was granted `role`, confined to `organization` if one is given.
+async fn reader(postgres: &Postgres, role: &str, organization: Option<&str>) -> anyhow::Result<PgPool> {
+    let (login, password) = (format!("app_of_{role}"), "of-the-application");
+    let admin = postgres.pool().await?;
+    let statement = format!(
+        "do $$ begin
+            if not exists (select from pg_roles where rolname = '{login}') then
+                create role {login} login password '{password}' in role {role};
+            end if;
+        end $$"
+    );
+    sqlx::raw_sql(AssertSqlSafe(statement)).execute(&admin).await?;
+    let mut options: sqlx::postgres::PgConnectOptions = postgres.url_as(&login, password).parse()?;
+    if let Some(organization) = organization {
+        options = options.options([("dsync.organization_id", organization)]);
+    }
+    sqlx::postgres::PgPoolOptions::new()
+        .max_connections(2)
+        .acquire_timeout(Duration::from_secs(20))
+        .connect_with(options)
+        .await
+        .context("the application cannot connect")
+}
+
+/// The rows of a query as JSON, in the order of their text.
+async fn rows(pool: &PgPool, query: impl Into<String>) -> anyhow::Result<Vec<Value>> {
+    let sql = format!(
+        "select to_jsonb(q) from ({}) as q order by to_jsonb(q)::text",
+        query.into()
+    );
+    Ok(sqlx::query_scalar(AssertSqlSafe(sql)).fetch_all(pool).await?)
+}
+
+/// The first column of a query's first row, as text.
+async fn text(pool: &PgPool, query: impl Into<String>) -> anyhow::Result<Option<String>> {
+    let sql = format!("select q.v::text from ({}) as q (v)", query.into());
+    Ok(sqlx::query_scalar(AssertSqlSafe(sql))
+        .fetch_optional(pool)
+        .await?
+        .flatten())
+}

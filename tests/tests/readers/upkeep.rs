@@ -1,0 +1,283 @@
+//! What time does: long-deleted objects are scrubbed, months of history come and go; neither changes what is shown.
+
+use std::time::Duration;
+
+use anyhow::ensure;
+use rand::prelude::*;
+use serde_json::{Value, json};
+use service::clock::Clock;
+use sqlx::PgPool;
+use tests::{Nats, Postgres, agrees};
+use time::OffsetDateTime;
+use time::macros::datetime;
+use workos_sim::{DirectoryOptions, Options, Seed, Sim};
+
+use projector::scrub::Upkeep;
+use projector::store::upkeep::{Scrubbed, drop_partitions, make_partitions, scrub};
+
+use super::{events, log_on, rows, tell, text, write};
+
+const DAY: Duration = Duration::from_hours(24);
+
+fn user(id: &str, event: &str, kind: &str, at: &str, updated_at: &str) -> Value {
+    json!({"id": event, "event": kind, "created_at": at, "data": {
+        "id": id, "directory_id": "d1", "organization_id": "org_1", "state": "active", "email": format!("{id}@example.com"),
+        "first_name": "Ada", "raw_attributes": {"name": "Ada"}, "roles": ["admin"], "updated_at": updated_at
+    }})
+}
+
+/// Registers and columns of every user, and all of history: everything that could change.
+async fn everything(pool: &PgPool) -> anyhow::Result<Vec<Value>> {
+    let mut all = rows(pool, "select * from dsync.users").await?;
+    all.extend(rows(pool, "select * from dsync.changes").await?);
+    Ok(all)
+}
+
+#[tokio::test]
+async fn what_was_deleted_long_ago_is_scrubbed_and_old_events_do_not_bring_it_back() -> anyhow::Result<()> {
+    let (postgres, nats) = tokio::try_join!(Postgres::migrated(), Nats::start())?;
+    let pool = postgres.pool().await?;
+    let clock = Clock::fixed(datetime!(2026-02-10 00:00 UTC));
+    let upkeep = Upkeep {
+        pool: pool.clone(),
+        journal: log_on(&nats).await?,
+        clock: clock.clone(),
+        tombstone_retention: 30 * DAY,
+        history_retention: Duration::ZERO,
+    };
+    let told = [
+        user(
+            "u1",
+            "e1",
+            "dsync.user.created",
+            "2026-01-01T00:00:00Z",
+            "2026-01-01T00:00:00Z",
+        ),
+        user(
+            "u1",
+            "e2",
+            "dsync.user.updated",
+            "2026-01-02T00:00:00Z",
+            "2026-01-02T00:00:00Z",
+        ),
+        user(
+            "u1",
+            "e3",
+            "dsync.user.deleted",
+            "2026-01-15T00:00:00Z",
+            "2026-01-02T00:00:00Z",
+        ),
+        user(
+            "u2",
+            "e4",
+            "dsync.user.created",
+            "2026-01-01T00:00:00Z",
+            "2026-01-01T00:00:00Z",
+        ),
+        user(
+            "u3",
+            "e5",
+            "dsync.user.created",
+            "2026-01-01T00:00:00Z",
+            "2026-01-01T00:00:00Z",
+        ),
+        user(
+            "u3",
+            "e6",
+            "dsync.user.deleted",
+            "2026-02-01T00:00:00Z",
+            "2026-01-01T00:00:00Z",
+        ),
+    ];
+    for body in &told {
+        tell(&pool, body.clone()).await?;
+    }
+    ensure!(upkeep.scrub().await? == Scrubbed::NOTHING, "30 days are not over");
+    clock.set(datetime!(2026-02-15 00:00 UTC));
+    let scrubbed = upkeep.scrub().await?;
+    ensure!(scrubbed.users == 1, "{scrubbed:?}");
+    let row = rows(&pool, "select * from dsync.users where id = 'u1'")
+        .await?
+        .remove(0);
+    for gone in ["email", "email_key", "first_name", "raw_attributes", "state"] {
+        ensure!(row[gone].is_null(), "{gone} is still there: {row}");
+    }
+    ensure!(
+        row["roles"] == json!([]) && row["version_event"] == "e2" && row["gone_event"] == "e3",
+        "{row}"
+    );
+    let history = rows(
+        &pool,
+        "select operation, event_id, before, after from dsync.changes where entity_id = 'u1'",
+    )
+    .await?;
+    ensure!(
+        history.len() == 3 && !json!(history).to_string().contains("Ada"),
+        "{history:?}"
+    );
+    ensure!(
+        json!(history).to_string().contains("\"active\":true"),
+        "who had access stays known"
+    );
+    // Those who are there, or have not been gone for long, keep theirs.
+    let kept = text(&pool, "select count(*) from dsync.users where email is not null").await?;
+    ensure!(kept.as_deref() == Some("2"));
+
+    let before = everything(&pool).await?;
+    for body in told.iter().rev().chain(&told) {
+        tell(&pool, body.clone()).await?;
+    }
+    ensure!(
+        everything(&pool).await? == before,
+        "an old event changed something"
+    );
+    ensure!(upkeep.scrub().await? == Scrubbed::NOTHING);
+
+    // Who comes back is whole again.
+    tell(
+        &pool,
+        user(
+            "u1",
+            "e9",
+            "dsync.user.created",
+            "2026-02-16T00:00:00Z",
+            "2026-02-16T00:00:00Z",
+        ),
+    )
+    .await?;
+    let back = rows(&pool, "select email from directory.users where id = 'u1'").await?;
+    ensure!(back == [json!({"email": "u1@example.com"})], "{back:?}");
+    Ok(())
+}
+
+/// Scrubbing everything that is gone, again and again in the middle of things, with old events repeated: what is shown
+/// is what the source says, as if nobody had scrubbed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn scrubbing_never_changes_what_is_shown() -> anyhow::Result<()> {
+    let postgres = Postgres::migrated().await?;
+    let pool = postgres.pool().await?;
+    let sim = Sim::start(Options::default()).await?;
+    for options in [DirectoryOptions::default(), DirectoryOptions::awkward()] {
+        let directory = sim.create_directory(options)?;
+        let seed = Seed {
+            users: 15,
+            groups: 4,
+            ..Seed::default()
+        };
+        sim.seed(&directory, &seed)?;
+    }
+    let mut rng = StdRng::seed_from_u64(5);
+    let (mut told, mut scrubbed) = (0, 0);
+    for round in 0..15 {
+        if round == 10 {
+            let gone = sim.truth().directories.keys().next().unwrap().clone();
+            sim.change(workos_sim::Change::DeleteDirectory { directory: gone })?;
+        }
+        sim.burst(30)?;
+        let new = events(&sim, told);
+        told += new.len();
+        let mut batch = new.clone();
+        let old = events(&sim, 0);
+        batch.extend(old.sample(&mut rng, 40).cloned());
+        batch.shuffle(&mut rng);
+        write(&pool, &batch).await?;
+        agrees(&pool, &sim.truth()).await?;
+        let done = scrub(&pool, datetime!(2100-01-01 00:00 UTC)).await?;
+        scrubbed += done.users + done.groups + done.directories;
+        agrees(&pool, &sim.truth()).await?;
+    }
+    ensure!(scrubbed > 30, "only {scrubbed} were scrubbed");
+    let left = "select count(*) from dsync.users as u where (email, first_name, raw_attributes) is distinct from (null, null, null)
+        and not exists (select from directory.users as v where v.id = u.id)";
+    ensure!(
+        text(&pool, left).await?.as_deref() == Some("0"),
+        "a deleted user has attributes"
+    );
+    Ok(())
+}
+
+async fn partitions(pool: &PgPool) -> anyhow::Result<Vec<String>> {
+    let found = rows(
+        pool,
+        "select inhrelid::regclass::text as name from pg_inherits where inhparent = 'dsync.changes'::regclass",
+    )
+    .await?;
+    Ok(found
+        .iter()
+        .map(|row| row["name"].as_str().unwrap().replace("dsync.", ""))
+        .collect())
+}
+
+#[tokio::test]
+async fn months_of_history_come_and_go() -> anyhow::Result<()> {
+    let postgres = Postgres::migrated().await?;
+    let pool = postgres.pool().await?;
+    let now: OffsetDateTime = sqlx::query_scalar("select now()").fetch_one(&pool).await?;
+    // A month that nobody prepared.
+    sqlx::raw_sql(
+        "insert into dsync.changes (change_id, recorded_at, directory_id, entity, entity_id, operation)
+         select 0, date_trunc('month', now()) + interval '4 months', 'd', 'user', 'later', 'created'
+         union all select -1, now() - interval '3 months', 'd', 'user', 'earlier', 'created'",
+    )
+    .execute(&pool)
+    .await?;
+    let where_is =
+        |id: &'static str| format!("select tableoid::regclass from dsync.changes where entity_id = '{id}'");
+    ensure!(text(&pool, where_is("later")).await?.as_deref() == Some("dsync.changes_unprepared"));
+    let before = partitions(&pool).await?.len();
+    let made = make_partitions(&pool, now + 140 * DAY).await?;
+    ensure!(!made.is_empty() && partitions(&pool).await?.len() == before + made.len());
+    ensure!(
+        make_partitions(&pool, now + 140 * DAY).await?.is_empty(),
+        "made twice"
+    );
+    ensure!(
+        text(&pool, where_is("later")).await? != Some("dsync.changes_unprepared".to_owned()),
+        "it was not moved"
+    );
+    ensure!(
+        text(&pool, "select bool_and(relrowsecurity) from pg_class where oid in (select inhrelid from pg_inherits where inhparent = 'dsync.changes'::regclass) and relname <> 'changes_unprepared'").await?
+            == Some("true".to_owned())
+    );
+
+    tell(
+        &pool,
+        user(
+            "u1",
+            "e1",
+            "dsync.user.created",
+            "2026-01-01T00:00:00Z",
+            "2026-01-01T00:00:00Z",
+        ),
+    )
+    .await?;
+    ensure!(
+        drop_partitions(&pool, now).await?.is_empty(),
+        "this month is not over"
+    );
+    ensure!(
+        rows(&pool, "select * from directory.users_at(now())")
+            .await?
+            .len()
+            == 1
+    );
+    let dropped = drop_partitions(&pool, now + 40 * DAY).await?;
+    ensure!(dropped.len() == 1, "{dropped:?}");
+    ensure!(text(&pool, where_is("u1")).await?.is_none());
+    // Past moments of which history is gone have no answer; those of which it is kept have the right one.
+    ensure!(
+        rows(&pool, "select * from directory.users_at(now())")
+            .await
+            .is_err()
+    );
+    ensure!(
+        rows(
+            &pool,
+            "select * from directory.users_at(now() + interval '50 days')"
+        )
+        .await?
+        .len()
+            == 1
+    );
+    Ok(())
+}
