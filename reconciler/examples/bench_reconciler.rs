@@ -162,7 +162,7 @@ fn tell(name: &str, sim: &Sim, directory: &str, report: &reconciler::report::Dir
     let span = times
         .last()
         .zip(times.first())
-        .map(|(last, first)| *last - *first);
+        .map(|(last, first)| last.abs_diff(*first));
     let rate = ratio(times.len() - 1, 1) / span.unwrap_or_default().as_secs_f64();
     println!("{name}: memberships read {:?}", report.memberships_read);
     println!(

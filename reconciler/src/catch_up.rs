@@ -28,6 +28,7 @@ use crate::store::sweeps;
 use crate::work::{Failure, IN_FLIGHT, Work};
 use crate::workos::client::ApiError;
 use crate::workos::events::{Listed, Range, Ways};
+use crate::workos::pages::{List, Pages};
 
 /// How far back `WorkOS` lists events, less a little.
 const RETENTION: Duration = Duration::from_hours(24 * 89);
@@ -120,10 +121,7 @@ impl CatchUp {
                 self.known.clear();
                 oldest
             }
-            (None, None) => {
-                self.begin(now).await?;
-                minus(now, self.settings.holdback)
-            }
+            (None, None) => minus(self.begin().await?, self.settings.holdback),
             (Some(at), None) if minus(at, self.settings.holdback) < oldest => {
                 tracing::error!(since = %at, "away for longer than events are kept: every directory is due for a sweep");
                 sweeps::all_again(&self.work.pool).await?;
@@ -138,7 +136,6 @@ impl CatchUp {
             reached.get_or_insert(first_at);
         }
         if let Some(reached) = reached {
-            let reached = position.at.map_or(reached, |at| at.max(reached));
             self.move_to(reached, position.rewound).await?;
             let kept = minus(reached, self.settings.holdback * 2);
             self.known.retain(|_, at| *at >= kept);
@@ -149,7 +146,7 @@ impl CatchUp {
     /// Reads one range to its end and appends what it lists. The server's time of the first answer.
     async fn read(&mut self, range: Range, saves: bool, polled: &mut Polled) -> Result<Timestamp, Failure> {
         let (mut range, mut after) = (range, None::<String>);
-        let mut first_at = None;
+        let (mut first_at, mut last_seen) = (None, None);
         loop {
             let page = match self
                 .work
@@ -164,6 +161,9 @@ impl CatchUp {
                         "an event fell out of what is kept while reading: every directory is due for a sweep"
                     );
                     sweeps::all_again(&self.work.pool).await?;
+                    // From the last one read; where that leads no further, every cursor is refused.
+                    let start = last_seen.take().filter(|last| *last > range.start);
+                    range.start = start.ok_or(ApiError::Refused(400))?;
                     after = None;
                     continue;
                 }
@@ -171,9 +171,9 @@ impl CatchUp {
             first_at.get_or_insert(page.at);
             let last = self.append(&page.objects, polled).await?;
             if let Some(last) = last.filter(|last| *last > range.start) {
-                // Should the cursor be refused, or this process end, the next question begins here.
-                range.start = minus(last, self.settings.holdback).max(range.start);
+                last_seen = Some(last);
                 if saves {
+                    // Should this process end, the next one begins here.
                     self.move_to(last.min(page.at), None).await?;
                 }
             }
@@ -238,9 +238,13 @@ impl CatchUp {
         }
     }
 
-    async fn begin(&self, now: Timestamp) -> Result<(), Failure> {
+    /// The very first position: now, by the server's clock, which is the one events are told in.
+    async fn begin(&self) -> Result<Timestamp, Failure> {
+        let page = Pages::of(&self.work.api, List::directories()).next().await?;
+        let now = page.map_or_else(|| self.work.clock.now().into(), |page| page.at);
         tracing::info!(from = %minus(now, self.settings.holdback), "the catch-up begins");
-        self.move_to(now, None).await
+        self.move_to(now, None).await?;
+        Ok(now)
     }
 
     async fn move_to(&self, at: Timestamp, rewound: Option<i64>) -> Result<(), Failure> {

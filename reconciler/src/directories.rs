@@ -115,7 +115,8 @@ pub async fn vanished(
     let young = found.findings.young.iter().map(|(difference, ..)| difference);
     report.too_young.extend(young.filter(own).cloned());
     let told = report.found() + report.too_young.len() > 0 || found.gone.iter().any(|id| id == directory);
-    if !mode.dry_run && report.held.is_empty() && report.too_young.is_empty() {
+    // To take its lease made a row, if there was none.
+    if !told || (!mode.dry_run && report.held.is_empty() && report.too_young.is_empty()) {
         sweeps::remove(&work.pool, directory).await?;
     }
     if told { Ok(()) } else { Err(Failure::Unknown) }

@@ -9,6 +9,9 @@ use crate::plan::Verdict;
 use crate::reading::Reading;
 use crate::store::checks::{Target, What};
 
+/// A difference too young to be judged, what to read again, and after which moment.
+pub type Young = (Difference, Target, Timestamp);
+
 /// Everything found in one directory.
 #[derive(Debug, Default)]
 pub struct Findings {
@@ -19,7 +22,7 @@ pub struct Findings {
     /// Deletions that are held back.
     pub held: Vec<Difference>,
     /// Differences too young to be judged, and what to read again after which moment.
-    pub young: Vec<(Difference, Target, Timestamp)>,
+    pub young: Vec<Young>,
     /// Objects of which `WorkOS` shows an older version than it told.
     pub older: Vec<Difference>,
     /// Objects that could not be read, or not be written as a record.

@@ -81,7 +81,7 @@ async fn work(cli: &Cli, context: &Context) -> anyhow::Result<Work> {
         &cli.database.url()?,
         &PoolSettings {
             application_name: NAME,
-            max_connections: 12,
+            max_connections: 16,
             statement_timeout: Duration::from_mins(1),
         },
     )?;

@@ -91,9 +91,9 @@ impl Report {
         let found: usize = self.directories.iter().map(DirectoryReport::found).sum();
         let _ = writeln!(
             out,
-            "{} directories, {} differences{}, {} requests, {:.1} s",
-            self.directories.len(),
-            found,
+            "{}, {}{}, {} requests, {:.1} s",
+            plural(self.directories.len(), "directory", "directories"),
+            plural(found, "difference", "differences"),
             if self.dry_run && found > 0 {
                 " (nothing was repaired: dry run)"
             } else {
@@ -163,6 +163,10 @@ fn section(out: &mut String, title: &str, differences: &[Difference]) -> std::fm
     Ok(())
 }
 
+fn plural(count: usize, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
+}
+
 /// `2 users missing, 1 membership extra`.
 fn counts(differences: &[Difference]) -> String {
     let mut parts = Vec::new();
@@ -222,7 +226,7 @@ mod tests {
             "    differs user       user_1  email, state",
             "    extra   membership group_1/user_1",
             "  too young to tell, no drift: 1 user missing",
-            "1 directories, 2 differences, 0 requests, 0.0 s",
+            "1 directory, 2 differences, 0 requests, 0.0 s",
         ] {
             assert!(
                 text.lines().any(|other| other == line),

@@ -16,7 +16,7 @@ use schema::timestamp::Timestamp;
 use time::OffsetDateTime;
 
 use crate::difference::{Entity, Kind};
-use crate::findings::Findings;
+use crate::findings::{Findings, Young};
 use crate::judge::{self, Decided};
 use crate::lease::Lease;
 use crate::report::DirectoryReport;
@@ -32,6 +32,9 @@ const REREADS: usize = 200;
 
 /// The same, of those that are perhaps gone.
 const REREAD_DELETIONS: usize = 10;
+
+/// The server tells its time in whole seconds; in microseconds.
+const SECOND: i64 = 1_000_000;
 
 /// How a pass is made.
 #[derive(Clone, Copy, Debug, Default)]
@@ -138,7 +141,8 @@ async fn run(work: &Work, lease: &Lease, mode: Mode, report: &mut DirectoryRepor
         }
         let readings = std::mem::take(&mut findings.readings);
         findings.unreadable += work.append_readings(readings).await?;
-        note(work, directory, started_at, &decided, &findings).await?;
+        let swept = Swept { started_at, read_at };
+        note(work, directory, swept, &decided, &findings).await?;
     }
     let incomplete = decided.iter().find(|decided| decided.confirmed.incomplete);
     fill(report, findings);
@@ -148,11 +152,20 @@ async fn run(work: &Work, lease: &Lease, mode: Mode, report: &mut DirectoryRepor
     }
 }
 
+/// When a sweep was made.
+#[derive(Clone, Copy)]
+struct Swept {
+    /// By the database's clock.
+    started_at: OffsetDateTime,
+    /// When its first read was answered, by the server's clock.
+    read_at: Timestamp,
+}
+
 /// Notes what came of the sweep: what is held, what is to be read again, and that it was made.
 async fn note(
     work: &Work,
     directory: &str,
-    started_at: OffsetDateTime,
+    swept: Swept,
     decided: &[Decided],
     findings: &Findings,
 ) -> Result<(), Failure> {
@@ -161,16 +174,20 @@ async fn note(
         held::replace(&work.pool, directory, decided.entity, &decided.confirmed.held).await?;
     }
     let whole = complete.count() == decided.len();
-    let again_in = if sweeps_again(findings) {
-        let latest = findings
-            .young
+    // What happened since the sweep began explains itself: the event is here, and the list could not show it.
+    let young: Vec<&Young> = findings
+        .young
+        .iter()
+        .filter(|(_, _, until)| *until <= swept.read_at.plus_micros(SECOND))
+        .collect();
+    let again_in = if sweeps_again(&young) {
+        let latest = young
             .iter()
             .map(|(_, _, until)| work.readable_after(*until))
             .max();
         latest.map(|latest| until(latest, work.clock.now().into()))
     } else {
-        let targets: Vec<_> = findings
-            .young
+        let targets: Vec<_> = young
             .iter()
             .map(|(_, target, until)| (target.clone(), work.readable_after(*until).into()))
             .collect();
@@ -179,19 +196,18 @@ async fn note(
     };
     if whole {
         let drift = (findings.drift.len() + findings.held.len()) as u64;
-        sweeps::finish(&work.pool, directory, started_at, drift, again_in).await?;
+        sweeps::finish(&work.pool, directory, swept.started_at, drift, again_in).await?;
     }
     Ok(())
 }
 
 /// Whether what is too young to judge is left to another sweep, instead of each being read: too many, or so many that
 /// are perhaps gone that the guard should see them together.
-fn sweeps_again(findings: &Findings) -> bool {
-    let maybe_gone = findings
-        .young
+fn sweeps_again(young: &[&Young]) -> bool {
+    let maybe_gone = young
         .iter()
         .filter(|(difference, ..)| difference.kind == Kind::Extra);
-    findings.young.len() > REREADS || maybe_gone.count() > REREAD_DELETIONS
+    young.len() > REREADS || maybe_gone.count() > REREAD_DELETIONS
 }
 
 fn until(moment: Timestamp, now: Timestamp) -> Duration {

@@ -215,7 +215,7 @@ impl Api {
     pub async fn get(&self, ask: &Ask<'_>) -> Result<Answer, ApiError> {
         let lane = ask.directory.filter(|_| ask.endpoint.is_limited());
         let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(20));
-        let start = Instant::now();
+        let mut failing_since = None;
         loop {
             let pass = self.limits.pass(lane).await;
             let attempt = self.attempt(ask).await;
@@ -229,7 +229,8 @@ impl Api {
                 Some(told) => told + backoff.next_delay().min(told / 4),
                 None => backoff.next_delay(),
             };
-            if start.elapsed() + pause > self.settings.patience {
+            let since = *failing_since.get_or_insert_with(Instant::now);
+            if since.elapsed() + pause > self.settings.patience {
                 return Err(ApiError::Unavailable(trouble));
             }
             tracing::debug!(endpoint = ask.endpoint.as_str(), %trouble, ?pause, "asking WorkOS again");

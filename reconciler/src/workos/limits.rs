@@ -134,9 +134,10 @@ impl Lane {
     }
 
     /// The same for a directory; the number of the request.
-    async fn pass_spaced(&self) -> u64 {
+    async fn pass_spaced(&self, all: &Lane) -> u64 {
         let _turn = self.turn.lock().await;
         self.pass().await;
+        all.pass().await;
         loop {
             let next = lock(&self.recent).next();
             match next {
@@ -172,9 +173,8 @@ impl Limits {
             self.all.pass().await;
             return Pass { lane: None };
         };
-        self.all.pass().await;
         let lane = self.lane(directory);
-        let number = lane.pass_spaced().await;
+        let number = lane.pass_spaced(&self.all).await;
         Pass {
             lane: Some((lane, number)),
         }

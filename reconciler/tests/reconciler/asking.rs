@@ -4,11 +4,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use reconciler::workos::pages::{List, Pages, id_of};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpListener;
 use workos_sim::{DirectoryOptions, Endpoint, RateLimits, Request, Seed, peak};
 
 use crate::official::official;
+use crate::scripted::{client, scripted};
 use crate::stand::{Stand, drift};
 
 #[tokio::test]
@@ -57,7 +56,7 @@ async fn the_limits_are_kept_and_used() -> anyhow::Result<()> {
             .filter(|request| of(request))
             .map(|request| request.at)
             .collect();
-        let span = times[times.len() - 1] - times[0];
+        let span = times[times.len() - 1].abs_diff(times[0]);
         #[expect(clippy::cast_precision_loss, reason = "a few dozen")]
         let rate = (times.len() - 1) as f64 / span.as_secs_f64();
         ensure!(
@@ -151,47 +150,6 @@ async fn official_users(stand: &Stand, directory: &str) -> anyhow::Result<Vec<St
             return Ok(users);
         }
     }
-}
-
-/// A server that gives each connection the next of `answers` and keeps the requests' first lines.
-async fn scripted(
-    answers: Vec<(u16, &'static str)>,
-) -> anyhow::Result<(String, tokio::task::JoinHandle<Vec<String>>)> {
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let url = format!("http://{}", listener.local_addr()?);
-    let task = tokio::spawn(async move {
-        let mut asked = Vec::new();
-        for (status, body) in answers {
-            let Ok((mut socket, _)) = listener.accept().await else {
-                break;
-            };
-            let mut request = vec![0; 8192];
-            let length = socket.read(&mut request).await.unwrap_or_default();
-            let text = String::from_utf8_lossy(&request[..length]).into_owned();
-            asked.push(text.lines().next().unwrap_or_default().to_owned());
-            let answer = format!(
-                "HTTP/1.1 {status} X\r\nDate: Fri, 28 Apr 2023 20:05:31 GMT\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
-                body.len()
-            );
-            let _ = socket.write_all(answer.as_bytes()).await;
-        }
-        asked
-    });
-    Ok((url, task))
-}
-
-fn client(url: &str) -> anyhow::Result<reconciler::workos::client::Api> {
-    let metrics = reconciler::metrics::Metrics::new(&prometheus::Registry::new());
-    let settings = reconciler::workos::client::ClientSettings {
-        timeout: Duration::from_secs(2),
-        patience: Duration::from_secs(5),
-        ..reconciler::workos::client::ClientSettings::new(url.parse()?, "sk_test".into())
-    };
-    Ok(reconciler::workos::client::Api::new(
-        settings,
-        service::clock::Clock::system(),
-        metrics,
-    )?)
 }
 
 #[tokio::test]

@@ -53,7 +53,7 @@ async fn exit_codes_and_reports() -> anyhow::Result<()> {
 
     let none = stand.program().arg("sweep").run().await?;
     ensure!(none.status.code() == Some(0), "{none:?}");
-    ensure!(none.stdout.contains("1 directories, 0 differences"), "{none:?}");
+    ensure!(none.stdout.contains("1 directory, 0 differences"), "{none:?}");
 
     let unknown = stand
         .program()

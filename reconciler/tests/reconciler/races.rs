@@ -303,6 +303,7 @@ async fn ten_seeded_races_end_equal_and_undo_nothing() -> anyhow::Result<()> {
     races.try_collect::<Vec<()>>().await.map(drop)
 }
 
+#[expect(clippy::too_many_lines, reason = "one story")]
 async fn race_at_random(seed: u64) -> anyhow::Result<()> {
     let race = Race::set().await?;
     let (stand, mut rng) = (&race.stand, StdRng::seed_from_u64(seed));
