@@ -16,6 +16,7 @@ mod forgetting;
 #[path = "../model/history.rs"]
 mod history;
 mod isolation;
+mod recipes;
 mod rights;
 mod roles;
 mod upkeep;
