@@ -1,0 +1,110 @@
+//! Our programs together: one receiver, two projectors (one works, the other takes over when it ends), and the reconciler.
+
+use std::path::Path;
+
+use crate::servers::Servers;
+use crate::service::{Service, Setting};
+
+/// Whether `dsync-reconciler` is started. Without it no webhook is lost on purpose: nothing would bring it back.
+pub(crate) const RECONCILER: bool = true;
+
+/// Where the receiver takes webhooks.
+pub(crate) const WEBHOOK_PATH: &str = "/webhooks/workos";
+
+const PROJECTORS: usize = 2;
+
+/// What the programs are told besides where the servers are.
+#[derive(Default)]
+pub(crate) struct Settings {
+    /// For the receiver.
+    pub ingest: Vec<Setting>,
+    /// For the reconciler.
+    pub reconciler: Vec<Setting>,
+    /// For each of them.
+    pub all: Vec<Setting>,
+}
+
+/// The running programs.
+pub(crate) struct Programs {
+    /// Receives webhooks.
+    pub ingest: Service,
+    /// Keep the tables.
+    pub projectors: Vec<Service>,
+    /// Brings back what was lost; see [`RECONCILER`].
+    pub reconciler: Option<Service>,
+}
+
+impl Programs {
+    /// Starts them all and waits until each says it is ready. The schema must be there.
+    pub(crate) async fn start(
+        servers: &Servers,
+        settings: Settings,
+        logs: &Path,
+    ) -> anyhow::Result<Programs> {
+        let with = |own: Vec<Setting>| -> Vec<Setting> {
+            let all = settings.all.iter().cloned();
+            servers.settings().into_iter().chain(all).chain(own).collect()
+        };
+        let ingest = Service::start("dsync-ingest", "dsync-ingest", &with(settings.ingest), logs)?;
+        let projectors = (1..=PROJECTORS).map(|number| {
+            Service::start(
+                &format!("dsync-projector-{number}"),
+                "dsync-projector",
+                &with(Vec::new()),
+                logs,
+            )
+        });
+        let projectors = projectors.collect::<anyhow::Result<Vec<Service>>>()?;
+        let reconciler = if RECONCILER {
+            let settings = with(settings.reconciler);
+            Some(Service::start(
+                "dsync-reconciler",
+                "dsync-reconciler",
+                &settings,
+                logs,
+            )?)
+        } else {
+            None
+        };
+        let mut programs = Programs {
+            ingest,
+            projectors,
+            reconciler,
+        };
+        for service in programs.every() {
+            service.ready().await?;
+        }
+        Ok(programs)
+    }
+
+    /// What runs, in words.
+    pub(crate) fn words(&self) -> String {
+        let reconciler = if self.reconciler.is_some() {
+            ", dsync-reconciler"
+        } else {
+            ""
+        };
+        format!("dsync-ingest, dsync-projector twice (one stands by){reconciler}")
+    }
+
+    /// Each of them.
+    pub(crate) fn every(&mut self) -> impl Iterator<Item = &mut Service> {
+        std::iter::once(&mut self.ingest)
+            .chain(&mut self.projectors)
+            .chain(&mut self.reconciler)
+    }
+
+    /// Fails when one has ended, with its last words.
+    pub(crate) fn must_run(&mut self) -> anyhow::Result<()> {
+        self.every().try_for_each(Service::must_run)
+    }
+
+    /// The names of those that have ended.
+    pub(crate) fn ended(&mut self) -> Vec<String> {
+        let ended = self.every().filter_map(|service| {
+            let ended = service.has_ended();
+            ended.then(|| service.name().to_owned())
+        });
+        ended.collect()
+    }
+}

@@ -1,0 +1,102 @@
+//! Do source and tables agree? Asked of the views as any reader sees them, and said with figures.
+
+use std::time::{Duration, Instant};
+
+use indicatif::HumanFloatCount;
+use tests::Difference;
+
+use crate::flow::{Came, Stage};
+use crate::screen::{Screen, WIDTH, clipped};
+use crate::summary::{Totals, count};
+
+/// Differences shown; there may be thousands.
+const SHOWN: usize = 20;
+/// How long the reconciler may take to bring back what was lost.
+const REPAIR_WITHIN: Duration = Duration::from_mins(2);
+/// Between two looks at whether it has.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// How a run came out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// The tables show what the source says.
+    Agree,
+    /// They do not; what differs was printed.
+    Differ,
+}
+
+/// Compares every column of every row. Where there is a reconciler, what was lost may still be on its way.
+pub(crate) async fn check(screen: &Screen, stage: &mut Stage) -> anyhow::Result<Vec<Difference>> {
+    let began = Instant::now();
+    let bar = screen.spinner("comparing the tables with the source");
+    let differences = loop {
+        let truth = stage.world.sim.truth();
+        let differences = tests::differences(&stage.servers.pool, &truth).await?;
+        let final_word = stage.programs.reconciler.is_none() || began.elapsed() > REPAIR_WITHIN;
+        if differences.is_empty() || final_word {
+            break differences;
+        }
+        bar.say(format!(
+            "what was lost is on its way: {} differences",
+            differences.len()
+        ));
+        stage.programs.must_run()?;
+        tokio::time::sleep(LOOK).await;
+    };
+    drop(bar);
+    let mut lines = vec![format!(
+        "every column of every row against the source: {} differences",
+        count(differences.len())
+    )];
+    if let Some(reconciler) = &stage.programs.reconciler {
+        let metrics = reconciler.metrics().await?;
+        let recovered = metrics.count("dsync_reconciler_events_recovered_total", &[]);
+        lines.push(format!(
+            "catch-up brought {} events before or instead of their webhooks",
+            HumanFloatCount(recovered)
+        ));
+    }
+    screen.done("check", began, &lines);
+    Ok(differences)
+}
+
+/// Says whether they agree.
+pub(crate) async fn tell(
+    screen: &Screen,
+    stage: &Stage,
+    differences: &[Difference],
+    took: Duration,
+) -> anyhow::Result<Verdict> {
+    if !differences.is_empty() {
+        screen.heading(&format!(
+            "Source and database DIFFER in {} places.",
+            count(differences.len())
+        ));
+        for difference in differences.iter().take(SHOWN) {
+            screen.line(&format!("  {}", clipped(&difference.to_string(), 2 * WIDTH)));
+        }
+        if differences.len() > SHOWN {
+            screen.line(&format!("  … and {} more", count(differences.len() - SHOWN)));
+        }
+        return Ok(Verdict::Differ);
+    }
+    let totals = Totals::read(&stage.servers.pool).await?;
+    let came = Came::of(&stage.world.delivery.progress().counts);
+    let received = stage.programs.ingest.metrics().await?;
+    let duplicates = received.count("dsync_ingest_webhooks_total", &[("outcome", "duplicate")]);
+    screen.heading(&format!("Source and database agree: {}.", totals.words()));
+    let [webhooks, events] = [came.webhooks, came.events].map(count);
+    screen.line(&format!(
+        "  sent          {webhooks} webhooks for {events} events"
+    ));
+    screen.line(&format!("  on the way    {}", came.faults()));
+    screen.line(&format!(
+        "  recognised    {} duplicates",
+        HumanFloatCount(duplicates)
+    ));
+    screen.line(&format!(
+        "  took          {:.1} s from nothing",
+        took.as_secs_f64()
+    ));
+    Ok(Verdict::Agree)
+}

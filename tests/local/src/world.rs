@@ -1,0 +1,179 @@
+//! The simulated WorkOS of a run: whose directories it holds, how they change, and what goes wrong with their webhooks.
+
+use std::time::Duration;
+
+use workos_sim::{
+    Absent, Change, Delivery, DeliveryOptions, DirectoryOptions, EventsOptions, Faults, Options, Owner,
+    Previous, RoleShape, Seed, Shape, Sim, Tuning,
+};
+
+use crate::programs::RECONCILER;
+
+/// Signs the webhooks of the simulated WorkOS, and of nothing else.
+pub(crate) const SECRET: &str = "whsec_simulated";
+
+/// Changes a burst makes at a time.
+const SLICE: usize = 100;
+/// Slices of a burst.
+const SLICES: usize = 24;
+/// Before this slice a customer leaves.
+const LEAVES: usize = 9;
+/// Before this slice the directory that was nobody's gets its organization.
+const LINKED: usize = 15;
+
+/// The simulator, and the delivery of its webhooks to our receiver.
+pub(crate) struct World {
+    /// The simulated WorkOS.
+    pub sim: Sim,
+    /// Its webhooks.
+    pub delivery: Delivery,
+    leaving: String,
+    unlinked: String,
+}
+
+/// What a first sync brings.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Seeded {
+    /// Directories.
+    pub directories: usize,
+    /// Users in all of them.
+    pub users: usize,
+    /// Groups in all of them.
+    pub groups: usize,
+}
+
+/// A burst of changes under way.
+#[derive(Debug, Default)]
+pub(crate) struct Burst {
+    slices: usize,
+}
+
+/// A fifth doubled, a fifth held back by seconds, a tenth delivered again when newer ones have long come.
+fn faults(lost: u8) -> Faults {
+    Faults {
+        seed: 7,
+        lost,
+        doubled: 20,
+        shuffled: 20,
+        shuffle_within: Duration::from_secs(3),
+        stale: 10,
+        stale_after: Duration::from_secs(5),
+        ..Faults::none()
+    }
+}
+
+/// One directory of every shape, and how much is in it.
+fn customers() -> [(DirectoryOptions, usize, usize); 5] {
+    let named = |name: &str, options: DirectoryOptions| DirectoryOptions {
+        name: Some(name.to_owned()),
+        ..options
+    };
+    let unlinked = DirectoryOptions {
+        owner: Owner::Nobody,
+        kind: "generic scim v2.0".to_owned(),
+        shape: Shape::Spec,
+        absent: Absent::Missing,
+        roles: RoleShape::RoleOnly,
+        previous: Previous::Nowhere,
+        ..DirectoryOptions::default()
+    };
+    [
+        (named("Older environment", DirectoryOptions::default()), 1_000, 30),
+        (named("Newer environment", DirectoryOptions::newer()), 900, 25),
+        (named("Awkward environment", DirectoryOptions::awkward()), 400, 12),
+        (named("Nobody's until linked", unlinked), 200, 8),
+        (named("Leaving customer", DirectoryOptions::default()), 150, 6),
+    ]
+}
+
+/// A simulator with nobody in it.
+pub(crate) async fn simulator() -> anyhow::Result<Sim> {
+    // As the real one does: the Events API shows an event only after some seconds.
+    let events = EventsOptions {
+        holdback: Duration::from_secs(2),
+        ..EventsOptions::default()
+    };
+    let tuning = Tuning {
+        events,
+        ..Tuning::default()
+    };
+    Ok(Sim::start(Options {
+        tuning,
+        ..Options::default()
+    })
+    .await?)
+}
+
+impl World {
+    /// Fills the simulator with directories, and begins to deliver to `url` what it tells of them.
+    pub(crate) fn fill(sim: Sim, url: &str) -> anyhow::Result<(World, Seeded)> {
+        let mut seeded = Seeded::default();
+        let mut ids = Vec::new();
+        for (options, users, groups) in customers() {
+            let id = sim.create_directory(options)?;
+            let seed = Seed {
+                users,
+                groups,
+                ..Seed::default()
+            };
+            sim.seed(&id, &seed)?;
+            seeded.directories += 1;
+            seeded.users += users;
+            seeded.groups += groups;
+            ids.push(id);
+        }
+        let (leaving, unlinked) = (ids.pop().unwrap_or_default(), ids.pop().unwrap_or_default());
+        let delivery = sim.deliver(DeliveryOptions {
+            faults: faults(0),
+            concurrency: 32,
+            ..DeliveryOptions::new(url, SECRET)
+        })?;
+        let world = World {
+            sim,
+            delivery,
+            leaving,
+            unlinked,
+        };
+        Ok((world, seeded))
+    }
+
+    /// How many events it has emitted.
+    pub(crate) fn emitted(&self) -> usize {
+        self.sim.world().events().len()
+    }
+
+    /// From now on webhooks are lost too, where there is something that brings them back.
+    pub(crate) fn lose_webhooks(&self) {
+        self.delivery.set_faults(faults(if RECONCILER { 10 } else { 0 }));
+    }
+
+    /// A few random changes.
+    pub(crate) fn trickle(&self) -> anyhow::Result<()> {
+        self.sim.burst(3)?;
+        Ok(())
+    }
+}
+
+impl Burst {
+    /// How many changes it makes in all.
+    pub(crate) const CHANGES: usize = SLICE * SLICES + 2;
+
+    /// Makes the next changes happen; whether more are to come.
+    pub(crate) fn go_on(&mut self, world: &World) -> anyhow::Result<bool> {
+        if self.slices == LEAVES {
+            let directory = world.leaving.clone();
+            world.sim.change(Change::DeleteDirectory { directory })?;
+        }
+        if self.slices == LINKED {
+            let name = Some("Late".to_owned());
+            let made = world.sim.change(Change::CreateOrganization { name })?;
+            world.sim.change(Change::LinkDirectory {
+                directory: world.unlinked.clone(),
+                organization: made.created.unwrap_or_default(),
+            })?;
+        }
+        world.sim.burst(SLICE)?;
+        self.slices += 1;
+        Ok(self.slices < SLICES)
+    }
+}
