@@ -34,12 +34,15 @@ where u.organization_id = $1
 group by u.id, u.name, u.active, u.role";
 
 const LOST_ACCESS: &str = "\
-select to_char(u.updated_at, 'HH24:MI:SS') as since, u.state, u.name, u.email,
-  d.name as directory
-from directory.users u
-join directory.directories d on d.id = u.directory_id
-where not u.active
-order by u.updated_at desc
+select to_char(c.occurred_at, 'HH24:MI:SS') as since,
+  coalesce(c.after ->> 'state', 'deleted') as now, c.before ->> 'name' as name,
+  c.before ->> 'email' as email, d.name as directory
+from directory.changes c
+left join directory.directories d on d.id = c.directory_id
+where c.entity = 'user'
+  and (c.before ->> 'active')::boolean
+  and not coalesce((c.after ->> 'active')::boolean, false)
+order by c.change_id desc
 limit 5";
 
 const MEMBERS: &str = "\
