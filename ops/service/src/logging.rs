@@ -4,7 +4,10 @@
 use std::io;
 
 use clap::{Args, ValueEnum};
-use tracing_subscriber::EnvFilter;
+use tracing::{Level, Metadata};
+use tracing_subscriber::filter::{EnvFilter, FilterExt as _, filter_fn};
+use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::settings::SettingError;
 
@@ -47,13 +50,37 @@ pub(crate) fn start(args: &LogArgs) -> Result<(), SettingError> {
     }
     let filter = EnvFilter::try_new(&args.rust_log)
         .map_err(|e| SettingError::malformed("RUST_LOG", format!("is not a log filter: {e}")))?;
-    let lines = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr);
-    // A second start in one process (tests) keeps the first one's choice.
-    let _ = match args.log_format {
-        LogFormat::Text => lines.try_init(),
-        LogFormat::Json => lines.json().flatten_event(true).try_init(),
+    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    let lines = match args.log_format {
+        LogFormat::Text => lines.boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
+    let quiet = filter_fn(is_discreet).and(filter);
+    // A second start in one process (tests) keeps the first one's choice.
+    let _ = tracing_subscriber::registry()
+        .with(lines.with_filter(quiet))
+        .try_init();
     Ok(())
+}
+
+/// Whether an event may be logged at all, whatever the filter says: libraries write payloads and headers where they trace,
+/// and the broker's client writes them where it debugs.
+fn is_discreet(event: &Metadata<'_>) -> bool {
+    const OURS: [&str; 8] = [
+        "dsync_ingest",
+        "dsync_projector",
+        "dsync_reconciler",
+        "ingest",
+        "projector",
+        "reconciler",
+        "journal",
+        "service",
+    ];
+    let target = event.target().split("::").next().unwrap_or_default();
+    let loudest = match target {
+        "async_nats" => Level::INFO,
+        _ if OURS.contains(&target) => Level::TRACE,
+        _ => Level::DEBUG,
+    };
+    *event.level() <= loudest
 }

@@ -10,7 +10,8 @@ use crate::stand::{BOUND, SECRET, Stand, a_bad_day};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn source_and_tables_agree_after_doubled_shuffled_and_stale_webhooks() -> anyhow::Result<()> {
-    let stand = Stand::up().await?;
+    // As talkative as can be: not even then may anything slip out.
+    let stand = Stand::logging("trace").await?;
     let (mut first, mut second) = (stand.projector().start().await?, stand.projector().start().await?);
     let delivery = stand.deliver(a_bad_day(1))?;
     stand.populate(60, 6)?;

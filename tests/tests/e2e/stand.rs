@@ -17,15 +17,22 @@ pub(crate) struct Stand {
     pub(crate) nats: Nats,
     pub(crate) ingest: Running,
     pub(crate) pool: PgPool,
+    filter: &'static str,
 }
 
 impl Stand {
     /// Everything up but projectors: those are the tests' own.
     pub(crate) async fn up() -> anyhow::Result<Self> {
+        Self::logging("info").await
+    }
+
+    /// The same, with programs that log that much.
+    pub(crate) async fn logging(filter: &'static str) -> anyhow::Result<Self> {
         let (postgres, nats) = tokio::try_join!(Postgres::migrated(), Nats::start())?;
         let ingest = Program::new("dsync-ingest")
             .env("NATS_URL", nats.url())
             .env("WORKOS_WEBHOOK_SECRET", SECRET)
+            .env("RUST_LOG", filter)
             .start()
             .await?;
         let sim = Sim::start(Options::default()).await?;
@@ -36,6 +43,7 @@ impl Stand {
             nats,
             ingest,
             pool,
+            filter,
         })
     }
 
@@ -43,7 +51,7 @@ impl Stand {
         Program::new("dsync-projector")
             .env("NATS_URL", self.nats.url())
             .env("DATABASE_URL", self.postgres.url())
-            .env("RUST_LOG", "info")
+            .env("RUST_LOG", self.filter)
     }
 
     pub(crate) fn webhook_url(&self) -> String {
