@@ -169,7 +169,9 @@ end;
 -- made three times from one text, in which
 --   {rows}   pairs old (o) and new (n) rows: a full join, which no plan makes a nested loop of,
 --   {any}    is a transition table that is there,
---   {o}, {n} are the view's columns of the old and the new row as JSON.
+--   {o}, {n} are the old and the new row as the view shows them, as JSON, which is what costs most here,
+--   {differs} is whether they are shown differently, which is cheap to ask first: most writes of a membership's event
+--            only note that its user and group were seen to look as they did.
 -- The functions are planned once, maybe while the tables are empty: so they are told to look rows up in indexes. They
 -- may not be told by statistics, which a transition table has none of.
 --
@@ -179,22 +181,20 @@ end;
 do $migration$
 declare
     directory_columns constant text := $$
-        'id', @.id, 'organization_id', @.organization_id, 'directory_id', @.id, 'name', @.name, 'type', @.type,
-        'state', @.state, 'external_key', @.external_key, 'created_at', @.created_at, 'updated_at', @.updated_at$$;
+        @.id, @.organization_id, @.name, @.type, @.state, @.external_key, @.created_at, @.updated_at$$;
     user_columns constant text := $$
-        'id', @.id, 'directory_id', @.directory_id, 'organization_id', @.organization_id, 'idp_id', @.idp_id,
-        'email', @.email, 'username', @.username, 'first_name', @.first_name, 'last_name', @.last_name,
-        'name', @.name, 'job_title', @.job_title, 'state', @.state,
-        'active', coalesce(@.state = 'active', false), 'role', @.role, 'roles', @.roles,
-        'custom_attributes', @.custom_attributes, 'raw_attributes', @.raw_attributes,
-        'created_at', @.created_at, 'updated_at', @.updated_at$$;
+        @.id, @.directory_id, @.organization_id, @.idp_id, @.email, @.username, @.first_name, @.last_name, @.name,
+        @.job_title, @.state, @.role, @.roles, @.custom_attributes, @.raw_attributes, @.created_at, @.updated_at$$;
     group_columns constant text := $$
-        'id', @.id, 'directory_id', @.directory_id, 'organization_id', @.organization_id, 'idp_id', @.idp_id,
-        'name', @.name, 'raw_attributes', @.raw_attributes, 'created_at', @.created_at,
-        'updated_at', @.updated_at$$;
+        @.id, @.directory_id, @.organization_id, @.idp_id, @.name, @.raw_attributes, @.created_at, @.updated_at$$;
     membership_columns constant text := $$
-        'group_id', @.group_id, 'user_id', @.user_id, 'directory_id', @.directory_id,
-        'organization_id', @.organization_id, 'seen_at', @.seen_at$$;
+        @.group_id, @.user_id, @.directory_id, @.organization_id$$;
+    -- The view's columns that follow from others, and the one whose moving is no change.
+    directory_derived constant text := ', @.id as directory_id';
+    user_derived constant text := $$, coalesce(@.state = 'active', false) as active$$;
+    group_derived constant text := '';
+    membership_derived constant text := ', @.seen_at';
+    json constant text := '(select to_jsonb(r) from (select {columns}) as r)';
 
     -- Which record made the difference, for rows with all three registers; d is the new row's directory.
     cause constant text := $$
@@ -258,17 +258,24 @@ declare
             select
                 1 as place, coalesce(n.id, o.id) as entity_id, coalesce(n.directory_id, o.directory_id) as directory_id,
                 {entity} as entity, c.event, c.source, c.at,
-                case when coalesce(
-                    o.seen_at > o.gone_at and (od.id is null or (od.seen_at > od.gone_at and o.seen_at > od.gone_at)),
-                    false
-                ) then jsonb_build_object({o}) end as before,
-                case when coalesce(
-                    n.seen_at > n.gone_at and (d.id is null or (d.seen_at > d.gone_at and n.seen_at > d.gone_at)),
-                    false
-                ) then jsonb_build_object({n}) end as after
+                case when w.was then {o} end as before, case when w.becomes then {n} end as after
             from {rows}
             left join dsync.directories as od on od.id = o.directory_id
             left join dsync.directories as d on d.id = n.directory_id {cause}
+            cross join lateral (
+                select
+                    coalesce(
+                        o.seen_at > o.gone_at
+                        and (od.id is null or (od.seen_at > od.gone_at and o.seen_at > od.gone_at)),
+                        false
+                    ) as was,
+                    coalesce(
+                        n.seen_at > n.gone_at
+                        and (d.id is null or (d.seen_at > d.gone_at and n.seen_at > d.gone_at)),
+                        false
+                    ) as becomes
+            ) as w
+            where w.was is distinct from w.becomes or (w.becomes and {differs})
         ) {insertion}
 
         with moved as materialized (
@@ -287,8 +294,8 @@ declare
             select
                 1 as place, m.group_id || '/' || m.user_id as entity_id, m.directory_id, 'membership' as entity,
                 v.event, v.source, v.at,
-                case when w.was then jsonb_build_object({m}) end as before,
-                case when w.becomes then jsonb_build_object({m}) end as after
+                case when w.was then {m} end as before,
+                case when w.becomes then {m} end as after
             from moved as v
             join dsync.memberships as m on m.{mine} = v.id and m.seen_at > m.gone_at
             join {others} as t on t.id = m.{other} and t.directory_id = m.directory_id
@@ -319,8 +326,8 @@ declare
         with moved as materialized (
             select
                 coalesce(n.id, o.id) as id, c.event, c.source, c.at,
-                case when o.seen_at > o.gone_at then jsonb_build_object({o}) end as before,
-                case when n.seen_at > n.gone_at then jsonb_build_object({n}) end as after,
+                case when o.seen_at > o.gone_at then {o} end as before,
+                case when n.seen_at > n.gone_at then {n} end as after,
                 case when o.id is null then '-infinity' when o.seen_at > o.gone_at then o.gone_at else 'infinity' end
                     as o_limit,
                 case when n.id is null then '-infinity' when n.seen_at > n.gone_at then n.gone_at else 'infinity' end
@@ -334,24 +341,24 @@ declare
             union all
             select
                 2, u.id, v.id, 'user', v.event, v.source, v.at,
-                case when u.seen_at > v.o_limit then jsonb_build_object({u}) end,
-                case when u.seen_at > v.n_limit then jsonb_build_object({u}) end
+                case when u.seen_at > v.o_limit then {u} end,
+                case when u.seen_at > v.n_limit then {u} end
             from moved as v
             join dsync.users as u on u.directory_id = v.id and u.seen_at > u.gone_at
             where v.o_limit <> v.n_limit and (u.seen_at > v.o_limit) <> (u.seen_at > v.n_limit)
             union all
             select
                 3, g.id, v.id, 'group', v.event, v.source, v.at,
-                case when g.seen_at > v.o_limit then jsonb_build_object({g}) end,
-                case when g.seen_at > v.n_limit then jsonb_build_object({g}) end
+                case when g.seen_at > v.o_limit then {g} end,
+                case when g.seen_at > v.n_limit then {g} end
             from moved as v
             join dsync.groups as g on g.directory_id = v.id and g.seen_at > g.gone_at
             where v.o_limit <> v.n_limit and (g.seen_at > v.o_limit) <> (g.seen_at > v.n_limit)
             union all
             select
                 4, m.group_id || '/' || m.user_id, v.id, 'membership', v.event, v.source, v.at,
-                case when l.seen_at > v.o_limit then jsonb_build_object({m}) end,
-                case when l.seen_at > v.n_limit then jsonb_build_object({m}) end
+                case when l.seen_at > v.o_limit then {m} end,
+                case when l.seen_at > v.n_limit then {m} end
             from moved as v
             join dsync.memberships as m on m.directory_id = v.id and m.seen_at > m.gone_at
             join dsync.users as u on u.id = m.user_id and u.directory_id = v.id and least(m.seen_at, u.seen_at) > u.gone_at
@@ -368,8 +375,8 @@ declare
                 1 as place, coalesce(n.group_id, o.group_id) || '/' || coalesce(n.user_id, o.user_id) as entity_id,
                 coalesce(n.directory_id, o.directory_id) as directory_id, 'membership' as entity,
                 c.event, c.source, c.at,
-                case when w.was then jsonb_build_object({o}) end as before,
-                case when w.becomes then jsonb_build_object({n}) end as after
+                case when w.was then {o} end as before,
+                case when w.becomes then {n} end as after
             from {rows}
             left join dsync.users as u on u.id = coalesce(n.user_id, o.user_id)
             left join dsync.groups as g on g.id = coalesce(n.group_id, o.group_id)
@@ -417,7 +424,7 @@ declare
                     case k.kind when 'erase' then stamp when 'gone' then n.gone_at
                         when 'seen' then n.seen_at when 'directory' then d.version_observed_at end as at
             ) as c
-            where w.was or w.becomes
+            where w.was is distinct from w.becomes or (w.becomes and {differs})
         ) {insertion}$$;
 
     wrapper constant text := $$
@@ -447,12 +454,15 @@ declare
 begin
     for target in
         select * from (values
-            ('directories', 'directory', directory, directory_columns, null, null, null, 'o.id = n.id'),
-            ('users', 'user', object, user_columns, 'user_id', 'dsync.groups', 'group_id', 'o.id = n.id'),
-            ('groups', 'group', object, group_columns, 'group_id', 'dsync.users', 'user_id', 'o.id = n.id'),
-            ('memberships', 'membership', membership, membership_columns, null, null, null,
+            ('directories', 'directory', directory, directory_columns, directory_derived, null, null, null,
+                'o.id = n.id'),
+            ('users', 'user', object, user_columns, user_derived, 'user_id', 'dsync.groups', 'group_id',
+                'o.id = n.id'),
+            ('groups', 'group', object, group_columns, group_derived, 'group_id', 'dsync.users', 'user_id',
+                'o.id = n.id'),
+            ('memberships', 'membership', membership, membership_columns, membership_derived, null, null, null,
                 'o.group_id = n.group_id and o.user_id = n.user_id')
-        ) as t (name, entity, body, columns, mine, others, other, key)
+        ) as t (name, entity, body, columns, derived, mine, others, other, key)
     loop
         for happening in
             select * from (values
@@ -469,11 +479,16 @@ begin
                 case target.name when 'memberships' then quote_literal('seen_at') else quote_literal('') end);
             body := replace(body, '{rows}', replace(happening.rows, '{key}', target.key));
             body := replace(body, '{entity}', quote_literal(target.entity));
-            body := replace(body, '{o}', replace(target.columns, '@', 'o'));
-            body := replace(body, '{n}', replace(target.columns, '@', 'n'));
-            body := replace(body, '{m}', replace(membership_columns, '@', 'm'));
-            body := replace(body, '{u}', replace(user_columns, '@', 'u'));
-            body := replace(body, '{g}', replace(group_columns, '@', 'g'));
+            body := replace(body, '{differs}', format(
+                'row(%s) is distinct from row(%s)', replace(target.columns, '@', 'o'), replace(target.columns, '@', 'n')
+            ));
+            body := replace(body, '{o}', replace(replace(json, '{columns}', target.columns || target.derived), '@', 'o'));
+            body := replace(body, '{n}', replace(replace(json, '{columns}', target.columns || target.derived), '@', 'n'));
+            body := replace(
+                body, '{m}', replace(replace(json, '{columns}', membership_columns || membership_derived), '@', 'm')
+            );
+            body := replace(body, '{u}', replace(replace(json, '{columns}', user_columns || user_derived), '@', 'u'));
+            body := replace(body, '{g}', replace(replace(json, '{columns}', group_columns || group_derived), '@', 'g'));
             body := replace(body, '{mine}', coalesce(target.mine, ''));
             body := replace(body, '{others}', coalesce(target.others, ''));
             body := replace(body, '{other}', coalesce(target.other, ''));

@@ -58,14 +58,14 @@ fn exit_code(done: bool) -> ExitCode {
 }
 
 async fn connect(cli: &Cli) -> anyhow::Result<Journal> {
-    Ok(Journal::connect(&Connection {
+    Journal::connect(&Connection {
         url: cli.journal.nats_url.expose().to_owned(),
         creds: cli.journal.nats_creds.clone(),
         stream: cli.journal.dsync_stream.clone(),
         name: NAME.to_owned(),
     })
     .await
-    .map_err(|error| SettingError::found_later(error.setting(), error))?)
+    .map_err(|error| SettingError::found_later(error.setting(), error))
 }
 
 fn pool(cli: &Cli) -> anyhow::Result<PgPool> {

@@ -438,7 +438,7 @@ fn what_a_sweep_read_is_not_undone_by_an_older_version_that_comes_late() {
         told("dsync.user.updated", 9, user("u1", 9, "")),
     ];
     in_every_order(&story, |picture| {
-        assert_eq!(state(picture, "u1").as_deref(), Some("inactive"))
+        assert_eq!(state(picture, "u1").as_deref(), Some("inactive"));
     });
 }
 
