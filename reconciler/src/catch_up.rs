@@ -200,20 +200,19 @@ impl CatchUp {
             .filter(|(record, _)| !self.known.contains_key(&record.id))
             .collect();
         let work = &self.work;
-        let stored: Vec<(Record, Timestamp, bool)> = stream::iter(records)
+        let appended: Vec<(Record, Timestamp, bool)> = stream::iter(records)
             .map(|(record, at)| async move {
                 match work.append(&record).await {
-                    Ok(appended) => Ok(Some((record, at, matches!(appended, Appended::Stored { .. })))),
+                    Ok(appended) => Ok((record, at, matches!(appended, Appended::Stored { .. }))),
                     // It never will be taken, and must not keep all others waiting.
-                    Err(AppendError::TooLarge) => Ok(None),
+                    Err(AppendError::TooLarge) => Ok((record, at, false)),
                     Err(error) => Err(error),
                 }
             })
             .buffered(IN_FLIGHT)
-            .try_filter_map(|one| async move { Ok(one) })
             .try_collect()
             .await?;
-        for (record, at, is_new) in stored {
+        for (record, at, is_new) in appended {
             if is_new {
                 self.count(&record, at, now, polled.recovered);
                 polled.recovered += 1;

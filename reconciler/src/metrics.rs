@@ -3,6 +3,7 @@
 use prometheus::{Histogram, HistogramOpts, IntCounterVec, IntGauge, Opts, Registry};
 
 use crate::difference::{Entity, Kind};
+use crate::workos::events::TYPES;
 
 /// The reconciler's metrics.
 #[derive(Clone)]
@@ -58,6 +59,14 @@ impl Metrics {
                 drift.with_label_values(&[entity.as_str(), kind.as_str()]);
             }
         }
+        let events_recovered = counters(
+            "dsync_reconciler_events_recovered_total",
+            "Events that the log did not have until the catch-up brought them, by type.",
+            &["event"],
+        );
+        for event in TYPES {
+            events_recovered.with_label_values(&[event]);
+        }
         Self {
             drift,
             api_requests: counters(
@@ -65,11 +74,7 @@ impl Metrics {
                 "Requests to WorkOS, by endpoint and status.",
                 &["endpoint", "status"],
             ),
-            events_recovered: counters(
-                "dsync_reconciler_events_recovered_total",
-                "Events that the log did not have until the catch-up brought them, by type.",
-                &["event"],
-            ),
+            events_recovered,
             sweep_seconds,
             oldest_sweep: gauge(
                 "dsync_reconciler_oldest_sweep_timestamp_seconds",

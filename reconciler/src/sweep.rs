@@ -99,6 +99,7 @@ async fn finish(work: &Work, report: &DirectoryReport) {
             drift,
             held,
             too_young,
+            unreadable = report.unreadable,
             requests,
             seconds,
             memberships = report.memberships_read.map(Way::as_str),

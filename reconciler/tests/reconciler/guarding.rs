@@ -268,3 +268,67 @@ async fn a_directory_that_never_answers_stops_nobody_else() -> anyhow::Result<()
     ensure!(!report.is_incomplete(), "{}", report.text());
     eventually(BOUND, async || guarded.stand.agrees().await).await
 }
+
+#[tokio::test]
+async fn approval_of_very_many_reads_the_list_again_and_takes_no_hour() -> anyhow::Result<()> {
+    let guarded = directory_of(150).await?;
+    guarded.delete_silently(&guarded.users[..120]).await?;
+    let report = guarded.stand.sweep(&guarded.directory).await?;
+    ensure!(report.held.len() == 120, "{report:?}");
+    guarded.stand.settle();
+    guarded.stand.sim.take_requests();
+    let approve = guarded
+        .stand
+        .program()
+        .arg("approve")
+        .arg(&guarded.directory)
+        .run()
+        .await?;
+    ensure!(
+        approve.stdout.contains("120 deletions let through, 0"),
+        "{approve:?}"
+    );
+    let requests = guarded.stand.sim.take_requests().len();
+    ensure!(requests < 60, "{requests} requests");
+    guarded.stand.agrees().await
+}
+
+#[tokio::test]
+async fn directories_that_are_all_gone_wait_for_approval_each() -> anyhow::Result<()> {
+    let guarded = directory_of(20).await?;
+    let other = guarded.stand.sim.create_directory(DirectoryOptions::default())?;
+    guarded.stand.log_all().await?;
+    guarded.stand.settle();
+    for directory in [&guarded.directory, &other] {
+        guarded.stand.sim.change(Change::DeleteDirectory {
+            directory: directory.clone(),
+        })?;
+    }
+    guarded.stand.log(|_, _| false).await?;
+    guarded.stand.settle();
+    let report = guarded.stand.pass().await;
+    let held: Vec<String> = report
+        .directories
+        .iter()
+        .flat_map(|one| &one.held)
+        .map(told)
+        .collect();
+    ensure!(
+        held.len() == 2 && guarded.shown().await? == 20,
+        "{}",
+        report.text()
+    );
+    let approve = guarded
+        .stand
+        .program()
+        .arg("approve")
+        .arg(&guarded.directory)
+        .run()
+        .await?;
+    ensure!(approve.status.success(), "{approve:?}");
+    ensure!(guarded.shown().await? == 0);
+    // The last one is alone now, and an honest deletion.
+    let report = guarded.stand.pass().await;
+    ensure!(report.has_drift() && !report.is_incomplete(), "{}", report.text());
+    guarded.stand.agrees().await
+}

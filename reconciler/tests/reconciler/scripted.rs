@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
+use workos_sim::Sim;
 
 /// A server that gives each connection the next of `answers` and keeps the requests' first lines.
 pub(crate) async fn scripted<S: Into<String>>(
@@ -49,4 +51,44 @@ pub(crate) fn client(url: &str) -> anyhow::Result<reconciler::workos::client::Ap
         service::clock::Clock::system(),
         metrics,
     )?)
+}
+
+/// A server before the simulator that hands on what it says, objects of lists edited by `edit`, given the path and
+/// query asked for.
+pub(crate) async fn edited(
+    sim: &Sim,
+    edit: impl Fn(&str, &mut Value) + Clone + Send + Sync + 'static,
+) -> anyhow::Result<String> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let url = format!("http://{}", listener.local_addr()?);
+    let (target, key) = (sim.url(), sim.api_key().to_owned());
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            let (target, key, edit) = (target.clone(), key.clone(), edit.clone());
+            tokio::spawn(async move {
+                let mut request = vec![0; 8192];
+                let length = socket.read(&mut request).await.unwrap_or_default();
+                let text = String::from_utf8_lossy(&request[..length]).into_owned();
+                let path = text.split(' ').nth(1).unwrap_or("/").to_owned();
+                let asked = reqwest::Client::new()
+                    .get(format!("{target}{path}"))
+                    .bearer_auth(key);
+                let Ok(answer) = asked.send().await else { return };
+                let (status, headers) = (answer.status(), answer.headers().clone());
+                let mut body: Value = answer.json().await.unwrap_or_default();
+                for object in body["data"].as_array_mut().into_iter().flatten() {
+                    edit(&path, object);
+                }
+                let date = headers["date"].to_str().unwrap_or_default().to_owned();
+                let body = body.to_string();
+                let answer = format!(
+                    "HTTP/1.1 {} X\r\nDate: {date}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+                    status.as_u16(),
+                    body.len()
+                );
+                let _ = socket.write_all(answer.as_bytes()).await;
+            });
+        }
+    });
+    Ok(url)
 }

@@ -7,7 +7,8 @@ use reconciler::memberships::Way;
 use serde_json::json;
 use workos_sim::{Change, DirectoryOptions, Seed};
 
-use crate::stand::{Stand, drift, told};
+use crate::scripted::{client, edited};
+use crate::stand::{Stand, drift, sweep_with, told};
 
 #[tokio::test]
 async fn with_a_third_of_the_webhooks_lost_one_pass_makes_all_equal_and_a_second_finds_nothing()
@@ -259,4 +260,37 @@ async fn who_is_erased_stays_so() -> anyhow::Result<()> {
     ensure!(drift(&report).is_empty(), "{report:?}");
     ensure!(stand.log_end().await? == end);
     Ok(())
+}
+
+#[tokio::test]
+async fn a_groups_field_that_is_filled_for_some_only_is_not_believed() -> anyhow::Result<()> {
+    let stand = Stand::up().await?;
+    let directory = stand.sim.create_directory(DirectoryOptions::default())?;
+    let seed = Seed {
+        users: 120,
+        ..Seed::default()
+    };
+    stand.sim.seed(&directory, &seed)?;
+    stand.log(|number, _| number % 6 != 0).await?;
+    stand.applied().await?;
+    stand.settle();
+    // Every second user says it is in no group.
+    let url = edited(&stand.sim, |path, object| {
+        let odd = object["id"]
+            .as_str()
+            .is_some_and(|id| id.bytes().map(u32::from).sum::<u32>() % 2 == 1);
+        if path.starts_with("/directory_users?directory=") && odd {
+            object["groups"] = json!([]);
+        }
+    })
+    .await?;
+    let work = reconciler::work::Work {
+        api: client(&url)?,
+        ..stand.work.clone()
+    };
+    let report = sweep_with(&work, &directory).await?;
+    drift(&report);
+    ensure!(report.memberships_read == Some(Way::ByGroup), "{report:?}");
+    ensure!(report.held.is_empty(), "{report:?}");
+    stand.agrees().await
 }
