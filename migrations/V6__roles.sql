@@ -98,7 +98,7 @@ with live as not materialized (
         coalesce(c.priority, 0) as priority,
         row_number() over (
             partition by c.version, c.user_id, c.role
-            order by c.rank, coalesce(c.priority, 0) desc, c.scope desc, c.group_id, c.rule
+            order by c.rank, c.scope desc, coalesce(c.priority, 0) desc, c.group_id, c.rule
         ) as place,
         min(c.rank) over (partition by c.version, c.user_id) as first_rank,
         max(c.scope) over (partition by c.version, c.user_id) as nearest
