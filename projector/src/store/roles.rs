@@ -218,10 +218,13 @@ pub async fn insert(connection: &mut PgConnection, before: i64, rules: &Rules) -
             select array_agg(k.key order by k.place) as path
             from jsonb_array_elements_text(x.path) with ordinality as k (key, place)
         ) as p
-        left join dsync.role_rules as o
-            on o.version = $2 and o.kind = x.kind and o.role = x.role
-            and (o.organization_id, o.directory_id, o.group_by, o.group_value, o.path, o.value)
-            is not distinct from (x.organization_id, x.directory_id, x.group_by, x.group_value, p.path, x.value)
+        cross join lateral (
+            select min(o.since) as since from dsync.role_rules as o
+            where o.version = $2 and o.kind = x.kind and o.role = x.role
+                and (o.organization_id, o.directory_id, o.group_by, o.group_value, o.path, o.value)
+                is not distinct from
+                (x.organization_id, x.directory_id, x.group_by, x.group_value, p.path, x.value)
+        ) as o
         "#,
         version,
         before,

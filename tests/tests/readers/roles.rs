@@ -256,7 +256,7 @@ async fn roles_are_what_the_rules_say_and_change_as_the_preview_said() -> anyhow
             "round {round}: roles differ with the rules of before"
         );
 
-        rules = random_rules(&mut rng, &truth);
+        let applied_before = std::mem::replace(&mut rules, random_rules(&mut rng, &truth));
         let after = computed(&truth, &rules);
         let plan = apply(&pool, &rules, false).await?;
         ensure!(
@@ -279,9 +279,12 @@ async fn roles_are_what_the_rules_say_and_change_as_the_preview_said() -> anyhow
             .map(|key| (key, false))
             .collect::<Vec<_>>();
         moved += gained.len().min(lost.len());
+        let expected: BTreeSet<_> = gained.into_iter().chain(lost).collect();
         ensure!(
-            named == gained.into_iter().chain(lost).collect(),
-            "round {round}: the preview is wrong"
+            named == expected,
+            "round {round}: the preview names {:?} too many and {:?} too few; before {applied_before:?}, now {rules:?}",
+            named.difference(&expected).collect::<Vec<_>>(),
+            expected.difference(&named).collect::<Vec<_>>()
         );
 
         let applied = apply(&pool, &rules, true).await?;
