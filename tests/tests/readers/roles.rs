@@ -346,6 +346,26 @@ fn joined(id: &str, second: u32) -> Value {
     )
 }
 
+/// Of one role by two defaults, too: once the farther one had the greater priority, and nobody had the role.
+#[tokio::test]
+async fn the_nearest_default_counts_whatever_its_priority() -> anyhow::Result<()> {
+    let postgres = Postgres::migrated().await?;
+    let pool = postgres.pool().await?;
+    let data = person(1, &json!({"role": null}));
+    tell(&pool, event("e1", "dsync.user.created", 1, data)).await?;
+    let rules = Rules::parse(
+        "[[default]]\nrole = 'guest'\npriority = 9\n[[default]]\nrole = 'guest'\norganization = 'org_1'
+         [[default]]\nrole = 'visitor'\npriority = 10\norganization = 'org_2'",
+    )?;
+    apply(&pool, &rules, true).await?;
+    let found = rows(&pool, "select role, source, priority from directory.user_roles").await?;
+    ensure!(
+        found == [json!({"role": "guest", "source": "default", "priority": 0})],
+        "{found:?}"
+    );
+    Ok(())
+}
+
 const FILE: &str = "
     [priorities]
     admin = 10
