@@ -92,6 +92,10 @@ impl Program for Cli {
     fn log(&self) -> &LogArgs {
         &self.log
     }
+
+    fn is_service(&self) -> bool {
+        self.command.is_none()
+    }
 }
 
 impl Cli {

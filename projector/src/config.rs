@@ -44,6 +44,8 @@ const EXAMPLES: &str = "\
 Examples:
   DATABASE_URL=postgres://dsync@db/app dsync-projector
   dsync-projector migrate
+  dsync-projector verify
+  dsync-projector rebuild
   dsync-projector dead-letters list
   dsync-projector dead-letters retry --all
   dsync-projector roles apply roles.toml
@@ -68,6 +70,10 @@ impl Program for Cli {
     fn log(&self) -> &LogArgs {
         &self.log
     }
+
+    fn is_service(&self) -> bool {
+        self.command.is_none()
+    }
 }
 
 /// What the projector does besides running.
@@ -75,6 +81,34 @@ impl Program for Cli {
 pub enum Command {
     /// Bring the database schema up to date and exit
     Migrate(Output),
+    /// Build the projection again from the log, beside the live one, and replace what is not what the log says
+    ///
+    /// Readers and the service go on meanwhile. At the end writers wait for a moment, and the rows that differ are
+    /// replaced in one transaction. It needs a session of its own: connect to Postgres directly, not through a
+    /// transaction pooler.
+    Rebuild {
+        /// Where the log no longer reaches back to its beginning, have the reconciler list every directory first
+        #[arg(long)]
+        sweep: bool,
+        /// Put back what the newest rebuild replaced
+        #[arg(long, conflicts_with = "sweep")]
+        undo: bool,
+        /// How many rows are named, unless as JSON
+        #[arg(long, default_value_t = 100, value_name = "ROWS")]
+        limit: usize,
+        /// How to print.
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Compare the projection with the log; exit code 3, and the rows and columns by name, where it is not what the log says
+    Verify {
+        /// How many rows are named, unless as JSON
+        #[arg(long, default_value_t = 100, value_name = "ROWS")]
+        limit: usize,
+        /// How to print.
+        #[command(flatten)]
+        output: Output,
+    },
     /// Ask the dsync-projector that runs with the same `ADMIN_ADDR` how it is; exit code 0 when it is well
     Healthcheck(HealthcheckArgs),
     /// Look at records that could not be applied, try them again, or give them up

@@ -15,6 +15,7 @@
 //! here: whatever goes wrong, a lane goes back to the position that Postgres holds and reads on from there.
 
 pub mod apply;
+pub mod beside;
 pub mod config;
 pub mod dead_letters;
 pub mod erase;
@@ -22,6 +23,8 @@ pub mod erase_marks;
 pub mod fold;
 pub mod lane;
 pub mod metrics;
+pub mod rebuild;
+pub mod rebuild_report;
 pub mod roles;
 pub mod roles_file;
 pub mod run;

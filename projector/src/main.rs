@@ -8,9 +8,10 @@ use journal::{Connection, Journal};
 use projector::config::{Cli, Command, Output};
 use projector::lane::Lane;
 use projector::metrics::Metrics;
+use projector::rebuild::Tools;
 use projector::run::{Tuning, Worker};
 use projector::scrub::Upkeep;
-use projector::{dead_letters, erase, roles, store, watch};
+use projector::{beside, dead_letters, erase, roles, store, watch};
 use service::boot::{self, Context};
 use service::postgres::{self, PoolSettings, Trouble, described};
 use service::retry::Backoff;
@@ -29,6 +30,13 @@ async fn run(cli: Cli, context: Context) -> anyhow::Result<ExitCode> {
     match &cli.command {
         None => serve(&cli, context, pool(&cli)?).await,
         Some(Command::Healthcheck(args)) => healthcheck::run(cli.admin_addr, *args).await,
+        Some(Command::Rebuild {
+            sweep,
+            undo,
+            limit,
+            output,
+        }) => rebuild(&cli, &context, (*sweep, *undo), *limit, *output).await,
+        Some(Command::Verify { limit, output }) => verify(&cli, &context, *limit, *output).await,
         Some(Command::Migrate(output)) => migrate(&pool(&cli)?, *output).await,
         Some(Command::DeadLetters { action, output }) => {
             let pool = pool(&cli)?;
@@ -47,6 +55,65 @@ async fn run(cli: Cli, context: Context) -> anyhow::Result<ExitCode> {
             Ok(exit_code(done))
         }
     }
+}
+
+/// Something is not what the log says.
+const DIFFERS: u8 = 3;
+
+async fn tools(cli: &Cli, context: &Context) -> anyhow::Result<Tools> {
+    let journal = connect(cli).await?;
+    Ok(Tools {
+        pool: pool(cli)?,
+        journal,
+        clock: context.clock.clone(),
+        bar: service::progress::bar("records"),
+        shutdown: context.shutdown.clone(),
+    })
+}
+
+async fn verify(cli: &Cli, context: &Context, limit: usize, output: Output) -> anyhow::Result<ExitCode> {
+    let tools = tools(cli, context).await?;
+    let verified = tokio::select! {
+        verified = tools.verify() => verified?,
+        () = context.shutdown.cancelled() => return Err(beside::Error::Stopped.into()),
+    };
+    print(output, &verified, &verified.text(limit))?;
+    Ok(if verified.differences.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(DIFFERS)
+    })
+}
+
+async fn rebuild(
+    cli: &Cli,
+    context: &Context,
+    (sweep, undo): (bool, bool),
+    limit: usize,
+    output: Output,
+) -> anyhow::Result<ExitCode> {
+    let tools = tools(cli, context).await?;
+    if undo {
+        let undone = tools.undo().await?;
+        print(output, &undone, &undone.text())?;
+    } else {
+        // Whatever is not committed when this is dropped never happened.
+        let rebuilt = tokio::select! {
+            rebuilt = tools.rebuild(sweep) => rebuilt?,
+            () = context.shutdown.cancelled() => return Err(beside::Error::Stopped.into()),
+        };
+        print(output, &rebuilt, &rebuilt.text(limit))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print(output: Output, report: &impl serde::Serialize, text: &str) -> anyhow::Result<()> {
+    if output.json {
+        println!("{}", serde_json::to_string(report)?);
+    } else {
+        print!("{text}");
+    }
+    Ok(())
 }
 
 fn exit_code(done: bool) -> ExitCode {

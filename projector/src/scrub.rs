@@ -18,6 +18,8 @@ use crate::store::upkeep::{self, Scrubbed};
 const EVERY: Duration = Duration::from_mins(10);
 /// How often the log is cleared of what late records of erased people brought.
 const PURGE_EVERY: Duration = Duration::from_secs(5);
+/// How long a rebuild can be undone.
+const UNDO: time::Duration = time::Duration::days(7);
 /// How far ahead history has its partitions.
 const AHEAD: time::Duration = time::Duration::days(92);
 
@@ -66,6 +68,13 @@ impl Upkeep {
                 directories,
             }) => tracing::info!(users, groups, directories, "scrubbed what was deleted long ago"),
             Err(error) => tracing::warn!(error = %described(&error), "scrubbing is tried again later"),
+        }
+        match upkeep::forget_replaced(&self.pool, self.clock.now() - UNDO).await {
+            Ok(0) => {}
+            Ok(rows) => tracing::info!(rows, "forgot what an old rebuild replaced"),
+            Err(error) => {
+                tracing::warn!(error = %described(&error), "what an old rebuild replaced is kept for now");
+            }
         }
         match self.history().await {
             Ok((made, dropped)) if made.is_empty() && dropped.is_empty() => {}

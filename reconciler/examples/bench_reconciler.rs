@@ -227,6 +227,7 @@ async fn database(rows: usize) -> anyhow::Result<()> {
         entity: Entity::User,
         directory: "directory_1",
         values: false,
+        whole: false,
     };
     let suspects: usize = stream::iter(0..rows.div_ceil(500))
         .map(|page| async move {

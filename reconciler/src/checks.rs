@@ -217,6 +217,7 @@ async fn read_object(
                 entity,
                 directory,
                 values: false,
+                whole: false,
             };
             let compared = compare(&work.pool, comparison, &[&object]).await?;
             for suspect in compared.suspects {

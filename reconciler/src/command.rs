@@ -239,6 +239,7 @@ async fn by_list(
         entity,
         directory,
         values: false,
+        whole: false,
     };
     let listed = Listed::walk(work, comparison, list, |_| ()).await?;
     let id = |one: &Held| match entity {

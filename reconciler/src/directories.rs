@@ -70,6 +70,7 @@ pub async fn pass(work: &Work, mode: Mode) -> Result<Pass, Failure> {
         entity: Entity::Directory,
         directory: "",
         values: mode.values,
+        whole: false,
     };
     let listed = Listed::walk(work, comparison, List::directories(), |_| ()).await?;
     work.applied(work.rules.patience).await?;

@@ -72,6 +72,7 @@ pub(crate) async fn objects(
         entity,
         directory,
         values,
+        whole: false,
     };
     there(work, comparison, listed.suspects(), listed.at(), findings).await?;
     let shown = match entity {

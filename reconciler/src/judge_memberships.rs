@@ -169,7 +169,8 @@ impl Judge<'_> {
     }
 }
 
-fn organization_of(directory: &str) -> Option<String> {
+/// The organization that a directory's JSON text names.
+pub(crate) fn organization_of(directory: &str) -> Option<String> {
     let text = schema::json::storable(directory.as_bytes()).ok()?;
     let [organization] = schema::json::members(&text, &["organization_id"]).ok()?;
     organization.and_then(schema::json::string).map(Into::into)

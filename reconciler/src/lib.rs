@@ -28,6 +28,7 @@ pub mod memberships;
 pub mod metrics;
 pub mod plan;
 pub mod reading;
+mod relist;
 pub mod report;
 pub mod run;
 pub mod snapshot;

@@ -10,6 +10,7 @@ use schema::timestamp::Timestamp;
 
 use crate::difference::Entity;
 use crate::memberships::Memberships;
+use crate::relist;
 use crate::store::compared::{Comparison, compare};
 use crate::work::{Failure, Work};
 use crate::workos::pages::{List, Pages};
@@ -61,7 +62,13 @@ impl Listed {
         let mut waiting = Vec::new();
         let mut pages = Pages::of(&work.api, list);
         while let Some(page) = pages.next().await? {
+            let named = waiting.len();
             listed.name(comparison, page.objects, &mut waiting);
+            if comparison.whole {
+                let list = (comparison.entity, comparison.directory);
+                listed.unreadable +=
+                    relist::objects(work, list, &waiting[named..], work.as_of(page.at)).await?;
+            }
             if let Some(first) = first.take() {
                 first(!listed.groups_of.is_empty());
             }

@@ -13,14 +13,16 @@
 use std::time::{Duration, Instant};
 
 use schema::timestamp::Timestamp;
-use time::OffsetDateTime;
 
 use crate::difference::{Entity, Kind};
 use crate::findings::{Findings, Young};
 use crate::judge::{self, Decided};
+use crate::judge_memberships::organization_of;
 use crate::lease::Lease;
+use crate::relist;
 use crate::report::DirectoryReport;
 use crate::store::compared::Comparison;
+use crate::store::sweeps::Started;
 use crate::store::{checks, held, sweeps};
 use crate::walk::walk;
 use crate::work::{Failure, Work};
@@ -111,22 +113,31 @@ async fn finish(work: &Work, report: &DirectoryReport) {
 
 async fn run(work: &Work, lease: &Lease, mode: Mode, report: &mut DirectoryReport) -> Result<(), Failure> {
     let directory = lease.directory();
-    let started_at = if mode.dry_run {
+    let started = if mode.dry_run {
         None
     } else {
-        let started_at = sweeps::start(&work.pool, directory, work.leases.holder()).await?;
-        Some(started_at.ok_or(Failure::LeaseLost)?)
+        let started = sweeps::start(&work.pool, directory, work.leases.holder()).await?;
+        Some(started.ok_or(Failure::LeaseLost)?)
     };
+    let whole = started.is_some_and(|started| started.whole);
     let mut findings = Findings::default();
     let Read::There(read_at, object) = work.api.directory(directory).await? else {
         return directories::vanished(work, lease, mode, report).await;
     };
-    let snapshot = walk(work, directory, &object, &mut findings, report).await?;
+    let snapshot = walk(work, (directory, &object), whole, &mut findings, report).await?;
+    if whole {
+        let organization = organization_of(&object);
+        findings.unreadable +=
+            relist::memberships(work, directory, organization.as_deref(), &snapshot).await?;
+        let itself = [(directory.to_owned(), object.clone())];
+        relist::objects(work, (Entity::Directory, directory), &itself, work.as_of(read_at)).await?;
+    }
     work.applied(work.rules.patience).await?;
     let of_directory = Comparison {
         entity: Entity::Directory,
         directory,
         values: mode.values,
+        whole: false,
     };
     let itself = [(directory.to_owned(), object)];
     judge::there(work, of_directory, &itself, work.as_of(read_at), &mut findings).await?;
@@ -136,13 +147,13 @@ async fn run(work: &Work, lease: &Lease, mode: Mode, report: &mut DirectoryRepor
     ];
     decided
         .push(judge_memberships::memberships(work, directory, &itself[0].1, &snapshot, &mut findings).await?);
-    if let Some(started_at) = started_at {
+    if let Some(started) = started {
         if !lease.is_held().await? {
             return Err(Failure::LeaseLost);
         }
         let readings = std::mem::take(&mut findings.readings);
         findings.unreadable += work.append_readings(readings).await?;
-        let swept = Swept { started_at, read_at };
+        let swept = Swept { started, read_at };
         note(work, directory, swept, &decided, &findings).await?;
     }
     let incomplete = decided.iter().find(|decided| decided.confirmed.incomplete);
@@ -157,7 +168,7 @@ async fn run(work: &Work, lease: &Lease, mode: Mode, report: &mut DirectoryRepor
 #[derive(Clone, Copy)]
 struct Swept {
     /// By the database's clock.
-    started_at: OffsetDateTime,
+    started: Started,
     /// When its first read was answered, by the server's clock.
     read_at: Timestamp,
 }
@@ -197,7 +208,7 @@ async fn note(
     };
     if whole {
         let drift = (findings.drift.len() + findings.held.len()) as u64;
-        sweeps::finish(&work.pool, directory, swept.started_at, drift, again_in).await?;
+        sweeps::finish(&work.pool, directory, swept.started, drift, again_in).await?;
     }
     Ok(())
 }

@@ -14,11 +14,11 @@ use crate::store::users;
 use crate::work::{Failure, Work};
 use crate::workos::pages::List;
 
-/// Reads everything there is in the directory.
+/// Reads everything there is in the directory, and with `whole` appends users and groups as they are read.
 pub(crate) async fn walk(
     work: &Work,
-    directory: &str,
-    object: &str,
+    (directory, object): (&str, &str),
+    whole: bool,
     findings: &mut Findings,
     report: &mut DirectoryReport,
 ) -> Result<Snapshot, Failure> {
@@ -26,6 +26,7 @@ pub(crate) async fn walk(
         entity,
         directory,
         values: false,
+        whole,
     };
     let groups = Listed::walk(work, comparison(Entity::Group), List::groups(directory), |_| ()).await?;
     let expected = users::count(&work.pool, directory).await?.max(users_told(object));

@@ -33,6 +33,10 @@ impl boot::Program for Cli {
     fn log(&self) -> &LogArgs {
         &self.log
     }
+
+    fn is_service(&self) -> bool {
+        true
+    }
 }
 
 fn main() -> ExitCode {

@@ -29,6 +29,9 @@ const DRAIN: Duration = Duration::from_secs(25);
 pub trait Program: Parser {
     /// Its logging settings, flattened into it.
     fn log(&self) -> &LogArgs;
+
+    /// Whether it is to run as a service, not to carry out a subcommand and end.
+    fn is_service(&self) -> bool;
 }
 
 /// What a running program is handed. Cheap to clone; clones share everything.
@@ -92,20 +95,21 @@ where
         }
     };
     let log = cli.log().clone();
-    start(name, version, &log, |context| main(cli, context))
+    let is_service = cli.is_service();
+    start(name, version, (&log, is_service), |context| main(cli, context))
         .unwrap_or_else(|error| report(name, &log, &error))
 }
 
 fn start<F>(
     name: &'static str,
     version: &'static str,
-    log: &LogArgs,
+    (log, is_service): (&LogArgs, bool),
     main: impl FnOnce(Context) -> F,
 ) -> anyhow::Result<ExitCode>
 where
     F: Future<Output = anyhow::Result<ExitCode>>,
 {
-    logging::start(log)?;
+    logging::start(log, is_service)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let code = runtime.block_on(async {
         let context = Context::new(name, version, Clock::system());

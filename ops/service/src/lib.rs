@@ -12,6 +12,7 @@ pub mod http;
 pub mod logging;
 #[cfg(feature = "postgres")]
 pub mod postgres;
+pub mod progress;
 pub mod readiness;
 pub mod retry;
 pub mod settings;

@@ -43,12 +43,17 @@ pub enum LogFormat {
     Json,
 }
 
-/// Starts logging for the whole process. An error when the filter cannot be understood.
-pub(crate) fn start(args: &LogArgs) -> Result<(), SettingError> {
+/// Starts logging for the whole process: a service tells what it does, a subcommand only what is wrong unless asked for
+/// more than `info`. An error when the filter cannot be understood.
+pub(crate) fn start(args: &LogArgs, is_service: bool) -> Result<(), SettingError> {
     if args.rust_log.trim().is_empty() {
         return Err(SettingError::malformed("RUST_LOG", "is empty"));
     }
-    let filter = EnvFilter::try_new(&args.rust_log)
+    let wanted = match args.rust_log.trim() {
+        "info" if !is_service => "warn",
+        wanted => wanted,
+    };
+    let filter = EnvFilter::try_new(wanted)
         .map_err(|e| SettingError::malformed("RUST_LOG", format!("is not a log filter: {e}")))?;
     let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
     let lines = match args.log_format {

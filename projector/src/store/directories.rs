@@ -62,7 +62,7 @@ pub(super) async fn write<'r>(
     sqlx::query_as!(
         DirectoryRow,
         r#"
-        insert into dsync.directories as d (
+        insert into directories as d (
             id, organization_id, name, type, state, external_key, created_at, updated_at,
             version_updated_at, version_observed_at, version_event, version_source, version_digest,
             seen_at, seen_event, seen_source, gone_at, gone_event, gone_source

@@ -63,6 +63,9 @@ pub async fn forget(pool: &PgPool, id: &str, force: bool, now: OffsetDateTime) -
     )
     .execute(&mut *transaction)
     .await?;
+    sqlx::query!("delete from dsync.replaced where user_id = $1", id)
+        .execute(&mut *transaction)
+        .await?;
     sqlx::query!("delete from dsync.held_deletions where user_id = $1", id)
         .execute(&mut *transaction)
         .await?;

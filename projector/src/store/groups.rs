@@ -62,7 +62,7 @@ pub(super) async fn write<'r>(
     sqlx::query_as!(
         Row,
         r#"
-        insert into dsync.groups as g (
+        insert into groups as g (
             id, directory_id, organization_id, own_organization_id, idp_id, name, raw_attributes,
             created_at, updated_at, version_updated_at, version_observed_at, version_event,
             version_source, version_digest, seen_at, seen_event, seen_source, gone_at, gone_event,
@@ -86,7 +86,7 @@ pub(super) async fn write<'r>(
             version_updated_at, version_observed_at, version_event, version_source, version_digest,
             seen_at, seen_event, seen_source, gone_at, gone_event, gone_source
         )
-        left join dsync.directories as d on d.id = x.directory_id
+        left join directories as d on d.id = x.directory_id
         order by x.id collate "C"
         on conflict (id) do update set
             directory_id = greatest(g.directory_id, excluded.directory_id),
@@ -98,7 +98,7 @@ pub(super) async fn write<'r>(
                 select
                     coalesce(
                         (
-                            select d.organization_id from dsync.directories as d
+                            select d.organization_id from directories as d
                             where d.id = greatest(g.directory_id, excluded.directory_id)
                         ),
                         excluded.own_organization_id
@@ -119,7 +119,7 @@ pub(super) async fn write<'r>(
                 select
                     coalesce(
                         (
-                            select d.organization_id from dsync.directories as d
+                            select d.organization_id from directories as d
                             where d.id = greatest(g.directory_id, excluded.directory_id)
                         ),
                         g.own_organization_id

@@ -1,4 +1,9 @@
-//! Locks held to the end of a transaction: writes within one directory are serial, and none runs beside an erasure.
+//! How a transaction that writes the projection begins: which tables it means, and locks that it holds to its end, so
+//! that writes within one directory are serial and none runs beside an erasure or a rebuild.
+//!
+//! The statements that write the projection name its tables without a schema: live they are those of schema `dsync`, for
+//! a rebuild temporary ones of the same shape. So there is one set of statements, and a rebuild cannot differ from what
+//! it rebuilds.
 
 use std::collections::BTreeSet;
 
@@ -12,10 +17,17 @@ pub(super) async fn directories(
     directories: &BTreeSet<&DirectoryId<'_>>,
 ) -> sqlx::Result<()> {
     let ids: Vec<&str> = directories.iter().map(|id| id.as_str()).collect();
-    // Shared first: it is one lock, and whoever holds directories' locks already has it.
-    sqlx::query!(r#"select pg_advisory_xact_lock_shared(hashtext('dsync erasures'), 0) as "locked: ()""#)
-        .fetch_one(&mut *connection)
-        .await?;
+    // Shared first: it is one lock, and whoever holds directories' locks already has it. The path goes along, to spare a
+    // round trip; a setting of the connection would get lost in a pooler between.
+    sqlx::query!(
+        r#"
+        select
+            set_config('search_path', 'dsync, pg_temp', true) as path,
+            pg_advisory_xact_lock_shared(hashtext('dsync erasures'), 0) as "locked: ()"
+        "#
+    )
+    .fetch_one(&mut *connection)
+    .await?;
     if ids.is_empty() {
         return Ok(());
     }
@@ -35,8 +47,16 @@ pub(super) async fn directories(
     Ok(())
 }
 
+/// For a transaction that writes temporary tables instead, which nobody else sees: no locks.
+pub(super) async fn beside(connection: &mut PgConnection) -> sqlx::Result<()> {
+    sqlx::query!("select set_config('search_path', 'pg_temp, dsync', true) as path")
+        .fetch_one(connection)
+        .await?;
+    Ok(())
+}
+
 /// Waits until no writer is at work and keeps all out: an erased person cannot be brought back by a batch that was read
-/// before.
+/// before, and a rebuild replaces what nobody is changing.
 pub(super) async fn erasures(connection: &mut PgConnection) -> sqlx::Result<()> {
     sqlx::query!(r#"select pg_advisory_xact_lock(hashtext('dsync erasures'), 0) as "locked: ()""#)
         .fetch_one(connection)

@@ -37,7 +37,7 @@ pub(super) async fn write<'r>(
     sqlx::query_as!(
         MembershipRow,
         r#"
-        insert into dsync.memberships as m (
+        insert into memberships as m (
             group_id, user_id, directory_id, organization_id, own_organization_id,
             seen_at, seen_event, seen_source, gone_at, gone_event, gone_source
         )
@@ -53,13 +53,13 @@ pub(super) async fn write<'r>(
             group_id, user_id, directory_id, own_organization_id, seen_at, seen_event, seen_source,
             gone_at, gone_event, gone_source
         )
-        left join dsync.directories as d on d.id = x.directory_id
+        left join directories as d on d.id = x.directory_id
         order by x.group_id collate "C", x.user_id collate "C"
         on conflict (group_id, user_id) do update set
             directory_id = greatest(m.directory_id, excluded.directory_id),
             organization_id = coalesce(
                 (
-                    select d.organization_id from dsync.directories as d
+                    select d.organization_id from directories as d
                     where d.id = greatest(m.directory_id, excluded.directory_id)
                 ),
                 greatest(m.own_organization_id, excluded.own_organization_id)

@@ -16,6 +16,8 @@ mod memberships;
 mod organization;
 pub mod progress;
 pub mod roles;
+pub mod shadow;
+pub mod swap;
 pub mod upkeep;
 mod users;
 mod written;
@@ -34,6 +36,16 @@ pub use written::Effects;
 /// within one directory are serial: exact history needs that, the registers do not.
 pub async fn write(connection: &mut PgConnection, picture: &Picture<'_>) -> sqlx::Result<Effects> {
     lock(connection, picture).await?;
+    write_rows(connection, picture).await
+}
+
+/// The same into the temporary tables that [`shadow::create`] made. No locks, no history.
+pub async fn write_beside(connection: &mut PgConnection, picture: &Picture<'_>) -> sqlx::Result<Effects> {
+    lock::beside(connection).await?;
+    write_rows(connection, picture).await
+}
+
+async fn write_rows(connection: &mut PgConnection, picture: &Picture<'_>) -> sqlx::Result<Effects> {
     if !picture.directories.is_empty() {
         // What a directory takes along has history of its own: of a large one that is more than other statements may
         // take. Whoever waits for the locks meanwhile tries again.

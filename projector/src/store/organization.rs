@@ -20,7 +20,7 @@ pub(super) async fn of<'p>(
         return Ok(HashMap::new());
     }
     let rows = sqlx::query!(
-        "select id, organization_id from dsync.directories where id = any($1::text[])",
+        "select id, organization_id from directories where id = any($1::text[])",
         &ids as &[&str],
     )
     .fetch_all(connection)
@@ -47,9 +47,9 @@ pub(super) async fn spread(
     }
     sqlx::query!(
         r#"
-        update dsync.users as u
+        update users as u
         set organization_id = coalesce(d.organization_id, u.own_organization_id)
-        from dsync.directories as d
+        from directories as d
         where d.id = any($1::text[]) and u.directory_id = d.id
             and u.organization_id is distinct from coalesce(d.organization_id, u.own_organization_id)
         "#,
@@ -59,9 +59,9 @@ pub(super) async fn spread(
     .await?;
     sqlx::query!(
         r#"
-        update dsync.groups as g
+        update groups as g
         set organization_id = coalesce(d.organization_id, g.own_organization_id)
-        from dsync.directories as d
+        from directories as d
         where d.id = any($1::text[]) and g.directory_id = d.id
             and g.organization_id is distinct from coalesce(d.organization_id, g.own_organization_id)
         "#,
@@ -71,9 +71,9 @@ pub(super) async fn spread(
     .await?;
     sqlx::query!(
         r#"
-        update dsync.memberships as m
+        update memberships as m
         set organization_id = coalesce(d.organization_id, m.own_organization_id)
-        from dsync.directories as d
+        from directories as d
         where d.id = any($1::text[]) and m.directory_id = d.id
             and m.organization_id is distinct from coalesce(d.organization_id, m.own_organization_id)
         "#,

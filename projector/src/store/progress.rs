@@ -198,7 +198,7 @@ fn at(created: OffsetDateTime, seq: i64, appended_at: Option<OffsetDateTime>) ->
 }
 
 /// A sequence as Postgres holds it: JetStream's end is beyond what any stream reaches.
-fn seq(seq: u64) -> i64 {
+pub(super) fn seq(seq: u64) -> i64 {
     i64::try_from(seq).unwrap_or(i64::MAX)
 }
 

@@ -30,6 +30,20 @@ impl Scrubbed {
     };
 }
 
+/// Forgets what rebuilds before `done_before` replaced; how many rows.
+pub async fn forget_replaced(pool: &PgPool, done_before: OffsetDateTime) -> sqlx::Result<u64> {
+    let forgotten = sqlx::query!(
+        r#"
+        delete from dsync.replaced as r using dsync.rebuilds as b
+        where b.id = r.rebuild_id and b.done_at < $1
+        "#,
+        done_before,
+    )
+    .execute(pool)
+    .await?;
+    Ok(forgotten.rows_affected())
+}
+
 /// Scrubs what has been gone since before `gone_before`: first what directories hold, then directories.
 pub async fn scrub(pool: &PgPool, gone_before: OffsetDateTime) -> sqlx::Result<Scrubbed> {
     let mut all = Scrubbed::default();

@@ -80,7 +80,7 @@ pub(super) async fn write<'r>(
     sqlx::query_as!(
         Row,
         r#"
-        insert into dsync.users as u (
+        insert into users as u (
             id, directory_id, organization_id, own_organization_id, idp_id, email, username, first_name,
             last_name, name, job_title, state, role, roles, custom_attributes, raw_attributes,
             created_at, updated_at, version_updated_at, version_observed_at, version_event,
@@ -109,7 +109,7 @@ pub(super) async fn write<'r>(
             version_updated_at, version_observed_at, version_event, version_source, version_digest,
             seen_at, seen_event, seen_source, gone_at, gone_event, gone_source
         )
-        left join dsync.directories as d on d.id = x.directory_id
+        left join directories as d on d.id = x.directory_id
         order by x.id collate "C"
         on conflict (id) do update set
             directory_id = greatest(u.directory_id, excluded.directory_id),
@@ -122,7 +122,7 @@ pub(super) async fn write<'r>(
                 select
                     coalesce(
                         (
-                            select d.organization_id from dsync.directories as d
+                            select d.organization_id from directories as d
                             where d.id = greatest(u.directory_id, excluded.directory_id)
                         ),
                         excluded.own_organization_id
@@ -145,7 +145,7 @@ pub(super) async fn write<'r>(
                 select
                     coalesce(
                         (
-                            select d.organization_id from dsync.directories as d
+                            select d.organization_id from directories as d
                             where d.id = greatest(u.directory_id, excluded.directory_id)
                         ),
                         u.own_organization_id

@@ -58,6 +58,8 @@ pub struct Comparison<'a> {
     pub directory: &'a str,
     /// Whether values are wanted for what differs.
     pub values: bool,
+    /// Whether what is listed is appended, be it different or not.
+    pub whole: bool,
 }
 
 /// What came of comparing.

@@ -69,6 +69,7 @@ pub async fn claim(
                     s.swept_at is null
                     or s.swept_at + $3 <= now()
                     or s.again_at <= now()
+                    or s.relist_at > coalesce(s.relisted_at, '-infinity')
                     or s.swept_at <= (select max(r.noticed_at) from dsync.rewinds as r)
                     or (
                         d.seen_at > d.gone_at
@@ -150,13 +151,23 @@ pub async fn release(pool: &PgPool, directory: &str, holder: &str) -> sqlx::Resu
     Ok(())
 }
 
-/// Notes that a sweep begins, and answers when that is.
-pub async fn start(pool: &PgPool, directory: &str, holder: &str) -> sqlx::Result<Option<OffsetDateTime>> {
-    sqlx::query_scalar!(
+/// A sweep that begins.
+#[derive(Clone, Copy, Debug)]
+pub struct Started {
+    /// When, by the database's clock.
+    pub at: OffsetDateTime,
+    /// Whether it is asked to append everything it reads.
+    pub whole: bool,
+}
+
+/// Notes that a sweep begins. None: the lease is another's.
+pub async fn start(pool: &PgPool, directory: &str, holder: &str) -> sqlx::Result<Option<Started>> {
+    sqlx::query_as!(
+        Started,
         r#"
         update dsync.sweeps set started_at = now()
         where directory_id = $1 and holder = $2
-        returning started_at as "started_at!"
+        returning started_at as "at!", coalesce(relist_at > coalesce(relisted_at, '-infinity'), false) as "whole!"
         "#,
         directory,
         holder,
@@ -165,12 +176,12 @@ pub async fn start(pool: &PgPool, directory: &str, holder: &str) -> sqlx::Result
     .await
 }
 
-/// Notes that the sweep that began at `started_at` read all of the directory and found `drift` differences. With
-/// `again_in`, the directory is due again after that time.
+/// Notes that the sweep `started` read all of the directory and found `drift` differences. With `again_in`, the directory
+/// is due again after that time.
 pub async fn finish(
     pool: &PgPool,
     directory: &str,
-    started_at: OffsetDateTime,
+    started: Started,
     drift: u64,
     again_in: Option<Duration>,
 ) -> sqlx::Result<()> {
@@ -178,13 +189,15 @@ pub async fn finish(
         r#"
         update dsync.sweeps
         set swept_at = $2, drift = $3, failures = 0, retry_at = null,
+            relisted_at = case when $5 then $2 else relisted_at end,
             again_at = coalesce(now() + $4, case when again_at > $2 then again_at end)
         where directory_id = $1
         "#,
         directory,
-        started_at,
+        started.at,
         i64::try_from(drift).unwrap_or(i64::MAX),
         again_in.map(interval),
+        started.whole,
     )
     .execute(pool)
     .await?;

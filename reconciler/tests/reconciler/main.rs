@@ -7,6 +7,7 @@ mod commanding;
 mod guarding;
 mod official;
 mod races;
+mod relisting;
 mod scripted;
 mod sharing;
 mod stand;

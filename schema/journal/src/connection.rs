@@ -188,7 +188,11 @@ impl Watcher {
                 self.connects.send_modify(|connects| *connects += 1);
                 self.up.send_replace(true);
             }
-            Event::Disconnected | Event::Closed => {
+            // By us: it was let go of.
+            Event::Closed => {
+                self.up.send_replace(false);
+            }
+            Event::Disconnected => {
                 if self.up.send_replace(false) {
                     tracing::warn!("lost the connection to the log's broker; connecting again");
                 }

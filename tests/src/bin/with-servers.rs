@@ -17,6 +17,14 @@ async fn main() -> anyhow::Result<ExitCode> {
     let mut words = std::env::args_os().skip(1);
     let program = words.next().context("usage: with-servers CMD [ARG]…")?;
     let postgres = Postgres::migrated().await?;
+    // Where statements that name the projection's tables alone find them; the projector says so in each transaction.
+    let pool = postgres.pool().await?;
+    sqlx::raw_sql(
+        "do $$ begin execute format('alter database %I set search_path = dsync', current_database()); end $$",
+    )
+    .execute(&pool)
+    .await?;
+    pool.close().await;
     let nats = Nats::start().await?;
     // It reads what we would read.
     let mut watched = Watched::new(program, format!("/proc/{}/fd/0", std::process::id()));

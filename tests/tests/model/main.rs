@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod history;
+mod rebuilding;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -69,7 +70,7 @@ async fn tables(pool: &PgPool) -> anyhow::Result<Vec<String>> {
 async fn clear(pool: &PgPool) -> anyhow::Result<()> {
     sqlx::raw_sql(
         "truncate dsync.directories, dsync.users, dsync.groups, dsync.memberships, dsync.progress, \
-         dsync.dead_letters, dsync.rewinds, dsync.directory_activity",
+         dsync.dead_letters, dsync.rewinds, dsync.directory_activity, dsync.rebuilds, dsync.replaced",
     )
     .execute(pool)
     .await?;

@@ -1,0 +1,236 @@
+//! The subcommands `rebuild` and `verify`: is the projection what the log says, and making it so.
+//!
+//! Both build it again beside the live one ([`crate::beside`]) and compare row by row. `rebuild` then stops the writers
+//! for a moment, compares once more what differed or changed since, and replaces those rows in one transaction. Readers
+//! see the rows before or the rows after, and wait for nothing. What was replaced is kept for `rebuild --undo`.
+
+use std::time::{Duration, Instant};
+
+use indicatif::ProgressBar;
+use journal::Journal;
+use schema::timestamp::Timestamp;
+use service::clock::Clock;
+use sqlx::{Connection as _, PgConnection, PgPool};
+use tokio_util::sync::CancellationToken;
+
+use crate::beside::{Build, Error, Reach};
+use crate::rebuild_report::{Older, Rebuilt, Undone, Verified};
+use crate::store::shadow::{self, Difference, Kind, Seed, TABLES};
+use crate::store::swap;
+
+/// Rows older than the log that are named, of each table.
+const SOME: i64 = 20;
+/// So often the writers are stopped and let go again because too much had come meanwhile.
+const ATTEMPTS: usize = 10;
+/// How often the reconciler's progress is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// What both work with.
+pub struct Tools {
+    /// The projection. One connection is taken from it.
+    pub pool: PgPool,
+    /// The log.
+    pub journal: Journal,
+    /// What time it is.
+    pub clock: Clock,
+    /// Where progress is shown.
+    pub bar: ProgressBar,
+    /// When to stop.
+    pub shutdown: CancellationToken,
+}
+
+impl Tools {
+    async fn connection(&self) -> Result<PgConnection, Error> {
+        Ok(self.pool.acquire().await?.detach())
+    }
+
+    /// Holds the live projection against the log. Writes nothing, and keeps nobody waiting.
+    pub async fn verify(&self) -> Result<Verified, Error> {
+        let began = Instant::now();
+        let mut connection = self.connection().await?;
+        let mut build = Build::begin(&mut connection, &self.journal, self.clock.now()).await?;
+        build.seed(&mut connection, Seed::Everything).await?;
+        build.catch_up(&mut connection, &self.bar).await?;
+        self.bar.set_message("comparing");
+        let compared = build.compare(&mut connection, false, &self.bar).await?;
+        let mut older = Vec::new();
+        if let Some(cut) = build.cut() {
+            for table in TABLES {
+                let (count, some) = shadow::older(&mut connection, table, cut, SOME).await?;
+                older.push(Older {
+                    entity: table.entity,
+                    count,
+                    some,
+                });
+            }
+        }
+        self.bar.finish_and_clear();
+        let rows = compared
+            .iter()
+            .map(|(table, one)| (table.name, one.rows))
+            .collect();
+        let scrubbed = compared.iter().map(|(_, one)| one.scrubbed).sum();
+        Ok(Verified {
+            differences: compared
+                .into_iter()
+                .flat_map(|(_, one)| one.differences)
+                .collect(),
+            rows,
+            scrubbed,
+            older: older.into_iter().filter(|one| one.count > 0).collect(),
+            complete_since: complete_since(&build),
+            records: build.records,
+            unreadable: build.dead,
+            position: build.seq(),
+            seconds: began.elapsed().as_secs_f64(),
+        })
+    }
+
+    /// Makes the live projection what the log says. A log that lacks its beginning only with `sweep`.
+    pub async fn rebuild(&self, sweep: bool) -> Result<Rebuilt, Error> {
+        let began = Instant::now();
+        let mut connection = self.connection().await?;
+        let mut build = Build::begin(&mut connection, &self.journal, self.clock.now()).await?;
+        let mut asked = None;
+        if let Reach::Since(cut) = build.reach() {
+            if !sweep {
+                return Err(Error::Cut(cut));
+            }
+            asked = Some(swap::ask_for_lists(&mut connection).await?);
+            build.seed(&mut connection, Seed::Gone).await?;
+        }
+        build.catch_up(&mut connection, &self.bar).await?;
+        if let Some(asked) = asked {
+            self.listed(&mut connection, asked).await?;
+            build.catch_up(&mut connection, &self.bar).await?;
+        }
+        self.bar.set_message("comparing");
+        build.compare(&mut connection, true, &self.bar).await?;
+        let mut report = self.swap(&mut connection, &mut build).await?;
+        self.bar.finish_and_clear();
+        report.complete_since = complete_since(&build);
+        report.records = build.records;
+        report.unreadable = build.dead;
+        report.seconds = began.elapsed().as_secs_f64();
+        Ok(report)
+    }
+
+    /// Waits until the reconciler has listed every directory into the log, and the lanes have applied that.
+    async fn listed(&self, connection: &mut PgConnection, asked: Timestamp) -> Result<(), Error> {
+        loop {
+            let (listed, all) = swap::listed(connection, asked).await?;
+            if all == 0 {
+                return Err(Error::NothingToList);
+            }
+            self.bar
+                .set_message(format!("the reconciler has listed {listed} of {all} directories"));
+            if listed == all {
+                break;
+            }
+            self.pause().await?;
+        }
+        let end = self.journal.identity().await?.ok_or(Error::NoLog)?.last_seq;
+        loop {
+            let stand = swap::stand(connection).await?.ok_or(Error::NotBegun)?;
+            if stand.all.seq >= end {
+                return Ok(());
+            }
+            self.bar
+                .set_message("waiting for a projector to apply what was listed");
+            self.pause().await?;
+        }
+    }
+
+    async fn pause(&self) -> Result<(), Error> {
+        tokio::select! {
+            () = self.shutdown.cancelled() => Err(Error::Stopped),
+            () = tokio::time::sleep(LOOK) => Ok(()),
+        }
+    }
+
+    /// Replaces what differs, with every writer waiting.
+    async fn swap(&self, connection: &mut PgConnection, build: &mut Build) -> Result<Rebuilt, Error> {
+        for _ in 0..ATTEMPTS {
+            let mut transaction = connection.begin().await?;
+            let stopped = Instant::now();
+            let stand = swap::stop_writers(&mut transaction)
+                .await?
+                .ok_or(Error::NotBegun)?;
+            if !build.is_near(stand) {
+                transaction.rollback().await?;
+                build.catch_up(connection, &self.bar).await?;
+                continue;
+            }
+            build.follow(&mut transaction, stand, &self.bar).await?;
+            let (mut found, mut held) = (Vec::new(), Vec::new());
+            for table in TABLES {
+                let mut differences = shadow::compare_candidates(&mut transaction, table)
+                    .await?
+                    .differences;
+                if build.cut().is_some() {
+                    let kept = swap::held(&mut transaction, table, &differences).await?;
+                    let (waiting, ours) = differences.into_iter().partition(|one| kept.contains(&one.id));
+                    differences = ours;
+                    held.extend::<Vec<Difference>>(waiting);
+                }
+                found.push((table, differences));
+            }
+            let replaced = found.iter().map(|(_, differences)| differences.len()).sum();
+            let id = swap::begin(&mut transaction, stand, replaced).await?;
+            for (table, differences) in &found {
+                swap::replace(&mut transaction, *table, id, differences).await?;
+            }
+            transaction.commit().await?;
+            let writers_waited = stopped.elapsed().as_secs_f64();
+            swap::forget_earlier(connection, id).await?;
+            let differences: Vec<Difference> = found
+                .into_iter()
+                .flat_map(|(_, differences)| differences)
+                .collect();
+            return Ok(Rebuilt {
+                rebuild: id,
+                missing: count(&differences, Kind::Missing),
+                extra: count(&differences, Kind::Extra),
+                differed: count(&differences, Kind::Differs),
+                replaced: differences,
+                held,
+                writers_waited,
+                position: stand.all.seq,
+                ..Rebuilt::default()
+            });
+        }
+        Err(Error::Outrun)
+    }
+
+    /// Puts back what the newest rebuild replaced.
+    pub async fn undo(&self) -> Result<Undone, Error> {
+        let mut connection = self.connection().await?;
+        sqlx::raw_sql("set statement_timeout = 0")
+            .execute(&mut connection)
+            .await?;
+        let mut transaction = connection.begin().await?;
+        swap::stop_writers(&mut transaction).await?;
+        let newest = swap::newest(&mut transaction).await?;
+        let newest = newest
+            .filter(|one| one.kept == one.rows)
+            .ok_or(Error::NothingToUndo)?;
+        swap::undo(&mut transaction, newest.id).await?;
+        transaction.commit().await?;
+        Ok(Undone {
+            rebuild: newest.id,
+            done_at: newest.done_at,
+            rows: newest.rows,
+        })
+    }
+}
+
+fn complete_since(build: &Build) -> Option<Timestamp> {
+    match build.reach() {
+        Reach::Beginning => None,
+        Reach::Since(at) => Some(at),
+    }
+}
+
+fn count(differences: &[Difference], kind: Kind) -> usize {
+    differences.iter().filter(|one| one.kind == kind).count()
+}

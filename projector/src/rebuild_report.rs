@@ -1,0 +1,210 @@
+//! What `rebuild` and `verify` tell: for people, or as JSON. Rows by id and columns by name, never a value.
+
+use std::fmt::Write as _;
+
+use schema::timestamp::Timestamp;
+use serde::{Serialize, Serializer};
+use time::OffsetDateTime;
+
+use crate::store::shadow::{Difference, Kind};
+
+/// What holding the projection against the log showed.
+#[derive(Debug, Default, Serialize)]
+pub struct Verified {
+    /// Rows that are not what the log says.
+    pub differences: Vec<Difference>,
+    /// How many rows of each table the log speaks of.
+    pub rows: Vec<(&'static str, u64)>,
+    /// Rows that lost their attributes to `TOMBSTONE_RETENTION`.
+    pub scrubbed: u64,
+    /// Rows of which the log says nothing any more; empty for a log that reaches back to its beginning.
+    pub older: Vec<Older>,
+    /// Since when the log is complete; null: from the beginning.
+    #[serde(serialize_with = "moment")]
+    pub complete_since: Option<Timestamp>,
+    /// Records read.
+    pub records: u64,
+    /// Records among them that cannot be applied; see `dead-letters`.
+    pub unreadable: u64,
+    /// The sequence in the log at which both were compared.
+    pub position: u64,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// Rows older than the log.
+#[derive(Debug, Serialize)]
+pub struct Older {
+    /// directory, user, group or membership.
+    pub entity: &'static str,
+    /// How many.
+    pub count: u64,
+    /// The first of them.
+    pub some: Vec<String>,
+}
+
+/// What a rebuild did.
+#[derive(Debug, Default, Serialize)]
+pub struct Rebuilt {
+    /// Its number, in `dsync.rebuilds`.
+    pub rebuild: i64,
+    /// Rows that were not what the log says, and now are.
+    pub replaced: Vec<Difference>,
+    /// How many of them were missing.
+    pub missing: usize,
+    /// How many should not have been there.
+    pub extra: usize,
+    /// How many had other values.
+    pub differed: usize,
+    /// Rows left as they were, because deletions in their directories wait for approval.
+    pub held: Vec<Difference>,
+    /// Since when the log is complete by itself; null: from the beginning.
+    #[serde(serialize_with = "moment")]
+    pub complete_since: Option<Timestamp>,
+    /// Records read.
+    pub records: u64,
+    /// Records among them that cannot be applied; see `dead-letters`.
+    pub unreadable: u64,
+    /// The sequence in the log at which rows were replaced.
+    pub position: u64,
+    /// How long writers waited, in seconds. Readers never do.
+    pub writers_waited: f64,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// What undoing a rebuild did.
+#[derive(Debug, Serialize)]
+pub struct Undone {
+    /// The rebuild's number.
+    pub rebuild: i64,
+    /// When it was made.
+    #[serde(with = "time::serde::rfc3339")]
+    pub done_at: OffsetDateTime,
+    /// Rows put back.
+    pub rows: i64,
+}
+
+#[expect(clippy::ref_option, reason = "how serde calls it")]
+fn moment<S: Serializer>(at: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
+    at.map(|at| at.to_string()).serialize(serializer)
+}
+
+impl Verified {
+    /// For people; `limit` differences are named.
+    pub fn text(&self, limit: usize) -> String {
+        let mut text = String::new();
+        let rows: Vec<String> = self
+            .rows
+            .iter()
+            .map(|(table, count)| format!("{count} {table}"))
+            .collect();
+        let (records, position, seconds) = (self.records, self.position, self.seconds);
+        let _ = writeln!(
+            text,
+            "compared {} with {records} records of the log,",
+            rows.join(", ")
+        );
+        let _ = writeln!(text, "up to sequence {position}, in {seconds:.1} s");
+        since(&mut text, self.complete_since);
+        for older in &self.older {
+            let names = some(&older.some, older.count);
+            let _ = writeln!(
+                text,
+                "older than the log, not compared: {} {}(s): {names}",
+                older.count, older.entity
+            );
+        }
+        if self.scrubbed > 0 {
+            let _ = writeln!(text, "scrubbed since, as expected: {} row(s)", self.scrubbed);
+        }
+        unreadable(&mut text, self.unreadable);
+        if self.differences.is_empty() {
+            text.push_str("the projection is what the log says\n");
+        } else {
+            let _ = writeln!(text, "NOT what the log says: {} row(s)", self.differences.len());
+            list(&mut text, &self.differences, limit);
+            text.push_str("`dsync-projector rebuild` makes them so\n");
+        }
+        text
+    }
+}
+
+impl Rebuilt {
+    /// For people; `limit` rows are named.
+    pub fn text(&self, limit: usize) -> String {
+        let mut text = String::new();
+        let (records, position, seconds) = (self.records, self.position, self.seconds);
+        let _ = writeln!(
+            text,
+            "rebuilt from {records} records of the log, up to sequence {position}, in {seconds:.1} s"
+        );
+        since(&mut text, self.complete_since);
+        unreadable(&mut text, self.unreadable);
+        if self.replaced.is_empty() {
+            text.push_str("the projection was what the log says: nothing to replace\n");
+        } else {
+            let _ = writeln!(
+                text,
+                "replaced {} row(s) (missing {}, extra {}, other values {}); writers waited {:.2} s",
+                self.replaced.len(),
+                self.missing,
+                self.extra,
+                self.differed,
+                self.writers_waited
+            );
+            list(&mut text, &self.replaced, limit);
+            text.push_str("`dsync-projector rebuild --undo` puts them back, within a week\n");
+        }
+        if !self.held.is_empty() {
+            let _ = writeln!(
+                text,
+                "left as they are, deletions in their directories being held: {} row(s)",
+                self.held.len()
+            );
+            list(&mut text, &self.held, limit);
+        }
+        text
+    }
+}
+
+impl Undone {
+    /// For people.
+    pub fn text(&self) -> String {
+        format!(
+            "put back {} row(s) as they were before the rebuild of {}; what came since is being applied to them again\n",
+            self.rows,
+            Timestamp::from(self.done_at)
+        )
+    }
+}
+
+fn since(text: &mut String, complete_since: Option<Timestamp>) {
+    if let Some(at) = complete_since {
+        let _ = writeln!(text, "the log is complete since {at}");
+    }
+}
+
+fn unreadable(text: &mut String, count: u64) {
+    if count > 0 {
+        let _ = writeln!(text, "not applicable, as in the dead letters: {count} record(s)");
+    }
+}
+
+fn some(ids: &[String], count: u64) -> String {
+    let more = if count > ids.len() as u64 { ", …" } else { "" };
+    format!("{}{more}", ids.join(", "))
+}
+
+fn list(text: &mut String, differences: &[Difference], limit: usize) {
+    for one in differences.iter().take(limit) {
+        let _ = match one.kind {
+            Kind::Missing => writeln!(text, "  {} {}: missing", one.entity, one.id),
+            Kind::Extra => writeln!(text, "  {} {}: the log does not know it", one.entity, one.id),
+            Kind::Differs => writeln!(text, "  {} {}: {}", one.entity, one.id, one.columns.join(", ")),
+        };
+    }
+    if differences.len() > limit {
+        let _ = writeln!(text, "  … and {} more (--limit)", differences.len() - limit);
+    }
+}

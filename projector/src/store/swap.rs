@@ -1,0 +1,262 @@
+//! Replacing live rows by those built beside, keeping what they were, and putting it back.
+//!
+//! Rows are replaced, not tables: views, policies, triggers and whoever reads stay as they are, and a reader sees either
+//! all of it or nothing. Only rows that differ are written, so the transaction is short. History does not record it:
+//! nothing happened in the directories.
+
+use std::collections::HashSet;
+
+use schema::timestamp::Timestamp;
+use sqlx::{AssertSqlSafe, PgConnection};
+use time::OffsetDateTime;
+
+use super::shadow::{Difference, Kind, TABLES, Table};
+use super::{lock, progress};
+use crate::lane::Lane;
+use crate::store::progress::Position;
+
+/// Where both lanes stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stand {
+    /// The lane `all`.
+    pub all: Position,
+    /// The lane `removals`.
+    pub removals: Position,
+}
+
+/// Waits until nobody writes the projection, and keeps everybody from it to the end of the transaction. Answers where
+/// the lanes stand; nothing if they have not begun.
+pub async fn stop_writers(connection: &mut PgConnection) -> sqlx::Result<Option<Stand>> {
+    sqlx::raw_sql("set local lock_timeout = '60s'; set local dsync.history = 'off'")
+        .execute(&mut *connection)
+        .await?;
+    lock::erasures(connection).await?;
+    stand(connection).await
+}
+
+/// Where the lanes stand; nothing if they have not begun.
+pub async fn stand(connection: &mut PgConnection) -> sqlx::Result<Option<Stand>> {
+    let all = progress::position(&mut *connection, Lane::All).await?;
+    let removals = progress::position(connection, Lane::Removals).await?;
+    Ok(all.zip(removals).map(|(all, removals)| Stand { all, removals }))
+}
+
+/// Forgets what rebuilds before `newest` replaced: only the newest can be undone.
+pub async fn forget_earlier(connection: &mut PgConnection, newest: i64) -> sqlx::Result<()> {
+    sqlx::query!("delete from dsync.replaced where rebuild_id < $1", newest)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Notes a rebuild that replaces `rows` rows while the lanes stand at `stand`. Answers its number.
+pub async fn begin(connection: &mut PgConnection, stand: Stand, rows: usize) -> sqlx::Result<i64> {
+    sqlx::query_scalar!(
+        r#"
+        insert into dsync.rebuilds (stream_created, seq, removals_seq, rows_replaced)
+        values ($1, $2, $3, $4) returning id
+        "#,
+        OffsetDateTime::from(stand.all.stream_created),
+        progress::seq(stand.all.seq),
+        progress::seq(stand.removals.seq),
+        i64::try_from(rows).unwrap_or(i64::MAX),
+    )
+    .fetch_one(connection)
+    .await
+}
+
+/// Replaces the rows of `table` named in `differences` by those beside, keeping what they were.
+pub async fn replace(
+    connection: &mut PgConnection,
+    table: Table,
+    rebuild: i64,
+    differences: &[Difference],
+) -> sqlx::Result<()> {
+    if differences.is_empty() {
+        return Ok(());
+    }
+    let (ids, user_ids): (Vec<&str>, Vec<&str>) = differences
+        .iter()
+        .map(|one| one.id.split_once('/').unwrap_or((one.id.as_str(), "")))
+        .unzip();
+    let (name, entity) = (table.name, table.entity);
+    let columns = table.columns(connection).await?;
+    let listed = columns.join(", ");
+    let beside: Vec<String> = columns.iter().map(|column| format!("s.{column}")).collect();
+    let keys = "unnest($1::text[], $2::text[]) as c (id, user_id)";
+    let person = match entity {
+        "user" => "c.id",
+        "membership" => "c.user_id",
+        _ => "''",
+    };
+    let keep = format!(
+        "insert into dsync.replaced (rebuild_id, entity, id, user_id, image)
+         select $3, '{entity}', c.id, {person}, to_jsonb(l) from {keys} left join dsync.{name} as l on {}",
+        table.is_of("l"),
+    );
+    sqlx::query(AssertSqlSafe(keep))
+        .bind(&ids)
+        .bind(&user_ids)
+        .bind(rebuild)
+        .execute(&mut *connection)
+        .await?;
+    let is_of = table.is_of("l");
+    for statement in [
+        format!("delete from dsync.{name} as l using {keys} where {is_of}"),
+        format!(
+            "insert into dsync.{name} ({listed}) select {} from {keys} join pg_temp.{name} as s on {} order by c.id, c.user_id",
+            beside.join(", "),
+            table.is_of("s"),
+        ),
+    ] {
+        sqlx::query(AssertSqlSafe(statement))
+            .bind(&ids)
+            .bind(&user_ids)
+            .execute(&mut *connection)
+            .await?;
+    }
+    Ok(())
+}
+
+/// Of `differences`, the rows in directories where deletions are held back: whether those are gone, a person decides.
+pub async fn held(
+    connection: &mut PgConnection,
+    table: Table,
+    differences: &[Difference],
+) -> sqlx::Result<HashSet<String>> {
+    let (ids, user_ids): (Vec<&str>, Vec<&str>) = differences
+        .iter()
+        .filter(|one| one.kind == Kind::Extra)
+        .map(|one| one.id.split_once('/').unwrap_or((one.id.as_str(), "")))
+        .unzip();
+    let directory = if table.entity == "directory" {
+        "l.id"
+    } else {
+        "l.directory_id"
+    };
+    let statement = format!(
+        "select case c.user_id when '' then c.id else c.id || '/' || c.user_id end
+         from unnest($1::text[], $2::text[]) as c (id, user_id) join dsync.{} as l on {}
+         where {directory} in (select directory_id from dsync.held_deletions)",
+        table.name,
+        table.is_of("l"),
+    );
+    let held: Vec<String> = sqlx::query_scalar(AssertSqlSafe(statement))
+        .bind(ids)
+        .bind(user_ids)
+        .fetch_all(connection)
+        .await?;
+    Ok(held.into_iter().collect())
+}
+
+/// A rebuild that can be undone.
+#[derive(Debug, Clone, Copy)]
+pub struct Rebuild {
+    /// Its number.
+    pub id: i64,
+    /// When it replaced rows.
+    pub done_at: OffsetDateTime,
+    /// How many rows' images are kept.
+    pub kept: i64,
+    /// How many rows it replaced.
+    pub rows: i64,
+}
+
+/// The newest rebuild, if it was not undone. Locks it.
+pub async fn newest(connection: &mut PgConnection) -> sqlx::Result<Option<Rebuild>> {
+    sqlx::query_as!(
+        Rebuild,
+        r#"
+        select b.id, b.done_at, b.rows_replaced as rows,
+            (select count(*) from dsync.replaced as r where r.rebuild_id = b.id) as "kept!"
+        from dsync.rebuilds as b
+        where b.undone_at is null and b.id = (select max(id) from dsync.rebuilds)
+        for update
+        "#,
+    )
+    .fetch_optional(connection)
+    .await
+}
+
+/// Puts back what `rebuild` replaced, and sends the lanes back to where they stood then, so that what was applied since
+/// is applied again to the rows that were put back.
+pub async fn undo(connection: &mut PgConnection, rebuild: i64) -> sqlx::Result<()> {
+    for table in TABLES {
+        let (name, entity) = (table.name, table.entity);
+        let columns = table.columns(connection).await?;
+        let images: Vec<String> = columns.iter().map(|column| format!("i.{column}")).collect();
+        let (listed, images) = (columns.join(", "), images.join(", "));
+        for statement in [
+            format!(
+                "delete from dsync.{name} as l using dsync.replaced as c
+                 where c.rebuild_id = $1 and c.entity = '{entity}' and {}",
+                table.is_of("l"),
+            ),
+            format!(
+                "insert into dsync.{name} ({listed}) select {images} from dsync.replaced as c
+                 cross join lateral jsonb_populate_record(null::dsync.{name}, c.image) as i
+                 where c.rebuild_id = $1 and c.entity = '{entity}' and c.image is not null
+                     and c.user_id not in (select user_id from dsync.erased)
+                 order by c.id, c.user_id"
+            ),
+        ] {
+            sqlx::query(AssertSqlSafe(statement))
+                .bind(rebuild)
+                .execute(&mut *connection)
+                .await?;
+        }
+    }
+    sqlx::query!(
+        r#"
+        update dsync.progress as p
+        set seq_appended_at = null,
+            seq = case
+                when p.stream_created <> b.stream_created then 0
+                when p.lane = 'all' then least(p.seq, b.seq)
+                else least(p.seq, b.removals_seq)
+            end
+        from dsync.rebuilds as b where b.id = $1
+        "#,
+        rebuild,
+    )
+    .execute(&mut *connection)
+    .await?;
+    sqlx::query!("delete from dsync.replaced where rebuild_id = $1", rebuild)
+        .execute(&mut *connection)
+        .await?;
+    sqlx::query!(
+        "update dsync.rebuilds set undone_at = now() where id = $1",
+        rebuild
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Asks the reconciler to list every directory whole. Answers when that was asked.
+pub async fn ask_for_lists(connection: &mut PgConnection) -> sqlx::Result<Timestamp> {
+    let asked = sqlx::query_scalar!(
+        r#"
+        with asked as (
+            update dsync.sweeps set relist_at = now(), retry_at = null returning relist_at
+        )
+        select now() as "asked!" from (select count(*) from asked) as all_of_them
+        "#,
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(asked.into())
+}
+
+/// How many directories were listed whole since `asked`, and how many there are to list.
+pub async fn listed(connection: &mut PgConnection, asked: Timestamp) -> sqlx::Result<(u64, u64)> {
+    let row = sqlx::query!(
+        r#"
+        select count(*) filter (where relisted_at >= $1) as "listed!", count(*) as "all!" from dsync.sweeps
+        "#,
+        OffsetDateTime::from(asked),
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok((row.listed.unsigned_abs(), row.all.unsigned_abs()))
+}
