@@ -15,6 +15,7 @@ mod process;
 mod program;
 mod running;
 mod template;
+mod usage;
 mod watchdog;
 
 pub use comparison::{Difference, agrees, differences};
@@ -26,4 +27,5 @@ pub use postgres::{Backup, Durability, Postgres};
 pub use process::{Process, Signal};
 pub use program::{Output, Program};
 pub use running::Running;
+pub use usage::{cpu_seconds, peak_rss, rss};
 pub use watchdog::{Watchdog, Watched};

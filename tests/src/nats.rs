@@ -23,6 +23,8 @@ pub struct NatsOptions {
     pub max_payload: Option<usize>,
     /// User and password it asks for; else it asks for none.
     pub login: Option<(String, String)>,
+    /// Acknowledges before its writes are synced, as the server does by default: for benchmarks of what is around it.
+    pub lazy_sync: bool,
 }
 
 /// A server of its own; ends when dropped.
@@ -162,12 +164,18 @@ impl Nats {
             .signal(signal)
     }
 
+    /// Its process id, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::pid)
+    }
+
     fn config(&self) -> String {
         let store = self.store();
+        let sync = if self.options.lazy_sync { "2m" } else { "always" };
         let mut lines = vec![
             format!("listen: \"{}\"", self.port.address()),
             format!(
-                "jetstream {{ store_dir: \"{}\", sync_interval: always }}",
+                "jetstream {{ store_dir: \"{}\", sync_interval: {sync} }}",
                 store.display()
             ),
         ];

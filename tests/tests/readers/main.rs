@@ -15,6 +15,7 @@ mod changes;
 mod forgetting;
 #[path = "../model/history.rs"]
 mod history;
+mod in_rust;
 mod isolation;
 mod recipes;
 mod rights;

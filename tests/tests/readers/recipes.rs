@@ -24,7 +24,7 @@ fn recipes() -> BTreeMap<String, String> {
         .collect()
 }
 
-async fn populated() -> anyhow::Result<(Postgres, PgPool, Sim)> {
+pub(super) async fn populated() -> anyhow::Result<(Postgres, PgPool, Sim)> {
     let postgres = Postgres::migrated().await?;
     let pool = postgres.pool().await?;
     let sim = Sim::start(Options::default()).await?;

@@ -1,0 +1,278 @@
+//! What a webhook costs in ingest, as a ratio to the parts it cannot do without: a bare axum endpoint that reads and
+//! verifies, a bare publish that waits for JetStream's acknowledgement, and the load generator itself, each measured alone
+//! in the same run. On a machine of so many cores their sum is the limit of any program made of those parts.
+//!
+//! Run: `cargo build --release --bins && cargo bench -p tests --bench ingest` (`REQUESTS`, `CONNECTIONS` for other sizes).
+//! The CPU ratio is the figure to quote: rates suffer from whatever else the machine does.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_precision_loss,
+    missing_docs,
+    reason = "a benchmark"
+)]
+
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use async_nats::jetstream;
+use axum::Router;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::routing::post;
+use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use sha2::Sha256;
+use tests::{Nats, NatsOptions, Program, cpu_seconds, peak_rss};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::TcpStream;
+
+const SECRET: &str = "whsec_of_the_benchmark_0123456789";
+
+fn body(n: usize) -> String {
+    let filler = "x".repeat(850);
+    format!(
+        r#"{{"object":"event","id":"event_{n:026}","event":"dsync.user.updated","created_at":"2026-01-01T00:00:00.000Z","data":{{"id":"directory_user_{:026}","directory_id":"directory_1","organization_id":"org_1","state":"active","raw_attributes":{{"a":"{filler}"}}}}}}"#,
+        n % 5_000
+    )
+}
+
+fn signature(body: &[u8]) -> String {
+    let now = service::clock::Clock::system().now().unix_timestamp_nanos() / 1_000_000;
+    let mut mac = Hmac::<Sha256>::new_from_slice(SECRET.as_bytes()).unwrap();
+    mac.update(format!("{now}.").as_bytes());
+    mac.update(body);
+    format!("t={now}, v1={}", hex::encode(mac.finalize().into_bytes()))
+}
+
+fn request(n: usize) -> Vec<u8> {
+    let body = body(n);
+    let head = format!(
+        "POST /webhooks/workos HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nWorkOS-Signature: {}\r\nContent-Length: {}\r\n\r\n",
+        signature(body.as_bytes()),
+        body.len()
+    );
+    [head.into_bytes(), body.into_bytes()].concat()
+}
+
+/// Sends every request over so many connections, each waiting for its answer. Answers how long each took.
+async fn load(
+    address: &str,
+    requests: Arc<Vec<Vec<u8>>>,
+    connections: usize,
+) -> anyhow::Result<Vec<Duration>> {
+    let next = Arc::new(AtomicUsize::new(0));
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..connections {
+        let (requests, next, address) = (requests.clone(), next.clone(), address.to_owned());
+        tasks.spawn(async move {
+            let mut socket = BufReader::new(TcpStream::connect(address).await?);
+            socket.get_ref().set_nodelay(true)?;
+            let mut times = Vec::new();
+            let mut line = String::new();
+            loop {
+                let Some(request) = requests.get(next.fetch_add(1, Ordering::Relaxed)) else {
+                    return anyhow::Ok(times);
+                };
+                let began = Instant::now();
+                socket.get_mut().write_all(request).await?;
+                line.clear();
+                socket.read_line(&mut line).await?;
+                ensure!(line.starts_with("HTTP/1.1 200"), "{line}");
+                let mut length = 0;
+                while line != "\r\n" {
+                    line.clear();
+                    socket.read_line(&mut line).await?;
+                    if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                        length = value.trim().parse()?;
+                    }
+                }
+                let mut answer = vec![0; length];
+                socket.read_exact(&mut answer).await?;
+                times.push(began.elapsed());
+            }
+        });
+    }
+    let mut all = Vec::new();
+    while let Some(times) = tasks.join_next().await {
+        all.extend(times??);
+    }
+    all.sort();
+    Ok(all)
+}
+
+/// The bare endpoint, in a process of its own: prints its address and serves until it is killed.
+async fn serve_bare() -> anyhow::Result<()> {
+    async fn handle(
+        State(mac): State<Hmac<Sha256>>,
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> (StatusCode, &'static str) {
+        let header = headers["workos-signature"].to_str().unwrap();
+        let (time, sum) = header.split_once(", v1=").unwrap();
+        let mut mac = mac;
+        mac.update(time.trim_start_matches("t=").as_bytes());
+        mac.update(b".");
+        mac.update(&body);
+        match mac.verify_slice(&hex::decode(sum).unwrap()) {
+            Ok(()) => (StatusCode::OK, r#"{"status":"accepted"}"#),
+            Err(_) => (StatusCode::UNAUTHORIZED, "{}"),
+        }
+    }
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    println!("{}", listener.local_addr()?);
+    let mac = Hmac::<Sha256>::new_from_slice(SECRET.as_bytes())?;
+    let app = Router::new()
+        .route("/webhooks/workos", post(handle))
+        .with_state(mac);
+    Ok(axum::serve(listener, app).await?)
+}
+
+/// CPU seconds per 1,000 requests.
+#[derive(Clone, Copy)]
+struct Cost {
+    program: f64,
+    generator: f64,
+    broker: f64,
+    rate: f64,
+}
+
+fn own() -> u32 {
+    std::process::id()
+}
+
+async fn bare_endpoint(requests: &Arc<Vec<Vec<u8>>>, connections: usize) -> anyhow::Result<Cost> {
+    let mut child = tokio::process::Command::new(std::env::current_exe()?)
+        .arg("serve-bare")
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    let mut address = String::new();
+    BufReader::new(child.stdout.take().context("its output")?)
+        .read_line(&mut address)
+        .await?;
+    let pid = child.id().context("its id")?;
+    let (program, generator, began) = (cpu_seconds(pid)?, cpu_seconds(own())?, Instant::now());
+    load(address.trim(), requests.clone(), connections).await?;
+    let thousands = requests.len() as f64 / 1e3;
+    Ok(Cost {
+        program: (cpu_seconds(pid)? - program) / thousands,
+        generator: (cpu_seconds(own())? - generator) / thousands,
+        broker: 0.0,
+        rate: requests.len() as f64 / began.elapsed().as_secs_f64(),
+    })
+}
+
+async fn bare_publish(nats: &Nats, count: usize, in_flight: usize) -> anyhow::Result<Cost> {
+    let context = jetstream::new(async_nats::connect(nats.url()).await?);
+    let config = jetstream::stream::Config {
+        name: "BARE".to_owned(),
+        subjects: vec!["bare.>".to_owned()],
+        duplicate_window: Duration::from_hours(96),
+        ..jetstream::stream::Config::default()
+    };
+    context.create_stream(config).await?;
+    let broker_pid = nats.pid().context("its id")?;
+    let (program, broker, began) = (cpu_seconds(own())?, cpu_seconds(broker_pid)?, Instant::now());
+    stream::iter(0..count)
+        .map(|n| {
+            let context = &context;
+            async move {
+                let mut headers = async_nats::HeaderMap::new();
+                headers.insert("Nats-Msg-Id", format!("event_{n:026}"));
+                let subject = format!("bare.directory_1.user.{:026}.updated", n % 5_000);
+                let ack = context
+                    .publish_with_headers(subject, headers, body(n).into())
+                    .await
+                    .unwrap();
+                ack.await.unwrap();
+            }
+        })
+        .buffer_unordered(in_flight)
+        .for_each(async |()| {})
+        .await;
+    let thousands = count as f64 / 1e3;
+    let rate = count as f64 / began.elapsed().as_secs_f64();
+    context.delete_stream("BARE").await?;
+    Ok(Cost {
+        program: (cpu_seconds(own())? - program) / thousands,
+        generator: 0.0,
+        broker: (cpu_seconds(broker_pid)? - broker) / thousands,
+        rate,
+    })
+}
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn main() -> anyhow::Result<()> {
+    if std::env::args().any(|arg| arg == "serve-bare") {
+        return serve_bare().await;
+    }
+    let size = |name: &str, default: usize| std::env::var(name).map_or(Ok(default), |text| text.parse());
+    let (count, connections) = (size("REQUESTS", 30_000)?, size("CONNECTIONS", 64)?);
+    let nats = Nats::with(NatsOptions {
+        lazy_sync: true,
+        ..NatsOptions::default()
+    })
+    .await?;
+    let ingest = Program::new("dsync-ingest")
+        .env("NATS_URL", nats.url())
+        .env("WORKOS_WEBHOOK_SECRET", SECRET)
+        .env("RUST_LOG", "warn")
+        .start()
+        .await?;
+    println!("ingest: {count} webhooks over {connections} connections; the broker's default sync\n");
+    let requests: Arc<Vec<_>> = Arc::new((0..count).map(request).collect());
+    let endpoint = bare_endpoint(&requests, connections).await?;
+    let publish = bare_publish(&nats, count, connections).await?;
+    let (pid, broker_pid) = (ingest.pid().context("its id")?, nats.pid().context("its id")?);
+    let before = (cpu_seconds(pid)?, cpu_seconds(own())?, cpu_seconds(broker_pid)?);
+    let began = Instant::now();
+    let times = load(
+        ingest.listen_url().trim_start_matches("http://"),
+        requests.clone(),
+        connections,
+    )
+    .await?;
+    let thousands = count as f64 / 1e3;
+    let ours = Cost {
+        program: (cpu_seconds(pid)? - before.0) / thousands,
+        generator: (cpu_seconds(own())? - before.1) / thousands,
+        broker: (cpu_seconds(broker_pid)? - before.2) / thousands,
+        rate: count as f64 / began.elapsed().as_secs_f64(),
+    };
+    println!(
+        "{:>28}  {:>9}  {:>8}  {:>9}  {:>8}",
+        "CPU s per 1,000", "program", "broker", "generator", "rate /s"
+    );
+    for (name, cost) in [
+        ("bare axum, verifying", endpoint),
+        ("bare publish", publish),
+        ("dsync-ingest", ours),
+    ] {
+        println!(
+            "{name:>28}  {:>9.4}  {:>8.4}  {:>9.4}  {:>8.0}",
+            cost.program, cost.broker, cost.generator, cost.rate
+        );
+    }
+    let cores = std::thread::available_parallelism()?.get() as f64;
+    let parts = endpoint.program + endpoint.generator + publish.program + publish.broker;
+    let whole = ours.program + ours.broker + ours.generator;
+    let limit = cores / parts * 1e3;
+    println!(
+        "\ncomposed limit: {limit:.0}/s on {cores} cores; reached: {:.2}",
+        ours.rate / limit
+    );
+    println!("CPU of the parts ÷ CPU of ours: {:.2}", parts / whole);
+    println!("ours ÷ bare axum, by rate: {:.3}", ours.rate / endpoint.rate);
+    println!(
+        "answered within: p50 {:.1} ms, p99 {:.1} ms; peak memory {:.0} MB",
+        times[times.len() / 2].as_secs_f64() * 1e3,
+        times[times.len() * 99 / 100].as_secs_f64() * 1e3,
+        peak_rss(pid)? as f64 / 1e6
+    );
+    Ok(())
+}

@@ -1,0 +1,280 @@
+//! How soon a removal is visible: from the moment the webhook is sent to the first read that no longer shows the person.
+//! Without a backlog, at 500 events a second; and with a backlog of 100,000 events waiting. Then the same log again by
+//! `rebuild`, as a ratio to the lane that read it live.
+//!
+//! Run: `cargo build --release --bins && cargo bench -p tests --bench latency` (`BACKLOG`, `SECONDS` for other sizes).
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_precision_loss,
+    missing_docs,
+    reason = "a benchmark"
+)]
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use journal::{Connection, Journal};
+use schema::record::{Received, Record, Source};
+use schema::timestamp::Timestamp;
+use serde_json::Value;
+use service::clock::Clock;
+use sha2::Sha256;
+use sqlx::{Connection as _, PgConnection, PgPool};
+use tests::{Durability, Nats, NatsOptions, Postgres, Program, Running, cpu_seconds, peak_rss};
+
+const SECRET: &str = "whsec_of_the_benchmark_0123456789";
+const PEOPLE: usize = 20_000;
+/// Events a second beside the removals that are measured.
+const RATE: usize = 500;
+/// Removals that are measured, a second.
+const PROBES: u64 = 10;
+
+fn user(n: usize, state: &str, updated: &str) -> String {
+    let filler = "x".repeat(400);
+    format!(
+        r#"{{"id":"directory_user_{n:026}","directory_id":"directory_{}","organization_id":"org_1","idp_id":"idp_{n}","email":"user{n}@example.com","first_name":"First","last_name":"Last{n}","state":"{state}","raw_attributes":{{"a":"{filler}"}},"custom_attributes":{{}},"created_at":"2026-01-01T00:00:00.000Z","updated_at":"{updated}"}}"#,
+        n % 10
+    )
+}
+
+fn now() -> Timestamp {
+    Clock::system().now().into()
+}
+
+fn event(id: &str, kind: &str, n: usize) -> String {
+    let at = now().to_string();
+    let data = user(n, "active", &at);
+    format!(r#"{{"object":"event","id":"event_{id}","event":"{kind}","created_at":"{at}","data":{data}}}"#)
+}
+
+fn signature(body: &str) -> String {
+    let at = now().as_micros() / 1_000;
+    let mut mac = Hmac::<Sha256>::new_from_slice(SECRET.as_bytes()).unwrap();
+    mac.update(format!("{at}.{body}").as_bytes());
+    format!("t={at}, v1={}", hex::encode(mac.finalize().into_bytes()))
+}
+
+struct Bench {
+    postgres: Postgres,
+    nats: Nats,
+    ingest: Running,
+    pool: PgPool,
+    client: reqwest::Client,
+}
+
+impl Bench {
+    async fn up() -> anyhow::Result<Self> {
+        let lazy = NatsOptions {
+            lazy_sync: std::env::var("SYNC").is_ok_and(|sync| sync == "default"),
+            ..NatsOptions::default()
+        };
+        let (postgres, nats) = (Postgres::with(Durability::Full).await?, Nats::with(lazy).await?);
+        postgres.migrate().await?;
+        let ingest = Program::new("dsync-ingest")
+            .env("NATS_URL", nats.url())
+            .env("WORKOS_WEBHOOK_SECRET", SECRET)
+            .env("RUST_LOG", "warn")
+            .start()
+            .await?;
+        let pool = postgres.pool().await?;
+        Ok(Self {
+            postgres,
+            nats,
+            ingest,
+            pool,
+            client: reqwest::Client::new(),
+        })
+    }
+
+    fn projector(&self) -> Program {
+        Program::new("dsync-projector")
+            .env("NATS_URL", self.nats.url())
+            .env("DATABASE_URL", self.postgres.url())
+            .env("RUST_LOG", "warn")
+    }
+
+    async fn journal(&self) -> anyhow::Result<Journal> {
+        let settings = Connection {
+            url: self.nats.url(),
+            creds: None,
+            stream: "DSYNC".to_owned(),
+            name: "bench".to_owned(),
+        };
+        Ok(Journal::connect(&settings).await?)
+    }
+
+    async fn send(&self, body: String) -> anyhow::Result<()> {
+        let url = format!("{}/webhooks/workos", self.ingest.listen_url());
+        let signed = signature(&body);
+        let answer = self
+            .client
+            .post(url)
+            .header("WorkOS-Signature", signed)
+            .body(body)
+            .send()
+            .await?;
+        ensure!(answer.status() == 200, "{}", answer.status());
+        Ok(())
+    }
+
+    /// Puts events straight into the log, `count` of them from the person `from` on.
+    async fn fill(&self, kind: &str, tag: &str, from: usize, count: usize) -> anyhow::Result<()> {
+        let journal = self.journal().await?;
+        let journal = &journal;
+        stream::iter(from..from + count)
+            .map(|n| async move {
+                let body = Bytes::from(event(&format!("{tag}{n:020}"), kind, n % PEOPLE));
+                let received = now();
+                let Received::Event(record) = Record::receive(body, Source::Webhook, None, received) else {
+                    panic!("an event")
+                };
+                journal.append(&record).await.unwrap();
+            })
+            .buffer_unordered(512)
+            .for_each(async |()| {})
+            .await;
+        Ok(())
+    }
+
+    async fn position(&self) -> anyhow::Result<u64> {
+        let seq: Option<i64> = sqlx::query_scalar("select seq from dsync.progress where lane = 'all'")
+            .fetch_optional(&self.pool)
+            .await?;
+        Ok(seq.unwrap_or_default().unsigned_abs())
+    }
+
+    async fn applied(&self) -> anyhow::Result<()> {
+        let end = self
+            .journal()
+            .await?
+            .identity()
+            .await?
+            .context("the stream")?
+            .last_seq;
+        while self.position().await? < end {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    }
+
+    /// Deletes the person `n` by webhook and answers how long that person was still shown.
+    async fn removal(&self, reader: &mut PgConnection, n: usize) -> anyhow::Result<Duration> {
+        let began = Instant::now();
+        self.send(event(&format!("gone{n:020}"), "dsync.user.deleted", n))
+            .await?;
+        let id = format!("directory_user_{n:026}");
+        loop {
+            let shown: bool = sqlx::query_scalar("select exists (select from directory.users where id = $1)")
+                .bind(&id)
+                .fetch_one(&mut *reader)
+                .await?;
+            if !shown {
+                return Ok(began.elapsed());
+            }
+            tokio::time::sleep(Duration::from_micros(500)).await;
+        }
+    }
+
+    /// Removals at their rate, of the people from `from` on, until `done` says so.
+    async fn probe(
+        &self,
+        from: usize,
+        mut done: impl AsyncFnMut() -> anyhow::Result<bool>,
+    ) -> anyhow::Result<Vec<Duration>> {
+        let mut reader = PgConnection::connect(&self.postgres.url()).await?;
+        let mut every = tokio::time::interval(Duration::from_secs(1) / u32::try_from(PROBES)?);
+        let mut times = Vec::new();
+        for n in from.. {
+            every.tick().await;
+            if done().await? {
+                break;
+            }
+            times.push(self.removal(&mut reader, n).await?);
+        }
+        times.sort();
+        Ok(times)
+    }
+}
+
+fn told(what: &str, times: &[Duration]) {
+    let of = |percent: usize| times[(times.len() * percent / 100).min(times.len() - 1)].as_secs_f64() * 1e3;
+    println!(
+        "{what}: {} removals, visible after p50 {:.1} ms, p99 {:.1} ms, at most {:.1} ms",
+        times.len(),
+        of(50),
+        of(99),
+        of(100)
+    );
+}
+
+async fn quiet(bench: &Arc<Bench>, seconds: u64) -> anyhow::Result<()> {
+    let background = bench.clone();
+    let traffic = tokio::spawn(async move {
+        let mut every = tokio::time::interval(Duration::from_secs(1) / u32::try_from(RATE)?);
+        every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Burst);
+        for n in 0.. {
+            every.tick().await;
+            let bench = background.clone();
+            tokio::spawn(async move {
+                let person = 10_000 + n % 10_000;
+                let _ = bench
+                    .send(event(&format!("quiet{n:020}"), "dsync.user.updated", person))
+                    .await;
+            });
+        }
+        anyhow::Ok(())
+    });
+    let until = Instant::now() + Duration::from_secs(seconds);
+    let times = bench.probe(0, async || Ok(Instant::now() > until)).await?;
+    traffic.abort();
+    told(&format!("without a backlog, at {RATE} events/s"), &times);
+    bench.applied().await
+}
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn main() -> anyhow::Result<()> {
+    let size = |name: &str, default: usize| std::env::var(name).map_or(Ok(default), |text| text.parse());
+    let (backlog, seconds) = (size("BACKLOG", 100_000)?, size("SECONDS", 20)?);
+    let bench = Arc::new(Bench::up().await?);
+    let projector = bench.projector().start().await?;
+    bench.fill("dsync.user.created", "new", 0, PEOPLE).await?;
+    bench.applied().await?;
+    quiet(&bench, seconds as u64).await?;
+    drop(projector);
+
+    let from = bench.position().await?;
+    bench.fill("dsync.user.updated", "wait", 0, backlog).await?;
+    let (end, began) = (from + backlog as u64, Instant::now());
+    let projector = bench.projector().start().await?;
+    let pid = projector.pid().context("its id")?;
+    let times = bench
+        .probe(5_000, async || Ok(bench.position().await? >= end))
+        .await?;
+    let took = began.elapsed().as_secs_f64();
+    told(&format!("with {backlog} events waiting"), &times);
+    bench.applied().await?;
+    let live = backlog as f64 / took;
+    println!(
+        "the lane read them at {live:.0}/s ({:.2} CPU s per 1,000 in the projector), peak memory {:.0} MB",
+        cpu_seconds(pid)? / (backlog as f64 / 1e3),
+        peak_rss(pid)? as f64 / 1e6
+    );
+    drop(projector);
+
+    let output = bench.projector().arg("rebuild").arg("--json").run().await?;
+    ensure!(output.status.success(), "{output:?}");
+    let report: Value = serde_json::from_str(&output.stdout)?;
+    let rate =
+        report["records"].as_f64().context("records")? / report["seconds"].as_f64().context("seconds")?;
+    println!(
+        "rebuild of the same log: {rate:.0}/s, rebuild ÷ lane: {:.2}; rows replaced: {}",
+        rate / live,
+        report["replaced"].as_array().map_or(0, Vec::len)
+    );
+    Ok(())
+}
