@@ -35,3 +35,16 @@ alter table dsync.sweeps add column relisted_at timestamptz;
 comment on column dsync.sweeps.relist_at is
     'When a sweep was asked for that appends everything it reads, not only differences.';
 comment on column dsync.sweeps.relisted_at is 'When the last such sweep, which read all of it, began.';
+
+create table dsync.overwritten (
+    stream_created timestamptz not null,
+    seq bigint not null,
+    primary key (stream_created, seq)
+);
+comment on table dsync.overwritten is
+    'Messages of the log that erasing people took from it: a log that begins after some of these has still lost nothing else.';
+
+-- Readers see none of it.
+alter table dsync.rebuilds enable row level security;
+alter table dsync.replaced enable row level security;
+alter table dsync.overwritten enable row level security;

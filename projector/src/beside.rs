@@ -24,7 +24,9 @@ use time::OffsetDateTime;
 use crate::fold::{Outcome, Texts, fold};
 use crate::lane::Lane;
 use crate::store;
-use crate::store::shadow::{self, Compared, Seed, TABLES, Table};
+use crate::store::differing;
+use crate::store::erased;
+use crate::store::shadow::{self, Seed, TABLES};
 use crate::store::swap::{self, Stand};
 
 /// Records written at once.
@@ -136,6 +138,7 @@ impl Build {
         }
         let begins = match log.first_seq {
             0 | 1 => None,
+            seq if erased::took_all_before(connection, log.created, seq).await? => None,
             seq => {
                 let first = journal.first_at(seq, EVERYTHING).await?;
                 Some(first.map_or(Timestamp::from(now), |entry| entry.appended_at))
@@ -213,26 +216,31 @@ impl Build {
         stand.all.seq.saturating_sub(self.seq) <= NEAR && removals <= NEAR
     }
 
-    /// Compares all rows with the live ones at one position, in one snapshot. With `note`, what differs and what changes
-    /// from then on become candidates for being replaced.
+    /// Finds the rows that differ from the live ones, at one position, in one snapshot. Answers how many rows each table
+    /// has, and how many were scrubbed. With `note`, what differs and what changes from then on become candidates for being
+    /// replaced.
     pub async fn compare(
         &mut self,
         connection: &mut PgConnection,
         note: bool,
         bar: &ProgressBar,
-    ) -> Result<Vec<(Table, Compared)>, Error> {
+    ) -> Result<(Vec<(&'static str, u64)>, u64), Error> {
         let mut snapshot = connection
             .begin_with("begin isolation level repeatable read")
             .await?;
         let stand = swap::stand(&mut snapshot).await?.ok_or(Error::NotBegun)?;
         self.follow(&mut snapshot, stand, bar).await?;
-        let mut all = Vec::new();
+        let (mut rows, mut scrubbed) = (Vec::new(), 0);
         for table in TABLES {
-            all.push((table, shadow::compare(&mut snapshot, table, note).await?));
+            scrubbed += differing::find(&mut snapshot, table).await?;
+            rows.push((table.name, differing::rows(&mut snapshot, table).await?));
         }
         snapshot.commit().await?;
-        self.noting = note;
-        Ok(all)
+        if note {
+            differing::into_candidates(connection).await?;
+            self.noting = true;
+        }
+        Ok((rows, scrubbed))
     }
 
     /// Applies the log as far as the lanes have: up to `stand`, no further.
@@ -334,12 +342,12 @@ async fn note(connection: &mut PgConnection, picture: &Picture<'_>) -> sqlx::Res
     let users: Vec<&str> = picture.users.keys().map(UserId::as_str).collect();
     let groups: Vec<&str> = picture.groups.keys().map(GroupId::as_str).collect();
     for (entity, ids) in [("directory", directories), ("user", users), ("group", groups)] {
-        shadow::note_candidates(connection, entity, &ids, &vec![""; ids.len()]).await?;
+        differing::note_candidates(connection, entity, &ids, &vec![""; ids.len()]).await?;
     }
     let (of_groups, members): (Vec<&str>, Vec<&str>) = picture
         .memberships
         .keys()
         .map(|(group, user)| (group.as_str(), user.as_str()))
         .unzip();
-    shadow::note_candidates(connection, "membership", &of_groups, &members).await
+    differing::note_candidates(connection, "membership", &of_groups, &members).await
 }

@@ -93,7 +93,7 @@ pub enum Command {
         /// Put back what the newest rebuild replaced
         #[arg(long, conflicts_with = "sweep")]
         undo: bool,
-        /// How many rows are named, unless as JSON
+        /// How many rows are named at most
         #[arg(long, default_value_t = 100, value_name = "ROWS")]
         limit: usize,
         /// How to print.
@@ -102,7 +102,7 @@ pub enum Command {
     },
     /// Compare the projection with the log; exit code 3, and the rows and columns by name, where it is not what the log says
     Verify {
-        /// How many rows are named, unless as JSON
+        /// How many rows are named at most
         #[arg(long, default_value_t = 100, value_name = "ROWS")]
         limit: usize,
         /// How to print.

@@ -84,8 +84,9 @@ pub async fn erase(
         return Err(Refused::Live);
     };
     let mut marks = Marks::new(id, marks);
-    let log_messages = own_messages(journal, id, &mut marks).await?;
-    let other_messages = messages_of_anybody(journal, &marks).await?;
+    let log = Log { pool, journal };
+    let log_messages = own_messages(log, id, &mut marks).await?;
+    let other_messages = messages_of_anybody(log, &marks).await?;
     let dead_letters = dead_letters(pool, id, &marks).await?;
     drain(pool, journal).await?;
     Ok(Receipt {
@@ -100,14 +101,21 @@ pub async fn erase(
     })
 }
 
+/// The log, and where it is noted what it lost.
+#[derive(Clone, Copy)]
+struct Log<'a> {
+    pool: &'a PgPool,
+    journal: &'a Journal,
+}
+
 /// Overwrites what is filed under the person, and learns from it what else they are known by.
-async fn own_messages(journal: &Journal, id: &str, marks: &mut Marks) -> Result<u64, journal::Error> {
+async fn own_messages(log: Log<'_>, id: &str, marks: &mut Marks) -> Result<u64, Refused> {
     let mut count = 0;
     for filter in [
         format!("dsync.*.user.{id}.>"),
         format!("dsync.*.membership.*.{id}.>"),
     ] {
-        count += overwrite(journal, &filter, |entry| {
+        count += overwrite(log, &filter, |entry| {
             marks.learn(&entry.record.body);
             true
         })
@@ -116,23 +124,27 @@ async fn own_messages(journal: &Journal, id: &str, marks: &mut Marks) -> Result<
     Ok(count)
 }
 
-async fn messages_of_anybody(journal: &Journal, marks: &Marks) -> Result<u64, journal::Error> {
+async fn messages_of_anybody(log: Log<'_>, marks: &Marks) -> Result<u64, Refused> {
     let mut count = 0;
     for filter in OF_ANYBODY {
-        count += overwrite(journal, filter, |entry| marks.are_in(&entry.record.body)).await?;
+        count += overwrite(log, filter, |entry| marks.are_in(&entry.record.body)).await?;
     }
     Ok(count)
 }
 
 /// Overwrites the messages under `filter` that are `meant`; how many.
 async fn overwrite(
-    journal: &Journal,
+    log: Log<'_>,
     filter: &str,
     mut meant: impl FnMut(&Entry) -> bool,
-) -> Result<u64, journal::Error> {
+) -> Result<u64, Refused> {
+    let Some(identity) = log.journal.identity().await? else {
+        return Ok(0);
+    };
     let (mut seq, mut count) = (1, 0);
-    while let Some(entry) = journal.first_at(seq, filter).await? {
-        if meant(&entry) && journal.erase(entry.seq).await? {
+    while let Some(entry) = log.journal.first_at(seq, filter).await? {
+        if meant(&entry) && log.journal.erase(entry.seq).await? {
+            erased::overwritten(log.pool, identity.created, entry.seq).await?;
             count += 1;
         }
         seq = entry.seq + 1;
@@ -165,6 +177,7 @@ pub async fn drain(pool: &PgPool, journal: &Journal) -> Result<u64, Refused> {
     let mut count = 0;
     for seq in erased::due_purges(pool, log.created).await? {
         journal.erase(seq).await?;
+        erased::overwritten(pool, log.created, seq).await?;
         erased::purged(pool, log.created, seq).await?;
         count += 1;
     }

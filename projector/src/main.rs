@@ -60,25 +60,26 @@ async fn run(cli: Cli, context: Context) -> anyhow::Result<ExitCode> {
 /// Something is not what the log says.
 const DIFFERS: u8 = 3;
 
-async fn tools(cli: &Cli, context: &Context) -> anyhow::Result<Tools> {
+async fn tools(cli: &Cli, context: &Context, limit: usize) -> anyhow::Result<Tools> {
     let journal = connect(cli).await?;
     Ok(Tools {
         pool: pool(cli)?,
         journal,
         clock: context.clock.clone(),
+        limit,
         bar: service::progress::bar("records"),
         shutdown: context.shutdown.clone(),
     })
 }
 
 async fn verify(cli: &Cli, context: &Context, limit: usize, output: Output) -> anyhow::Result<ExitCode> {
-    let tools = tools(cli, context).await?;
+    let tools = tools(cli, context, limit).await?;
     let verified = tokio::select! {
         verified = tools.verify() => verified?,
         () = context.shutdown.cancelled() => return Err(beside::Error::Stopped.into()),
     };
-    print(output, &verified, &verified.text(limit))?;
-    Ok(if verified.differences.is_empty() {
+    print(output, &verified, &verified.text())?;
+    Ok(if verified.differing.all == 0 {
         ExitCode::SUCCESS
     } else {
         ExitCode::from(DIFFERS)
@@ -92,7 +93,7 @@ async fn rebuild(
     limit: usize,
     output: Output,
 ) -> anyhow::Result<ExitCode> {
-    let tools = tools(cli, context).await?;
+    let tools = tools(cli, context, limit).await?;
     if undo {
         let undone = tools.undo().await?;
         print(output, &undone, &undone.text())?;
@@ -102,7 +103,7 @@ async fn rebuild(
             rebuilt = tools.rebuild(sweep) => rebuilt?,
             () = context.shutdown.cancelled() => return Err(beside::Error::Stopped.into()),
         };
-        print(output, &rebuilt, &rebuilt.text(limit))?;
+        print(output, &rebuilt, &rebuilt.text())?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -15,7 +15,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::beside::{Build, Error, Reach};
 use crate::rebuild_report::{Older, Rebuilt, Undone, Verified};
-use crate::store::shadow::{self, Difference, Kind, Seed, TABLES};
+use crate::store::differing;
+use crate::store::shadow::{Seed, TABLES};
 use crate::store::swap;
 
 /// Rows older than the log that are named, of each table.
@@ -33,6 +34,8 @@ pub struct Tools {
     pub journal: Journal,
     /// What time it is.
     pub clock: Clock,
+    /// How many rows are named at most.
+    pub limit: usize,
     /// Where progress is shown.
     pub bar: ProgressBar,
     /// When to stop.
@@ -52,11 +55,11 @@ impl Tools {
         build.seed(&mut connection, Seed::Everything).await?;
         build.catch_up(&mut connection, &self.bar).await?;
         self.bar.set_message("comparing");
-        let compared = build.compare(&mut connection, false, &self.bar).await?;
+        let (rows, scrubbed) = build.compare(&mut connection, false, &self.bar).await?;
         let mut older = Vec::new();
         if let Some(cut) = build.cut() {
             for table in TABLES {
-                let (count, some) = shadow::older(&mut connection, table, cut, SOME).await?;
+                let (count, some) = differing::older(&mut connection, table, cut, SOME).await?;
                 older.push(Older {
                     entity: table.entity,
                     count,
@@ -65,16 +68,9 @@ impl Tools {
             }
         }
         self.bar.finish_and_clear();
-        let rows = compared
-            .iter()
-            .map(|(table, one)| (table.name, one.rows))
-            .collect();
-        let scrubbed = compared.iter().map(|(_, one)| one.scrubbed).sum();
         Ok(Verified {
-            differences: compared
-                .into_iter()
-                .flat_map(|(_, one)| one.differences)
-                .collect(),
+            differing: differing::count(&mut connection, false).await?,
+            differences: differing::list(&mut connection, false, self.limit).await?,
             rows,
             scrubbed,
             older: older.into_iter().filter(|one| one.count > 0).collect(),
@@ -162,38 +158,26 @@ impl Tools {
                 continue;
             }
             build.follow(&mut transaction, stand, &self.bar).await?;
-            let (mut found, mut held) = (Vec::new(), Vec::new());
             for table in TABLES {
-                let mut differences = shadow::compare_candidates(&mut transaction, table)
-                    .await?
-                    .differences;
+                differing::find_among_candidates(&mut transaction, table).await?;
                 if build.cut().is_some() {
-                    let kept = swap::held(&mut transaction, table, &differences).await?;
-                    let (waiting, ours) = differences.into_iter().partition(|one| kept.contains(&one.id));
-                    differences = ours;
-                    held.extend::<Vec<Difference>>(waiting);
+                    differing::hold(&mut transaction, table).await?;
                 }
-                found.push((table, differences));
             }
-            let replaced = found.iter().map(|(_, differences)| differences.len()).sum();
-            let id = swap::begin(&mut transaction, stand, replaced).await?;
-            for (table, differences) in &found {
-                swap::replace(&mut transaction, *table, id, differences).await?;
+            let replaced = differing::count(&mut transaction, false).await?;
+            let id = swap::begin(&mut transaction, stand, replaced.all).await?;
+            for table in TABLES {
+                swap::replace(&mut transaction, table, id).await?;
             }
             transaction.commit().await?;
             let writers_waited = stopped.elapsed().as_secs_f64();
             swap::forget_earlier(connection, id).await?;
-            let differences: Vec<Difference> = found
-                .into_iter()
-                .flat_map(|(_, differences)| differences)
-                .collect();
             return Ok(Rebuilt {
                 rebuild: id,
-                missing: count(&differences, Kind::Missing),
-                extra: count(&differences, Kind::Extra),
-                differed: count(&differences, Kind::Differs),
-                replaced: differences,
-                held,
+                replaced,
+                rows: differing::list(connection, false, self.limit).await?,
+                held: differing::count(connection, true).await?,
+                held_rows: differing::list(connection, true, self.limit).await?,
                 writers_waited,
                 position: stand.all.seq,
                 ..Rebuilt::default()
@@ -229,8 +213,4 @@ fn complete_since(build: &Build) -> Option<Timestamp> {
         Reach::Beginning => None,
         Reach::Since(at) => Some(at),
     }
-}
-
-fn count(differences: &[Difference], kind: Kind) -> usize {
-    differences.iter().filter(|one| one.kind == kind).count()
 }

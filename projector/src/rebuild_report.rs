@@ -6,12 +6,14 @@ use schema::timestamp::Timestamp;
 use serde::{Serialize, Serializer};
 use time::OffsetDateTime;
 
-use crate::store::shadow::{Difference, Kind};
+use crate::store::differing::{Counts, Difference, Kind};
 
 /// What holding the projection against the log showed.
 #[derive(Debug, Default, Serialize)]
 pub struct Verified {
-    /// Rows that are not what the log says.
+    /// How many rows are not what the log says.
+    pub differing: Counts,
+    /// The first of them.
     pub differences: Vec<Difference>,
     /// How many rows of each table the log speaks of.
     pub rows: Vec<(&'static str, u64)>,
@@ -48,16 +50,14 @@ pub struct Older {
 pub struct Rebuilt {
     /// Its number, in `dsync.rebuilds`.
     pub rebuild: i64,
-    /// Rows that were not what the log says, and now are.
-    pub replaced: Vec<Difference>,
-    /// How many of them were missing.
-    pub missing: usize,
-    /// How many should not have been there.
-    pub extra: usize,
-    /// How many had other values.
-    pub differed: usize,
-    /// Rows left as they were, because deletions in their directories wait for approval.
-    pub held: Vec<Difference>,
+    /// How many rows were not what the log says, and now are.
+    pub replaced: Counts,
+    /// The first of them.
+    pub rows: Vec<Difference>,
+    /// How many were left as they were, because deletions in their directories wait for approval.
+    pub held: Counts,
+    /// The first of them.
+    pub held_rows: Vec<Difference>,
     /// Since when the log is complete by itself; null: from the beginning.
     #[serde(serialize_with = "moment")]
     pub complete_since: Option<Timestamp>,
@@ -91,8 +91,8 @@ fn moment<S: Serializer>(at: &Option<Timestamp>, serializer: S) -> Result<S::Ok,
 }
 
 impl Verified {
-    /// For people; `limit` differences are named.
-    pub fn text(&self, limit: usize) -> String {
+    /// For people.
+    pub fn text(&self) -> String {
         let mut text = String::new();
         let rows: Vec<String> = self
             .rows
@@ -119,11 +119,11 @@ impl Verified {
             let _ = writeln!(text, "scrubbed since, as expected: {} row(s)", self.scrubbed);
         }
         unreadable(&mut text, self.unreadable);
-        if self.differences.is_empty() {
+        if self.differing.all == 0 {
             text.push_str("the projection is what the log says\n");
         } else {
-            let _ = writeln!(text, "NOT what the log says: {} row(s)", self.differences.len());
-            list(&mut text, &self.differences, limit);
+            let _ = writeln!(text, "NOT what the log says: {} row(s)", self.differing.all);
+            list(&mut text, &self.differences, self.differing);
             text.push_str("`dsync-projector rebuild` makes them so\n");
         }
         text
@@ -131,8 +131,8 @@ impl Verified {
 }
 
 impl Rebuilt {
-    /// For people; `limit` rows are named.
-    pub fn text(&self, limit: usize) -> String {
+    /// For people.
+    pub fn text(&self) -> String {
         let mut text = String::new();
         let (records, position, seconds) = (self.records, self.position, self.seconds);
         let _ = writeln!(
@@ -141,28 +141,28 @@ impl Rebuilt {
         );
         since(&mut text, self.complete_since);
         unreadable(&mut text, self.unreadable);
-        if self.replaced.is_empty() {
+        if self.replaced.all == 0 {
             text.push_str("the projection was what the log says: nothing to replace\n");
         } else {
             let _ = writeln!(
                 text,
                 "replaced {} row(s) (missing {}, extra {}, other values {}); writers waited {:.2} s",
-                self.replaced.len(),
-                self.missing,
-                self.extra,
-                self.differed,
+                self.replaced.all,
+                self.replaced.missing,
+                self.replaced.extra,
+                self.replaced.differs,
                 self.writers_waited
             );
-            list(&mut text, &self.replaced, limit);
+            list(&mut text, &self.rows, self.replaced);
             text.push_str("`dsync-projector rebuild --undo` puts them back, within a week\n");
         }
-        if !self.held.is_empty() {
+        if self.held.all > 0 {
             let _ = writeln!(
                 text,
                 "left as they are, deletions in their directories being held: {} row(s)",
-                self.held.len()
+                self.held.all
             );
-            list(&mut text, &self.held, limit);
+            list(&mut text, &self.held_rows, self.held);
         }
         text
     }
@@ -196,15 +196,16 @@ fn some(ids: &[String], count: u64) -> String {
     format!("{}{more}", ids.join(", "))
 }
 
-fn list(text: &mut String, differences: &[Difference], limit: usize) {
-    for one in differences.iter().take(limit) {
+fn list(text: &mut String, differences: &[Difference], counts: Counts) {
+    for one in differences {
         let _ = match one.kind {
             Kind::Missing => writeln!(text, "  {} {}: missing", one.entity, one.id),
             Kind::Extra => writeln!(text, "  {} {}: the log does not know it", one.entity, one.id),
             Kind::Differs => writeln!(text, "  {} {}: {}", one.entity, one.id, one.columns.join(", ")),
         };
     }
-    if differences.len() > limit {
-        let _ = writeln!(text, "  … and {} more (--limit)", differences.len() - limit);
+    let more = counts.all.unsigned_abs().saturating_sub(differences.len() as u64);
+    if more > 0 {
+        let _ = writeln!(text, "  … and {more} more (--limit)");
     }
 }

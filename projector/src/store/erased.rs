@@ -78,3 +78,32 @@ pub async fn purged(pool: &PgPool, stream_created: Timestamp, seq: u64) -> sqlx:
     .await?;
     Ok(())
 }
+
+/// Notes that the log made at `stream_created` lost the message `seq` to an erasure.
+pub async fn overwritten(pool: &PgPool, stream_created: Timestamp, seq: u64) -> sqlx::Result<()> {
+    sqlx::query!(
+        "insert into dsync.overwritten (stream_created, seq) values ($1, $2) on conflict do nothing",
+        OffsetDateTime::from(stream_created),
+        i64::try_from(seq).unwrap_or(i64::MAX),
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+/// Whether erasures took every message before `first` from the log made at `stream_created`: then it lost nothing else.
+pub async fn took_all_before(
+    connection: &mut PgConnection,
+    stream_created: Timestamp,
+    first: u64,
+) -> sqlx::Result<bool> {
+    let first = i64::try_from(first).unwrap_or(i64::MAX);
+    let taken = sqlx::query_scalar!(
+        r#"select count(*) as "count!" from dsync.overwritten where stream_created = $1 and seq < $2"#,
+        OffsetDateTime::from(stream_created),
+        first,
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(taken == first - 1)
+}

@@ -7,6 +7,7 @@
 pub mod activity;
 mod columns;
 pub mod dead_letters;
+pub mod differing;
 mod directories;
 pub mod erase;
 pub mod erased;

@@ -1,4 +1,4 @@
-//! The projection built again beside the live one: temporary tables of the same shape, and how both differ.
+//! The projection built again beside the live one: temporary tables of the same shape.
 //!
 //! Temporary, so that whatever ends a rebuild takes them away, and because nothing of them need survive a crash; so all
 //! of it happens on one connection. What reads them here names them `pg_temp.…` and the live ones `dsync.…`.
@@ -6,8 +6,7 @@
 //! What never happens here: writing the live tables, which is [`super::swap`]'s.
 
 use schema::timestamp::Timestamp;
-use serde::Serialize;
-use sqlx::{AssertSqlSafe, PgConnection, Row as _};
+use sqlx::{AssertSqlSafe, PgConnection};
 use time::OffsetDateTime;
 
 /// A table of the projection, and what of it is what.
@@ -20,7 +19,7 @@ pub struct Table {
     /// The columns of its key: the object's id, and of a membership the user's.
     pub key: &'static [&'static str],
     /// What the attributes' version covers, but for the register itself; scrubbing empties these, but for times.
-    attributes: &'static [&'static str],
+    pub(super) attributes: &'static [&'static str],
 }
 
 /// All of them; what others depend on first.
@@ -106,7 +105,7 @@ impl Table {
     }
 
     /// The key's second column of the row `alias`, or an empty text.
-    fn second(&self, alias: &str) -> String {
+    pub(super) fn second(&self, alias: &str) -> String {
         self.key
             .get(1)
             .map_or_else(|| "''".to_owned(), |column| format!("{alias}.{column}"))
@@ -121,7 +120,7 @@ impl Table {
     }
 
     /// The person that the row of a key belongs to, as SQL; null for none.
-    fn person(&self, id: &str, user_id: &str) -> String {
+    pub(super) fn person(&self, id: &str, user_id: &str) -> String {
         match self.entity {
             "user" => id.to_owned(),
             "membership" => user_id.to_owned(),
@@ -136,6 +135,11 @@ pub async fn create(connection: &mut PgConnection) -> sqlx::Result<()> {
     let begin = "set temp_buffers = '64MB'; set statement_timeout = 0; set idle_in_transaction_session_timeout = '5min';
          create temp table candidates (
              entity text not null, id text collate \"C\" not null, user_id text collate \"C\" not null,
+             primary key (entity, id, user_id)
+         );
+         create temp table differing (
+             entity text not null, id text collate \"C\" not null, user_id text collate \"C\" not null,
+             kind text not null, columns text[] not null, held boolean not null default false,
              primary key (entity, id, user_id)
          )";
     sqlx::raw_sql(begin).execute(&mut *connection).await?;
@@ -227,211 +231,6 @@ fn never(column: &str) -> &'static str {
         }
         _ => "null",
     }
-}
-
-/// How a row is not what the log says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Kind {
-    /// The log speaks of it, and it is not there.
-    Missing,
-    /// It is there, and the log does not speak of it.
-    Extra,
-    /// Some of its columns differ.
-    Differs,
-}
-
-/// A row that is not what the log says. No values: they are personal data.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Difference {
-    /// directory, user, group or membership.
-    pub entity: &'static str,
-    /// The object's id; of a membership `<group_id>/<user_id>`.
-    pub id: String,
-    /// In which way.
-    pub kind: Kind,
-    /// The columns that differ; none unless the row is on both sides.
-    pub columns: Vec<String>,
-}
-
-/// What comparing a table showed.
-#[derive(Debug, Default)]
-pub struct Compared {
-    /// Rows that are not what the log says, ordered by key.
-    pub differences: Vec<Difference>,
-    /// Rows that lost their attributes to `TOMBSTONE_RETENTION`, while the log still has them.
-    pub scrubbed: u64,
-    /// How many rows the log speaks of.
-    pub rows: u64,
-}
-
-/// Compares all rows of `table`, live and beside. What was erased is left out; what was scrubbed is counted apart.
-///
-/// With `note`, keys that differ are kept in the temporary table `candidates`.
-pub async fn compare(connection: &mut PgConnection, table: Table, note: bool) -> sqlx::Result<Compared> {
-    let (name, keys) = (table.name, table.key.join(", "));
-    let first = table.key[0];
-    let second = format!("coalesce({}, {})", table.second("l"), table.second("s"));
-    let source = format!(
-        "select coalesce(l.{first}, s.{first}) as id, {second} as user_id, l as live, s as told
-         from dsync.{name} as l full join pg_temp.{name} as s using ({keys})
-         where l is distinct from s"
-    );
-    let mut compared = judged(connection, table, &source).await?;
-    if note {
-        let keys: (Vec<&str>, Vec<&str>) = compared
-            .differences
-            .iter()
-            .map(|one| one.id.split_once('/').unwrap_or((one.id.as_str(), "")))
-            .unzip();
-        note_candidates(connection, table.entity, &keys.0, &keys.1).await?;
-    }
-    let count = format!("select count(*) from pg_temp.{name}");
-    let rows: i64 = sqlx::query_scalar(AssertSqlSafe(count))
-        .fetch_one(connection)
-        .await?;
-    compared.rows = rows.unsigned_abs();
-    Ok(compared)
-}
-
-/// The same of the rows in `candidates` alone.
-pub async fn compare_candidates(connection: &mut PgConnection, table: Table) -> sqlx::Result<Compared> {
-    let (name, entity) = (table.name, table.entity);
-    let source = format!(
-        "select c.id, c.user_id, l as live, s as told from pg_temp.candidates as c
-         left join dsync.{name} as l on {}
-         left join pg_temp.{name} as s on {}
-         where c.entity = '{entity}' and l is distinct from s",
-        table.is_of("l"),
-        table.is_of("s"),
-    );
-    judged(connection, table, &source).await
-}
-
-/// Adds keys to `candidates`.
-pub async fn note_candidates(
-    connection: &mut PgConnection,
-    entity: &str,
-    ids: &[&str],
-    user_ids: &[&str],
-) -> sqlx::Result<()> {
-    if ids.is_empty() {
-        return Ok(());
-    }
-    sqlx::query(
-        "insert into pg_temp.candidates select $1, x.id, x.user_id from unnest($2::text[], $3::text[]) as x (id, user_id)
-         on conflict do nothing",
-    )
-    .bind(entity)
-    .bind(ids)
-    .bind(user_ids)
-    .execute(connection)
-    .await?;
-    Ok(())
-}
-
-/// Names how the rows of `source` (id, `user_id`, live, told) differ.
-async fn judged(connection: &mut PgConnection, table: Table, source: &str) -> sqlx::Result<Compared> {
-    let person = table.person("d.id", "d.user_id");
-    let emptied: Vec<String> = table
-        .attributes
-        .iter()
-        .filter(|name| {
-            !matches!(
-                **name,
-                "organization_id" | "own_organization_id" | "created_at" | "updated_at"
-            )
-        })
-        .map(|name| format!("'{name}'"))
-        .collect();
-    let emptied = emptied.join(", ");
-    let shown = match table.key {
-        [_, _] => "false".to_owned(),
-        _ => format!(
-            "exists (select from directory.{} as v where v.id = d.id)",
-            table.name
-        ),
-    };
-    let statement = format!(
-        "with d as materialized ({source})
-         select d.id, d.user_id, d.live is null as missing, d.told is null as extra,
-             coalesce(x.columns, '{{}}') as columns,
-             d.live is distinct from null and d.told is distinct from null and x.columns <@ array[{emptied}]::text[]
-                 and x.emptied and not {shown} as scrubbed
-         from d
-         left join lateral (
-             select array_agg(key order by key) as columns,
-                 bool_and(a.value = 'null' or a.value = '[]') as emptied
-             from jsonb_each(to_jsonb(d.live)) as a full join jsonb_each(to_jsonb(d.told)) as b using (key)
-             where a.value is distinct from b.value and key <> 'email_key'
-         ) as x on d.live is distinct from null and d.told is distinct from null
-         where {person} is null or {person} not in (select user_id from dsync.erased)
-         order by d.id, d.user_id"
-    );
-    // Of rows, `is not null` asks whether every column is there; `is distinct from null` whether the row is.
-    let mut compared = Compared::default();
-    for row in sqlx::query(AssertSqlSafe(statement))
-        .fetch_all(connection)
-        .await?
-    {
-        if row.try_get::<Option<bool>, _>("scrubbed")?.unwrap_or_default() {
-            compared.scrubbed += 1;
-            continue;
-        }
-        let (id, user_id): (String, String) = (row.try_get("id")?, row.try_get("user_id")?);
-        let kind = match (row.try_get("missing")?, row.try_get("extra")?) {
-            (true, _) => Kind::Missing,
-            (_, true) => Kind::Extra,
-            _ => Kind::Differs,
-        };
-        compared.differences.push(Difference {
-            entity: table.entity,
-            id: if user_id.is_empty() {
-                id
-            } else {
-                format!("{id}/{user_id}")
-            },
-            kind,
-            columns: row.try_get("columns")?,
-        });
-    }
-    Ok(compared)
-}
-
-/// Live rows of which nothing newer than `cut` is known, where the log lacks its beginning: how many, and some of them.
-pub async fn older(
-    connection: &mut PgConnection,
-    table: Table,
-    cut: OffsetDateTime,
-    some: i64,
-) -> sqlx::Result<(u64, Vec<String>)> {
-    let (name, first, second) = (table.name, table.key[0], table.second("s"));
-    let version = if table.attributes.is_empty() {
-        ""
-    } else {
-        "and s.version_observed_at <= $1"
-    };
-    let statement = format!(
-        "select count(*) over () as count, s.{first} as id, {second} as user_id from pg_temp.{name} as s
-         where s.seen_at <= $1 and s.gone_at <= $1 {version} order by 2, 3 limit $2"
-    );
-    let rows = sqlx::query(AssertSqlSafe(statement))
-        .bind(cut)
-        .bind(some)
-        .fetch_all(connection)
-        .await?;
-    let mut count = 0_i64;
-    let mut ids = Vec::new();
-    for row in rows {
-        count = row.try_get("count")?;
-        let (id, user_id): (String, String) = (row.try_get("id")?, row.try_get("user_id")?);
-        ids.push(if user_id.is_empty() {
-            id
-        } else {
-            format!("{id}/{user_id}")
-        });
-    }
-    Ok((count.unsigned_abs(), ids))
 }
 
 /// When the log was last found to have lost its end, or to be another one: what was applied before may be in no log.

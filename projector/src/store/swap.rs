@@ -4,13 +4,11 @@
 //! all of it or nothing. Only rows that differ are written, so the transaction is short. History does not record it:
 //! nothing happened in the directories.
 
-use std::collections::HashSet;
-
 use schema::timestamp::Timestamp;
 use sqlx::{AssertSqlSafe, PgConnection};
 use time::OffsetDateTime;
 
-use super::shadow::{Difference, Kind, TABLES, Table};
+use super::shadow::{TABLES, Table};
 use super::{lock, progress};
 use crate::lane::Lane;
 use crate::store::progress::Position;
@@ -50,7 +48,7 @@ pub async fn forget_earlier(connection: &mut PgConnection, newest: i64) -> sqlx:
 }
 
 /// Notes a rebuild that replaces `rows` rows while the lanes stand at `stand`. Answers its number.
-pub async fn begin(connection: &mut PgConnection, stand: Stand, rows: usize) -> sqlx::Result<i64> {
+pub async fn begin(connection: &mut PgConnection, stand: Stand, rows: i64) -> sqlx::Result<i64> {
     sqlx::query_scalar!(
         r#"
         insert into dsync.rebuilds (stream_created, seq, removals_seq, rows_replaced)
@@ -59,94 +57,47 @@ pub async fn begin(connection: &mut PgConnection, stand: Stand, rows: usize) -> 
         OffsetDateTime::from(stand.all.stream_created),
         progress::seq(stand.all.seq),
         progress::seq(stand.removals.seq),
-        i64::try_from(rows).unwrap_or(i64::MAX),
+        rows,
     )
     .fetch_one(connection)
     .await
 }
 
-/// Replaces the rows of `table` named in `differences` by those beside, keeping what they were.
-pub async fn replace(
-    connection: &mut PgConnection,
-    table: Table,
-    rebuild: i64,
-    differences: &[Difference],
-) -> sqlx::Result<()> {
-    if differences.is_empty() {
-        return Ok(());
-    }
-    let (ids, user_ids): (Vec<&str>, Vec<&str>) = differences
-        .iter()
-        .map(|one| one.id.split_once('/').unwrap_or((one.id.as_str(), "")))
-        .unzip();
+/// Replaces the rows of `table` that were found to differ and are not held by those beside, keeping what they were.
+pub async fn replace(connection: &mut PgConnection, table: Table, rebuild: i64) -> sqlx::Result<()> {
     let (name, entity) = (table.name, table.entity);
     let columns = table.columns(connection).await?;
     let listed = columns.join(", ");
     let beside: Vec<String> = columns.iter().map(|column| format!("s.{column}")).collect();
-    let keys = "unnest($1::text[], $2::text[]) as c (id, user_id)";
+    let beside = beside.join(", ");
     let person = match entity {
         "user" => "c.id",
         "membership" => "c.user_id",
         _ => "''",
     };
+    let (live, told) = (table.is_of("l"), table.is_of("s"));
+    let these = format!("c.entity = '{entity}' and not c.held");
     let keep = format!(
         "insert into dsync.replaced (rebuild_id, entity, id, user_id, image)
-         select $3, '{entity}', c.id, {person}, to_jsonb(l) from {keys} left join dsync.{name} as l on {}",
-        table.is_of("l"),
+         select $1, '{entity}', c.id, {person}, to_jsonb(l) from pg_temp.differing as c
+         left join dsync.{name} as l on {live} where {these}"
     );
     sqlx::query(AssertSqlSafe(keep))
-        .bind(&ids)
-        .bind(&user_ids)
         .bind(rebuild)
         .execute(&mut *connection)
         .await?;
-    let is_of = table.is_of("l");
     for statement in [
-        format!("delete from dsync.{name} as l using {keys} where {is_of}"),
+        format!("delete from dsync.{name} as l using pg_temp.differing as c where {live} and {these}"),
         format!(
-            "insert into dsync.{name} ({listed}) select {} from {keys} join pg_temp.{name} as s on {} order by c.id, c.user_id",
-            beside.join(", "),
-            table.is_of("s"),
+            "insert into dsync.{name} ({listed}) select {beside} from pg_temp.differing as c
+             join pg_temp.{name} as s on {told} where {these} order by c.id, c.user_id"
         ),
     ] {
         sqlx::query(AssertSqlSafe(statement))
-            .bind(&ids)
-            .bind(&user_ids)
             .execute(&mut *connection)
             .await?;
     }
     Ok(())
-}
-
-/// Of `differences`, the rows in directories where deletions are held back: whether those are gone, a person decides.
-pub async fn held(
-    connection: &mut PgConnection,
-    table: Table,
-    differences: &[Difference],
-) -> sqlx::Result<HashSet<String>> {
-    let (ids, user_ids): (Vec<&str>, Vec<&str>) = differences
-        .iter()
-        .filter(|one| one.kind == Kind::Extra)
-        .map(|one| one.id.split_once('/').unwrap_or((one.id.as_str(), "")))
-        .unzip();
-    let directory = if table.entity == "directory" {
-        "l.id"
-    } else {
-        "l.directory_id"
-    };
-    let statement = format!(
-        "select case c.user_id when '' then c.id else c.id || '/' || c.user_id end
-         from unnest($1::text[], $2::text[]) as c (id, user_id) join dsync.{} as l on {}
-         where {directory} in (select directory_id from dsync.held_deletions)",
-        table.name,
-        table.is_of("l"),
-    );
-    let held: Vec<String> = sqlx::query_scalar(AssertSqlSafe(statement))
-        .bind(ids)
-        .bind(user_ids)
-        .fetch_all(connection)
-        .await?;
-    Ok(held.into_iter().collect())
 }
 
 /// A rebuild that can be undone.

@@ -135,7 +135,7 @@ async fn a_rebuild_in_the_middle_of_a_burst_is_seen_by_nobody() -> anyhow::Resul
     let (rebuilt, burst) = tokio::join!(json(&stand, &["rebuild"], 0), bursts);
     burst?;
     let rebuilt = rebuilt?;
-    ensure!(rebuilt["differed"] == tampered, "{rebuilt}");
+    ensure!(rebuilt["replaced"]["differs"] == tampered, "{rebuilt}");
     delivery.hurry();
     delivery.drained().await;
     stand.agrees().await?;
@@ -185,7 +185,7 @@ async fn verify_names_the_row_and_its_columns_and_undo_brings_it_back() -> anyho
     );
 
     let rebuilt = json(&stand, &["rebuild"], 0).await?;
-    ensure!(rebuilt["replaced"][0]["id"] == *user, "{rebuilt}");
+    ensure!(rebuilt["rows"][0]["id"] == *user, "{rebuilt}");
     let history = history + recorded;
     ensure!(
         stand.count("select count(*) from dsync.changes").await? == history,

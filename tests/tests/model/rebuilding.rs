@@ -27,6 +27,7 @@ fn tools(pool: &PgPool, journal: &Journal) -> Tools {
         pool: pool.clone(),
         journal: journal.clone(),
         clock: Clock::system(),
+        limit: 10_000,
         bar: ProgressBar::hidden(),
         shutdown: CancellationToken::new(),
     }
@@ -107,7 +108,7 @@ async fn wherever_the_lanes_stand_the_log_tells_what_was_tampered_with_and_puts_
 -> anyhow::Result<()> {
     let (postgres, mut nats) = (Postgres::migrated().await?, Nats::start().await?);
     let pool = postgres.pool().await?;
-    for seed in 200..212 {
+    for seed in 200..208 {
         let records: Vec<_> = history(seed, 150)
             .iter()
             .enumerate()
@@ -138,14 +139,17 @@ async fn wherever_the_lanes_stand_the_log_tells_what_was_tampered_with_and_puts_
         let named: BTreeSet<_> = told
             .differences
             .iter()
-            .map(|one| (one.entity.to_owned(), one.id.clone()))
+            .map(|one| (one.entity.clone(), one.id.clone()))
             .collect();
         // Setting a register to what it was is no tampering.
         ensure!(named.is_subset(&touched), "seed {seed}: {named:?} of {touched:?}");
         ensure!((named.is_empty()) == (wrong == right), "seed {seed}: {named:?}");
 
         let done = tools.rebuild(false).await?;
-        ensure!(done.replaced == told.differences, "seed {seed}: {done:?}");
+        ensure!(
+            done.rows == told.differences && done.replaced == told.differing,
+            "seed {seed}: {done:?}"
+        );
         ensure!(
             tables(&pool).await? == right,
             "seed {seed}: not what the log says"

@@ -372,3 +372,33 @@ async fn erasing_someone_live_takes_force_and_can_be_lifted() -> anyhow::Result<
     ensure!(nobody.status.code() == Some(1), "{nobody:?}");
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_lost_its_first_messages_to_an_erasure_still_reaches_back_to_its_beginning()
+-> anyhow::Result<()> {
+    let stage = Stage::set().await?;
+    let running = stage.program().start().await?;
+    let hired = [
+        event("e1", "dsync.user.created", 2, &zebulon(2, &json!({}))),
+        event("e2", "dsync.user.created", 3, &other("user_ann")),
+    ];
+    stage.told(&hired).await?;
+    let erased = stage.erase(&["--force"]).await?;
+    ensure!(erased.status.success(), "{erased:?}");
+    let first = stage.journal.identity().await?.context("the stream")?.first_seq;
+    ensure!(first == 2, "the log begins at {first}");
+    let verify = stage.program().arg("verify").arg("--json").run().await?;
+    let told: Value = serde_json::from_str(&verify.stdout)?;
+    ensure!(
+        told["complete_since"].is_null() && verify.status.success(),
+        "{verify:?}"
+    );
+    stage.journal.erase(2).await?;
+    stage
+        .told(&[event("e3", "dsync.user.updated", 4, &other("user_ann"))])
+        .await?;
+    let rebuild = stage.program().arg("rebuild").run().await?;
+    ensure!(rebuild.stderr.contains("no longer reaches back"), "{rebuild:?}");
+    drop(running);
+    Ok(())
+}
