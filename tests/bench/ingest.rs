@@ -12,12 +12,13 @@
     reason = "a benchmark"
 )]
 
+mod webhooks;
+
 use std::process::Stdio;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use async_nats::jetstream;
 use axum::Router;
 use axum::extract::State;
@@ -28,10 +29,9 @@ use futures_util::{StreamExt as _, stream};
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
 use tests::{Nats, NatsOptions, Program, cpu_seconds, peak_rss};
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 
-const SECRET: &str = "whsec_of_the_benchmark_0123456789";
+use webhooks::{SECRET, load, request};
 
 fn body(n: usize) -> String {
     let filler = "x".repeat(850);
@@ -39,70 +39,6 @@ fn body(n: usize) -> String {
         r#"{{"object":"event","id":"event_{n:026}","event":"dsync.user.updated","created_at":"2026-01-01T00:00:00.000Z","data":{{"id":"directory_user_{:026}","directory_id":"directory_1","organization_id":"org_1","state":"active","raw_attributes":{{"a":"{filler}"}}}}}}"#,
         n % 5_000
     )
-}
-
-fn signature(body: &[u8]) -> String {
-    let now = service::clock::Clock::system().now().unix_timestamp_nanos() / 1_000_000;
-    let mut mac = Hmac::<Sha256>::new_from_slice(SECRET.as_bytes()).unwrap();
-    mac.update(format!("{now}.").as_bytes());
-    mac.update(body);
-    format!("t={now}, v1={}", hex::encode(mac.finalize().into_bytes()))
-}
-
-fn request(n: usize) -> Vec<u8> {
-    let body = body(n);
-    let head = format!(
-        "POST /webhooks/workos HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nWorkOS-Signature: {}\r\nContent-Length: {}\r\n\r\n",
-        signature(body.as_bytes()),
-        body.len()
-    );
-    [head.into_bytes(), body.into_bytes()].concat()
-}
-
-/// Sends every request over so many connections, each waiting for its answer. Answers how long each took.
-async fn load(
-    address: &str,
-    requests: Arc<Vec<Vec<u8>>>,
-    connections: usize,
-) -> anyhow::Result<Vec<Duration>> {
-    let next = Arc::new(AtomicUsize::new(0));
-    let mut tasks = tokio::task::JoinSet::new();
-    for _ in 0..connections {
-        let (requests, next, address) = (requests.clone(), next.clone(), address.to_owned());
-        tasks.spawn(async move {
-            let mut socket = BufReader::new(TcpStream::connect(address).await?);
-            socket.get_ref().set_nodelay(true)?;
-            let mut times = Vec::new();
-            let mut line = String::new();
-            loop {
-                let Some(request) = requests.get(next.fetch_add(1, Ordering::Relaxed)) else {
-                    return anyhow::Ok(times);
-                };
-                let began = Instant::now();
-                socket.get_mut().write_all(request).await?;
-                line.clear();
-                socket.read_line(&mut line).await?;
-                ensure!(line.starts_with("HTTP/1.1 200"), "{line}");
-                let mut length = 0;
-                while line != "\r\n" {
-                    line.clear();
-                    socket.read_line(&mut line).await?;
-                    if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
-                        length = value.trim().parse()?;
-                    }
-                }
-                let mut answer = vec![0; length];
-                socket.read_exact(&mut answer).await?;
-                times.push(began.elapsed());
-            }
-        });
-    }
-    let mut all = Vec::new();
-    while let Some(times) = tasks.join_next().await {
-        all.extend(times??);
-    }
-    all.sort();
-    Ok(all)
 }
 
 /// The bare endpoint, in a process of its own: prints its address and serves until it is killed.
@@ -225,7 +161,7 @@ async fn main() -> anyhow::Result<()> {
         .start()
         .await?;
     println!("ingest: {count} webhooks over {connections} connections; the broker's default sync\n");
-    let requests: Arc<Vec<_>> = Arc::new((0..count).map(request).collect());
+    let requests: Arc<Vec<_>> = Arc::new((0..count).map(|n| request(&body(n))).collect());
     let endpoint = bare_endpoint(&requests, connections).await?;
     let publish = bare_publish(&nats, count, connections).await?;
     let (pid, broker_pid) = (ingest.pid().context("its id")?, nats.pid().context("its id")?);
