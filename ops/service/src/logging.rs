@@ -1,7 +1,7 @@
 //! Log lines: what is logged (`RUST_LOG`) and how it looks (`LOG_FORMAT`). They go to standard error, so that what a
 //! subcommand prints stays clean.
 
-use std::io;
+use std::io::{self, IsTerminal as _};
 
 use clap::{Args, ValueEnum};
 use tracing::{Level, Metadata};
@@ -55,7 +55,9 @@ pub(crate) fn start(args: &LogArgs, is_service: bool) -> Result<(), SettingError
     };
     let filter = EnvFilter::try_new(wanted)
         .map_err(|e| SettingError::malformed("RUST_LOG", format!("is not a log filter: {e}")))?;
-    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal());
     let lines = match args.log_format {
         LogFormat::Text => lines.boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
