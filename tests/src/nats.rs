@@ -30,6 +30,7 @@ pub struct NatsOptions {
 pub struct Nats {
     process: Option<Process>,
     port: Port,
+    monitor: Port,
     options: NatsOptions,
     /// Lines of its configuration that make it one of a cluster.
     cluster: Vec<String>,
@@ -57,6 +58,7 @@ impl Nats {
         Ok(Nats {
             process: None,
             port: Port::reserve()?,
+            monitor: Port::reserve()?,
             options,
             cluster: Vec::new(),
             peers: None,
@@ -94,6 +96,16 @@ impl Nats {
             Some((user, password)) => format!("nats://{user}:{password}@{}", self.port.address()),
             None => format!("nats://{}", self.port.address()),
         }
+    }
+
+    /// `http://127.0.0.1:<port>` where it says how it is: `/healthz` and the like.
+    pub fn monitor_url(&self) -> String {
+        format!("http://{}", self.monitor.address())
+    }
+
+    /// `127.0.0.1:<port>` where clients connect.
+    pub fn address(&self) -> String {
+        self.port.address()
     }
 
     /// Where it keeps its streams.
@@ -138,6 +150,14 @@ impl Nats {
         Ok(())
     }
 
+    /// Fails when it has ended by itself.
+    pub fn must_run(&mut self) -> anyhow::Result<()> {
+        self.process
+            .as_mut()
+            .context("nats-server is not running")?
+            .must_run()
+    }
+
     /// Kills it, forgets everything it stored and starts it again.
     pub async fn wipe(&mut self) -> anyhow::Result<()> {
         self.kill();
@@ -166,6 +186,7 @@ impl Nats {
         let store = self.store();
         let mut lines = vec![
             format!("listen: \"{}\"", self.port.address()),
+            format!("http: \"{}\"", self.monitor.address()),
             format!(
                 "jetstream {{ store_dir: \"{}\", sync_interval: always }}",
                 store.display()

@@ -124,6 +124,19 @@ impl Postgres {
         Ok(())
     }
 
+    /// `127.0.0.1:<port>`.
+    pub fn address(&self) -> String {
+        self.port.address()
+    }
+
+    /// Fails when it has ended by itself.
+    pub fn must_run(&mut self) -> anyhow::Result<()> {
+        self.process
+            .as_mut()
+            .context("Postgres is not running")?
+            .must_run()
+    }
+
     /// Kills it outright, every process of it.
     pub fn kill(&mut self) -> anyhow::Result<()> {
         if let Some(mut process) = self.process.take() {
@@ -175,7 +188,8 @@ impl Postgres {
         self.start_again().await
     }
 
-    fn data(&self) -> PathBuf {
+    /// Where its data are.
+    pub fn data(&self) -> PathBuf {
         self.dir.path().join("data")
     }
 
