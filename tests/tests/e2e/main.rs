@@ -7,6 +7,7 @@ mod bad_input;
 mod dead_letters;
 mod faults;
 mod schema;
+mod soak;
 mod spine;
 mod stand;
 mod take_over;
