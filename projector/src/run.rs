@@ -29,7 +29,7 @@ use crate::apply::{self, Applied, Batch, Fate};
 use crate::lane::Lane;
 use crate::metrics::Metrics;
 use crate::store::progress::{self, Found, Position};
-use crate::watch::{Verdict, judge};
+use crate::watch::{Verdict, appended_at, judge};
 
 /// How often it is renewed while nothing is applied.
 const RENEW: Duration = Duration::from_millis(1_500);
@@ -225,11 +225,7 @@ impl Worker {
     /// Whether the log goes on from `position`. If not, the lanes were sent to where they must go on.
     async fn is_same_log(&self, lane: Lane, position: Position) -> Result<bool, Stop> {
         let log = self.journal.identity().await?.ok_or(Stop::NoStream)?;
-        let there = match position.seq {
-            0 => None,
-            seq if seq > log.last_seq => None,
-            seq => self.journal.entry(seq).await?.map(|entry| entry.appended_at),
-        };
+        let there = appended_at(&self.journal, position.seq, log).await?;
         let found = Found {
             created: log.created,
             first_seq: log.first_seq,

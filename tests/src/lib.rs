@@ -21,7 +21,7 @@ mod watchdog;
 pub use comparison::{Difference, agrees, differences};
 pub use eventually::{eventually, holds};
 pub use metrics::Metrics;
-pub use nats::{Nats, NatsOptions};
+pub use nats::{Nats, NatsOptions, Store};
 pub use ports::Port;
 pub use postgres::{Backup, Durability, Postgres};
 pub use process::{Process, Signal};

@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 use crate::eventually::eventually;
 use crate::ports::Port;
 use crate::process::{Process, Signal};
+use crate::template::copy;
 use crate::watchdog::Watched;
 
 const STARTS_WITHIN: Duration = Duration::from_secs(20);
@@ -36,6 +37,12 @@ pub struct Nats {
     cluster: Vec<String>,
     /// The port its peers find it at, held as long as it lives.
     peers: Option<Port>,
+    dir: TempDir,
+}
+
+/// A copy of a server's store, to set it back to.
+#[derive(Debug)]
+pub struct Store {
     dir: TempDir,
 }
 
@@ -162,6 +169,25 @@ impl Nats {
     pub async fn wipe(&mut self) -> anyhow::Result<()> {
         self.kill();
         std::fs::remove_dir_all(self.store())?;
+        self.start_again().await
+    }
+
+    /// A copy of its store as it is now: what would be left on its disk had it lost its power now, if everything is synced.
+    pub fn copy_of_store(&mut self) -> anyhow::Result<Store> {
+        let dir = tempfile::Builder::new().prefix("dsync-store-").tempdir()?;
+        self.pause()?;
+        let copied = copy(&self.store(), &dir.path().join("store"));
+        self.resume()?;
+        copied?;
+        Ok(Store { dir })
+    }
+
+    /// Kills it, sets its store back to an earlier state and starts it again at the same address: what a broker does that
+    /// acknowledges before it syncs, when it loses its power.
+    pub async fn set_back(&mut self, store: &Store) -> anyhow::Result<()> {
+        self.kill();
+        std::fs::remove_dir_all(self.store())?;
+        copy(&store.dir.path().join("store"), &self.store())?;
         self.start_again().await
     }
 

@@ -6,6 +6,7 @@
 mod bad_input;
 mod dead_letters;
 mod faults;
+mod lying_broker;
 mod schema;
 mod soak;
 mod spine;

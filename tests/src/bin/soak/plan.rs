@@ -276,7 +276,7 @@ impl fmt::Display for Link {
 }
 
 #[cfg(test)]
-mod tests {
+mod checks {
     use super::*;
 
     const MEANS: Means = Means {

@@ -1,7 +1,5 @@
 //! Striking, undoing it as a supervisor or the weather would, and measuring how long until all is well.
 
-use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
@@ -121,10 +119,7 @@ impl Stage {
         for n in 0..PROJECTORS {
             self.strike(Strike::Freeze(Place::Projector(n))).await?;
         }
-        let synced = tempfile::Builder::new().prefix("dsync-store-").tempdir()?;
-        self.nats.kill();
-        copy(&self.nats.store(), synced.path())?;
-        self.nats.start_again().await?;
+        let synced = self.nats.copy_of_store()?;
         let before = self.delivery.acknowledged().len();
         tests::eventually(RECOVERS_WITHIN, async || {
             let since = self.delivery.acknowledged().len() - before;
@@ -133,20 +128,11 @@ impl Stage {
         })
         .await?;
         drop(traffic);
-        self.nats.kill();
-        std::fs::remove_dir_all(self.nats.store())?;
-        copy(synced.path(), &self.nats.store())?;
-        self.nats.start_again().await?;
+        self.nats.set_back(&synced).await?;
         for n in 0..PROJECTORS {
             self.lift(Strike::Freeze(Place::Projector(n))).await?;
         }
         self.recovered(false).await?;
         Ok(())
     }
-}
-
-fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
-    let copied = Command::new("cp").args(["-a", "-T"]).arg(from).arg(to).status()?;
-    anyhow::ensure!(copied.success(), "cannot copy the store");
-    Ok(())
 }

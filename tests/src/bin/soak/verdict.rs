@@ -224,7 +224,7 @@ async fn adds_up(pool: &PgPool, history: &[Change]) -> anyhow::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
+mod checks {
     use serde_json::json;
 
     use super::*;
