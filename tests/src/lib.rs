@@ -5,6 +5,7 @@
 //!
 //! What never happens here: using the programs' own code to judge them. The harness depends on none of their libraries.
 
+mod cluster;
 mod comparison;
 mod eventually;
 mod metrics;
@@ -18,6 +19,7 @@ mod running;
 mod template;
 mod watchdog;
 
+pub use cluster::Cluster;
 pub use comparison::{Difference, agrees, differences};
 pub use eventually::{eventually, holds};
 pub use metrics::Metrics;

@@ -36,7 +36,7 @@ pub struct Nats {
     /// Lines of its configuration that make it one of a cluster.
     cluster: Vec<String>,
     /// The port its peers find it at, held as long as it lives.
-    peers: Option<Port>,
+    _peers: Option<Port>,
     dir: TempDir,
 }
 
@@ -68,7 +68,7 @@ impl Nats {
             monitor: Port::reserve()?,
             options,
             cluster: Vec::new(),
-            peers: None,
+            _peers: None,
             dir,
         })
     }
@@ -84,17 +84,25 @@ impl Nats {
             .collect();
         let mut servers = Vec::new();
         for (n, port) in ports.into_iter().enumerate() {
-            let mut nats = Nats::absent(NatsOptions::default())?;
             let (own, all) = (port.address(), routes.join(", "));
-            nats.cluster = vec![
+            let lines = vec![
                 format!("server_name: n{n}"),
                 format!("cluster {{ name: private, listen: \"{own}\", routes: [{all}] }}"),
             ];
-            nats.peers = Some(port);
+            let mut nats = Nats::member(lines, port)?;
             nats.start_again().await?;
             servers.push(nats);
         }
         Ok(servers)
+    }
+
+    /// One of a cluster, not started yet: lines of its configuration, and the port its peers find it at.
+    pub(crate) fn member(lines: Vec<String>, port: Port) -> anyhow::Result<Nats> {
+        Ok(Nats {
+            cluster: lines,
+            _peers: Some(port),
+            ..Nats::absent(NatsOptions::default())?
+        })
     }
 
     /// Where programs find it, with the login if it asks for one.

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod bad_input;
+mod cluster;
 mod dead_letters;
 mod faults;
 mod lying_broker;
