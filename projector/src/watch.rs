@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use journal::{Identity, Journal};
 use schema::timestamp::Timestamp;
-use service::postgres::described;
+use service::postgres::{answered, described};
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
@@ -57,11 +57,14 @@ pub async fn gauges(pool: PgPool, journal: Journal, metrics: Metrics, shutdown: 
             () = shutdown.cancelled() => return,
             _ = tick.tick() => {}
         }
-        match dead_letters::count(&pool).await {
+        match answered(dead_letters::count(&pool)).await {
             Ok(count) => metrics.dead_letters.set(count),
             Err(error) => tracing::debug!(error = %described(&error), "dead letters cannot be counted"),
         }
-        let position = progress::position(&pool, Lane::All).await.ok().flatten();
+        let position = answered(progress::position(&pool, Lane::All))
+            .await
+            .ok()
+            .flatten();
         if let Ok(Some(log)) = journal.identity().await {
             metrics.pending_messages.set(pending(position, log));
             if let Err(error) = compare(&pool, &journal, &metrics, &mut seen, log).await {
@@ -96,7 +99,7 @@ async fn compare(
             last_seq: log.last_seq,
         };
         if judge(seen, log, there, Lane::Removals) == Verdict::Rewound
-            && progress::note_unread_loss(pool, seen, found).await?
+            && answered(progress::note_unread_loss(pool, seen, found)).await?
         {
             metrics.log_rewinds.inc();
             tracing::error!(

@@ -6,6 +6,7 @@
 mod bad_input;
 mod cluster;
 mod dead_letters;
+mod fail_over;
 mod faults;
 mod lying_broker;
 mod schema;
