@@ -11,6 +11,7 @@ use std::io::Write;
 
 use journal::{Entry, Journal};
 use serde::Serialize;
+use service::postgres::answered;
 use sqlx::PgPool;
 use time::OffsetDateTime;
 
@@ -175,10 +176,10 @@ pub async fn drain(pool: &PgPool, journal: &Journal) -> Result<u64, Refused> {
         return Ok(0);
     };
     let mut count = 0;
-    for seq in erased::due_purges(pool, log.created).await? {
+    for seq in answered(erased::due_purges(pool, log.created)).await? {
         journal.erase(seq).await?;
-        erased::overwritten(pool, log.created, seq).await?;
-        erased::purged(pool, log.created, seq).await?;
+        answered(erased::overwritten(pool, log.created, seq)).await?;
+        answered(erased::purged(pool, log.created, seq)).await?;
         count += 1;
     }
     Ok(count)

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use journal::{Entry, Journal, Reader};
 use schema::timestamp::Timestamp;
 use service::clock::Clock;
-use service::postgres::{Trouble, described};
+use service::postgres::{Trouble, answered, answered_within, described};
 use service::retry::Backoff;
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
@@ -29,12 +29,14 @@ use crate::apply::{self, Applied, Batch, Fate};
 use crate::lane::Lane;
 use crate::metrics::Metrics;
 use crate::store::progress::{self, Found, Position};
-use crate::watch::{Verdict, judge};
+use crate::watch::{Verdict, appended_at, judge};
 
 /// How often it is renewed while nothing is applied.
 const RENEW: Duration = Duration::from_millis(1_500);
 /// How often one that stands by asks for the lease.
 const STAND_BY: Duration = Duration::from_secs(1);
+/// A batch is several statements.
+const APPLIED_WITHIN: Duration = Duration::from_mins(2);
 /// How often the log is compared with the position while working.
 const COMPARE: Duration = Duration::from_secs(10);
 
@@ -154,8 +156,8 @@ impl Worker {
     /// One stretch of work: from asking for the lease to whatever ends it.
     async fn stretch(&self, lane: Lane) -> Result<End, Stop> {
         let log = self.journal.identity().await?.ok_or(Stop::NoStream)?;
-        progress::begin(&self.pool, &self.stream, log.created).await?;
-        let Some(position) = progress::hold(&self.pool, lane, &self.holder, self.tuning.lease).await? else {
+        answered(progress::begin(&self.pool, &self.stream, log.created)).await?;
+        let Some(position) = self.hold(lane).await? else {
             return Ok(End::StandBy);
         };
         if !self.is_same_log(lane, position).await? {
@@ -165,6 +167,11 @@ impl Worker {
         self.metrics.lane_held.with_label_values(&[lane.as_str()]).set(1);
         tracing::info!(lane = lane.as_str(), seq = position.seq, "working this lane");
         self.follow(lane, position, reader).await
+    }
+
+    /// Takes or renews the lease; where the lane stands, unless it is another's.
+    async fn hold(&self, lane: Lane) -> sqlx::Result<Option<Position>> {
+        answered(progress::hold(&self.pool, lane, &self.holder, self.tuning.lease)).await
     }
 
     /// Reads and applies from `position` on, keeping the lease and an eye on the log.
@@ -189,8 +196,7 @@ impl Worker {
             };
             let entries = match next {
                 Next::Apply(entries) => entries,
-                Next::Renew => match progress::hold(&self.pool, lane, &self.holder, self.tuning.lease).await?
-                {
+                Next::Renew => match self.hold(lane).await? {
                     Some(held) if held == position => continue,
                     Some(_) => return Ok(End::Again),
                     None => return Ok(End::StandBy),
@@ -205,7 +211,7 @@ impl Worker {
                 lease: (&self.holder, self.tuning.lease),
             };
             let began = Instant::now();
-            match apply::apply(&self.pool, batch, self.clock.now()).await {
+            match answered_within(APPLIED_WITHIN, apply::apply(&self.pool, batch, self.clock.now())).await {
                 Ok(applied) => {
                     position = batch.to();
                     self.count(lane, &entries, &applied, began.elapsed());
@@ -225,11 +231,7 @@ impl Worker {
     /// Whether the log goes on from `position`. If not, the lanes were sent to where they must go on.
     async fn is_same_log(&self, lane: Lane, position: Position) -> Result<bool, Stop> {
         let log = self.journal.identity().await?.ok_or(Stop::NoStream)?;
-        let there = match position.seq {
-            0 => None,
-            seq if seq > log.last_seq => None,
-            seq => self.journal.entry(seq).await?.map(|entry| entry.appended_at),
-        };
+        let there = appended_at(&self.journal, position.seq, log).await?;
         let found = Found {
             created: log.created,
             first_seq: log.first_seq,
@@ -238,7 +240,7 @@ impl Worker {
         match judge(position, log, there, lane) {
             Verdict::Same => Ok(true),
             Verdict::Rewound => {
-                if progress::rewind(&self.pool, lane, position, found).await? {
+                if answered(progress::rewind(&self.pool, lane, position, found)).await? {
                     self.metrics.log_rewinds.inc();
                     tracing::error!(
                         lane = lane.as_str(),
@@ -250,7 +252,7 @@ impl Worker {
                 Ok(false)
             }
             Verdict::Gap => {
-                if progress::skip_gap(&self.pool, lane, position, found).await? {
+                if answered(progress::skip_gap(&self.pool, lane, position, found)).await? {
                     self.metrics.log_rewinds.inc();
                     tracing::error!(
                         lane = lane.as_str(),

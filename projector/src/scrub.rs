@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use journal::Journal;
 use service::clock::Clock;
-use service::postgres::described;
+use service::postgres::{answered_within, described};
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
@@ -20,6 +20,8 @@ const EVERY: Duration = Duration::from_mins(10);
 const PURGE_EVERY: Duration = Duration::from_secs(5);
 /// How long a rebuild can be undone.
 const UNDO: time::Duration = time::Duration::days(7);
+/// Longer than its statements, which the server ends by themselves, may take together.
+const KEPT_UP_WITHIN: Duration = Duration::from_mins(5);
 /// How far ahead history has its partitions.
 const AHEAD: time::Duration = time::Duration::days(92);
 
@@ -87,17 +89,19 @@ impl Upkeep {
 
     /// Scrubs what has been gone for longer than its attributes are kept.
     pub async fn scrub(&self) -> sqlx::Result<Scrubbed> {
-        upkeep::scrub(&self.pool, self.clock.now() - self.tombstone_retention).await
+        let scrubbed = upkeep::scrub(&self.pool, self.clock.now() - self.tombstone_retention);
+        answered_within(KEPT_UP_WITHIN, scrubbed).await
     }
 
     /// Makes history's partitions ahead and drops those past retention; the names of both.
     pub async fn history(&self) -> sqlx::Result<(Vec<String>, Vec<String>)> {
         let now = self.clock.now();
-        let made = upkeep::make_partitions(&self.pool, now + AHEAD).await?;
+        let made = answered_within(KEPT_UP_WITHIN, upkeep::make_partitions(&self.pool, now + AHEAD)).await?;
         let dropped = if self.history_retention.is_zero() {
             Vec::new()
         } else {
-            upkeep::drop_partitions(&self.pool, now - self.history_retention).await?
+            let dropped = upkeep::drop_partitions(&self.pool, now - self.history_retention);
+            answered_within(KEPT_UP_WITHIN, dropped).await?
         };
         Ok((made, dropped))
     }

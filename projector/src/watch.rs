@@ -1,17 +1,20 @@
 //! Watching the log from outside of the lanes: whether it is still the log that was applied, and how far behind we are.
+//!
+//! A position tells only of what was applied. What the broker acknowledged, was read by nobody and is gone then leaves no
+//! gap at any position, so every projector also remembers, as long as it runs, where it has seen the log end.
 
 use std::time::Duration;
 
 use journal::{Identity, Journal};
 use schema::timestamp::Timestamp;
-use service::postgres::described;
+use service::postgres::{answered, described};
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
 use crate::lane::Lane;
 use crate::metrics::Metrics;
 use crate::store::dead_letters;
-use crate::store::progress::{self, Position};
+use crate::store::progress::{self, Found, Position};
 
 /// What comparing the log with a lane's position shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,20 +51,82 @@ const GAUGES: Duration = Duration::from_secs(5);
 pub async fn gauges(pool: PgPool, journal: Journal, metrics: Metrics, shutdown: CancellationToken) {
     let mut tick = tokio::time::interval(GAUGES);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut seen = None;
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
             _ = tick.tick() => {}
         }
-        match dead_letters::count(&pool).await {
+        match answered(dead_letters::count(&pool)).await {
             Ok(count) => metrics.dead_letters.set(count),
             Err(error) => tracing::debug!(error = %described(&error), "dead letters cannot be counted"),
         }
-        let position = progress::position(&pool, Lane::All).await.ok().flatten();
+        let position = answered(progress::position(&pool, Lane::All))
+            .await
+            .ok()
+            .flatten();
         if let Ok(Some(log)) = journal.identity().await {
             metrics.pending_messages.set(pending(position, log));
+            if let Err(error) = compare(&pool, &journal, &metrics, &mut seen, log).await {
+                tracing::debug!(%error, "the log's end cannot be compared now");
+            }
         }
     }
+}
+
+/// Why the log's end could not be compared with where it was seen.
+#[derive(Debug, thiserror::Error)]
+enum NotCompared {
+    #[error("the log: {0}")]
+    Log(#[from] journal::Error),
+    #[error("the database: {}", described(.0))]
+    Database(#[from] sqlx::Error),
+}
+
+/// Compares where the log was `seen` to end with what it is now, and remembers where it ends now.
+async fn compare(
+    pool: &PgPool,
+    journal: &Journal,
+    metrics: &Metrics,
+    seen: &mut Option<Position>,
+    log: Identity,
+) -> Result<(), NotCompared> {
+    if let Some(seen) = *seen {
+        let there = appended_at(journal, seen.seq, log).await?;
+        let found = Found {
+            created: log.created,
+            first_seq: log.first_seq,
+            last_seq: log.last_seq,
+        };
+        if judge(seen, log, there, Lane::Removals) == Verdict::Rewound
+            && answered(progress::note_unread_loss(pool, seen, found)).await?
+        {
+            metrics.log_rewinds.inc();
+            tracing::error!(
+                seen = seen.seq,
+                last = log.last_seq,
+                "the log lost its end before it was read: all that WorkOS still lists is read again; every directory is due for a sweep"
+            );
+        }
+    }
+    *seen = Some(Position {
+        stream_created: log.created,
+        seq: log.last_seq,
+        seq_appended_at: appended_at(journal, log.last_seq, log).await?,
+    });
+    Ok(())
+}
+
+/// When the broker stored what stands at `seq`, if that is there.
+pub(crate) async fn appended_at(
+    journal: &Journal,
+    seq: u64,
+    log: Identity,
+) -> Result<Option<Timestamp>, journal::Error> {
+    if seq == 0 || seq > log.last_seq {
+        return Ok(None);
+    }
+    Ok(journal.entry(seq).await?.map(|entry| entry.appended_at))
 }
 
 fn pending(position: Option<Position>, log: Identity) -> i64 {

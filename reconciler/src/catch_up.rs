@@ -20,6 +20,7 @@ use journal::{AppendError, Appended};
 use schema::json;
 use schema::record::{Received, Record, Source};
 use schema::timestamp::Timestamp;
+use service::postgres::answered;
 use tokio_util::sync::CancellationToken;
 
 use crate::lease::LEASE;
@@ -112,7 +113,7 @@ impl CatchUp {
             self.known.clear();
             return Ok(None);
         }
-        let position = duties::position(&self.work.pool).await?;
+        let position = answered(duties::position(&self.work.pool)).await?;
         let now = Timestamp::from(self.work.clock.now());
         let oldest = minus(now, RETENTION);
         let start = match (position.at, position.rewound) {
@@ -124,7 +125,7 @@ impl CatchUp {
             (None, None) => minus(self.begin().await?, self.settings.holdback),
             (Some(at), None) if minus(at, self.settings.holdback) < oldest => {
                 tracing::error!(since = %at, "away for longer than events are kept: every directory is due for a sweep");
-                sweeps::all_again(&self.work.pool).await?;
+                answered(sweeps::all_again(&self.work.pool)).await?;
                 oldest
             }
             (Some(at), None) => minus(at, self.settings.holdback),
@@ -160,7 +161,7 @@ impl CatchUp {
                     tracing::error!(
                         "an event fell out of what is kept while reading: every directory is due for a sweep"
                     );
-                    sweeps::all_again(&self.work.pool).await?;
+                    answered(sweeps::all_again(&self.work.pool)).await?;
                     // From the last one read; where that leads no further, every cursor is refused.
                     let start = last_seen.take().filter(|last| *last > range.start);
                     range.start = start.ok_or(ApiError::Refused(400))?;
@@ -247,7 +248,8 @@ impl CatchUp {
     }
 
     async fn move_to(&self, at: Timestamp, rewound: Option<i64>) -> Result<(), Failure> {
-        if duties::advance(&self.work.pool, self.work.leases.holder(), at, rewound).await? {
+        let holder = self.work.leases.holder();
+        if answered(duties::advance(&self.work.pool, holder, at, rewound)).await? {
             Ok(())
         } else {
             Err(Failure::LeaseLost)
@@ -255,7 +257,13 @@ impl CatchUp {
     }
 
     async fn hold(&self) -> sqlx::Result<bool> {
-        duties::hold(&self.work.pool, Duty::CatchUp, self.work.leases.holder(), LEASE).await
+        answered(duties::hold(
+            &self.work.pool,
+            Duty::CatchUp,
+            self.work.leases.holder(),
+            LEASE,
+        ))
+        .await
     }
 }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
 use schema::timestamp::Timestamp;
+use service::postgres::answered;
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
@@ -73,7 +74,11 @@ impl Checker {
     pub async fn round(&mut self) -> Result<usize, Failure> {
         let now = self.work.clock.now();
         let mut due: HashMap<String, Vec<(Target, bool)>> = HashMap::new();
-        let in_doubt = checks::in_doubt(&self.work.pool, self.work.as_of(now.into()).into()).await?;
+        let in_doubt = answered(checks::in_doubt(
+            &self.work.pool,
+            self.work.as_of(now.into()).into(),
+        ))
+        .await?;
         let doubts: HashMap<Target, Check> = in_doubt
             .into_iter()
             .map(|check| (check.target.clone(), check))
@@ -83,7 +88,7 @@ impl Checker {
             let not_before = self.not_before.get(*target);
             not_before.is_none_or(|moment| *moment <= now.into())
         });
-        let again = checks::due(&self.work.pool, now).await?;
+        let again = answered(checks::due(&self.work.pool, now)).await?;
         let mut targets: Vec<Target> = ready.cloned().chain(again).collect();
         targets.sort();
         targets.dedup();

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use service::postgres::described;
+use service::postgres::{answered, answered_within, described};
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
@@ -64,7 +64,7 @@ impl Leases {
     pub async fn claim(&self, cadence: Cadence) -> sqlx::Result<Option<Lease>> {
         let _one = self.changes.lock().await;
         let busy: Vec<String> = self.swept();
-        let claimed = sweeps::claim(&self.pool, &self.holder, LEASE, cadence, &busy).await?;
+        let claimed = answered(sweeps::claim(&self.pool, &self.holder, LEASE, cadence, &busy)).await?;
         Ok(claimed.map(|directory| self.share(directory, true)))
     }
 
@@ -75,7 +75,7 @@ impl Leases {
         if to_sweep && self.swept().iter().any(|busy| busy == directory) {
             return Ok(None);
         }
-        let taken = sweeps::take(&self.pool, directory, &self.holder, LEASE).await?;
+        let taken = answered(sweeps::take(&self.pool, directory, &self.holder, LEASE)).await?;
         Ok(taken.then(|| self.share(directory.to_owned(), to_sweep)))
     }
 
@@ -120,7 +120,7 @@ impl Leases {
                 continue;
             }
             let asked = Instant::now();
-            match sweeps::renew(&self.pool, &names, &self.holder, LEASE).await {
+            match answered_within(LEASE / 2, sweeps::renew(&self.pool, &names, &self.holder, LEASE)).await {
                 Ok(kept) => self.renewed(&names, &kept, asked),
                 Err(error) => tracing::warn!(error = %described(&error), "leases cannot be renewed now"),
             }
@@ -189,7 +189,13 @@ impl Lease {
             return Ok(false);
         }
         let names = [self.directory.clone()];
-        let kept = sweeps::renew(&self.leases.pool, &names, &self.leases.holder, LEASE).await?;
+        let kept = answered(sweeps::renew(
+            &self.leases.pool,
+            &names,
+            &self.leases.holder,
+            LEASE,
+        ))
+        .await?;
         Ok(!kept.is_empty())
     }
 
@@ -199,7 +205,7 @@ impl Lease {
         let _one = leases.changes.lock().await;
         let directory = std::mem::take(&mut self.directory);
         if leases.leave(&directory, self.sweeps, &self.lost)
-            && let Err(error) = sweeps::release(&leases.pool, &directory, &leases.holder).await
+            && let Err(error) = answered(sweeps::release(&leases.pool, &directory, &leases.holder)).await
         {
             tracing::debug!(directory, error = %described(&error), "the lease runs out by itself");
         }

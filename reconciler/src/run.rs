@@ -12,10 +12,10 @@
 //! Each loop is idempotent and takes no hints: what is due is in the database, and a loop that fails begins anew. So a
 //! crash, a lost lease and a restart are one case.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use journal::{Journal, Limits};
-use service::postgres::described;
+use service::postgres::{answered, answered_within, described};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -91,28 +91,31 @@ async fn list_directories(work: Work, every: Duration, shutdown: CancellationTok
 
 async fn list_if_due(work: &Work, every: Duration) -> Result<(), Failure> {
     let holder = work.leases.holder();
-    if !duties::claim_directories(&work.pool, holder, LEASE, every).await? {
+    if !answered(duties::claim_directories(&work.pool, holder, LEASE, every)).await? {
         return Ok(());
     }
-    let began = duties::now(&work.pool).await?;
+    let began = answered(duties::now(&work.pool)).await?;
     let renewed = async {
-        loop {
+        let mut renewed = Instant::now();
+        while renewed.elapsed() < LEASE {
             tokio::time::sleep(LEASE / 4).await;
-            match duties::hold(&work.pool, Duty::Directories, holder, LEASE).await {
-                Ok(true) => {}
-                Ok(false) => return Failure::LeaseLost,
+            let holding = duties::hold(&work.pool, Duty::Directories, holder, LEASE);
+            match answered_within(LEASE / 2, holding).await {
+                Ok(true) => renewed = Instant::now(),
+                Ok(false) => break,
                 Err(error) => tracing::debug!(error = %described(&error), "not renewed"),
             }
         }
+        Failure::LeaseLost
     };
     let passed = tokio::select! {
         passed = directories::pass(work, Mode::default()) => passed,
         lost = renewed => Err(lost),
     };
     if passed.is_ok() {
-        duties::done(&work.pool, Duty::Directories, began).await?;
+        answered(duties::done(&work.pool, Duty::Directories, began)).await?;
     }
-    duties::release(&work.pool, Duty::Directories, holder).await?;
+    answered(duties::release(&work.pool, Duty::Directories, holder)).await?;
     passed.map(|_| ())
 }
 
@@ -158,14 +161,14 @@ async fn claim(work: &Work, cadence: Cadence) -> sqlx::Result<Option<crate::leas
         return Ok(claimed);
     }
     // Directories that an event made known since.
-    sweeps::add(&work.pool, &[]).await?;
+    answered(sweeps::add(&work.pool, &[])).await?;
     Ok(None)
 }
 
 /// Keeps the gauges that every reconciler shows.
 async fn gauges(work: Work, shutdown: CancellationToken) {
     loop {
-        match sweeps::summary(&work.pool).await {
+        match answered(sweeps::summary(&work.pool)).await {
             Ok((oldest, held)) => {
                 work.metrics.held_deletions.set(held);
                 if let Some(oldest) = oldest {

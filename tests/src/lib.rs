@@ -5,6 +5,7 @@
 //!
 //! What never happens here: using the programs' own code to judge them. The harness depends on none of their libraries.
 
+mod cluster;
 mod comparison;
 mod eventually;
 mod metrics;
@@ -13,19 +14,22 @@ mod ports;
 mod postgres;
 mod process;
 mod program;
+mod proxy;
 mod running;
 mod template;
 mod usage;
 mod watchdog;
 
+pub use cluster::Cluster;
 pub use comparison::{Difference, agrees, differences};
 pub use eventually::{eventually, holds};
 pub use metrics::Metrics;
-pub use nats::{Nats, NatsOptions};
+pub use nats::{Nats, NatsOptions, Store};
 pub use ports::Port;
 pub use postgres::{Backup, Durability, Postgres};
 pub use process::{Process, Signal};
 pub use program::{Output, Program};
+pub use proxy::{Cut, Line, Proxy};
 pub use running::Running;
 pub use usage::{cpu_seconds, peak_rss, rss};
 pub use watchdog::{Watchdog, Watched};

@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 use crate::eventually::eventually;
 use crate::ports::Port;
 use crate::process::{Process, Signal};
+use crate::template::copy;
 use crate::watchdog::Watched;
 
 const STARTS_WITHIN: Duration = Duration::from_secs(20);
@@ -32,11 +33,18 @@ pub struct NatsOptions {
 pub struct Nats {
     process: Option<Process>,
     port: Port,
+    monitor: Port,
     options: NatsOptions,
     /// Lines of its configuration that make it one of a cluster.
     cluster: Vec<String>,
     /// The port its peers find it at, held as long as it lives.
-    peers: Option<Port>,
+    _peers: Option<Port>,
+    dir: TempDir,
+}
+
+/// A copy of a server's store, to set it back to.
+#[derive(Debug)]
+pub struct Store {
     dir: TempDir,
 }
 
@@ -59,9 +67,10 @@ impl Nats {
         Ok(Nats {
             process: None,
             port: Port::reserve()?,
+            monitor: Port::reserve()?,
             options,
             cluster: Vec::new(),
-            peers: None,
+            _peers: None,
             dir,
         })
     }
@@ -77,17 +86,25 @@ impl Nats {
             .collect();
         let mut servers = Vec::new();
         for (n, port) in ports.into_iter().enumerate() {
-            let mut nats = Nats::absent(NatsOptions::default())?;
             let (own, all) = (port.address(), routes.join(", "));
-            nats.cluster = vec![
+            let lines = vec![
                 format!("server_name: n{n}"),
                 format!("cluster {{ name: private, listen: \"{own}\", routes: [{all}] }}"),
             ];
-            nats.peers = Some(port);
+            let mut nats = Nats::member(lines, port)?;
             nats.start_again().await?;
             servers.push(nats);
         }
         Ok(servers)
+    }
+
+    /// One of a cluster, not started yet: lines of its configuration, and the port its peers find it at.
+    pub(crate) fn member(lines: Vec<String>, port: Port) -> anyhow::Result<Nats> {
+        Ok(Nats {
+            cluster: lines,
+            _peers: Some(port),
+            ..Nats::absent(NatsOptions::default())?
+        })
     }
 
     /// Where programs find it, with the login if it asks for one.
@@ -96,6 +113,16 @@ impl Nats {
             Some((user, password)) => format!("nats://{user}:{password}@{}", self.port.address()),
             None => format!("nats://{}", self.port.address()),
         }
+    }
+
+    /// `http://127.0.0.1:<port>` where it says how it is: `/healthz` and the like.
+    pub fn monitor_url(&self) -> String {
+        format!("http://{}", self.monitor.address())
+    }
+
+    /// `127.0.0.1:<port>` where clients connect.
+    pub fn address(&self) -> String {
+        self.port.address()
     }
 
     /// Where it keeps its streams.
@@ -140,10 +167,37 @@ impl Nats {
         Ok(())
     }
 
+    /// Fails when it has ended by itself.
+    pub fn must_run(&mut self) -> anyhow::Result<()> {
+        self.process
+            .as_mut()
+            .context("nats-server is not running")?
+            .must_run()
+    }
+
     /// Kills it, forgets everything it stored and starts it again.
     pub async fn wipe(&mut self) -> anyhow::Result<()> {
         self.kill();
         std::fs::remove_dir_all(self.store())?;
+        self.start_again().await
+    }
+
+    /// A copy of its store as it is now: what would be left on its disk had it lost its power now, if everything is synced.
+    pub fn copy_of_store(&mut self) -> anyhow::Result<Store> {
+        let dir = tempfile::Builder::new().prefix("dsync-store-").tempdir()?;
+        self.pause()?;
+        let copied = copy(&self.store(), &dir.path().join("store"));
+        self.resume()?;
+        copied?;
+        Ok(Store { dir })
+    }
+
+    /// Kills it, sets its store back to an earlier state and starts it again at the same address: what a broker does that
+    /// acknowledges before it syncs, when it loses its power.
+    pub async fn set_back(&mut self, store: &Store) -> anyhow::Result<()> {
+        self.kill();
+        std::fs::remove_dir_all(self.store())?;
+        copy(&store.dir.path().join("store"), &self.store())?;
         self.start_again().await
     }
 
@@ -174,6 +228,7 @@ impl Nats {
         let sync = if self.options.lazy_sync { "2m" } else { "always" };
         let mut lines = vec![
             format!("listen: \"{}\"", self.port.address()),
+            format!("http: \"{}\"", self.monitor.address()),
             format!(
                 "jetstream {{ store_dir: \"{}\", sync_interval: {sync} }}",
                 store.display()

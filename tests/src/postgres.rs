@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use crate::eventually::eventually;
 use crate::ports::Port;
 use crate::process::{Process, Signal, signal_pid};
-use crate::template::{DATABASE, Installation, PASSWORD, USER, copy};
+use crate::template::{DATABASE, Installation, PASSWORD, USER, copy, words_of};
 
 const STARTS_WITHIN: Duration = Duration::from_mins(1);
 const STOPS_WITHIN: Duration = Duration::from_mins(1);
@@ -91,6 +91,46 @@ impl Postgres {
         format!("postgres://{user}:{password}@{}/{DATABASE}", self.port.address())
     }
 
+    /// A standby that streams from this server, which it finds at `address`: its own, or a proxy's. It answers reads.
+    pub async fn standby(&self, address: &str) -> anyhow::Result<Postgres> {
+        let dir = tempfile::Builder::new().prefix("dsync-postgres-").tempdir()?;
+        self.installation.own(dir.path())?;
+        let (host, port) = address.rsplit_once(':').context("no address")?;
+        let mut copying = self.installation.command("pg_basebackup");
+        copying
+            .args([
+                "--write-recovery-conf",
+                "--wal-method",
+                "stream",
+                "--checkpoint",
+                "fast",
+            ])
+            .args(["--username", USER, "--host", host, "--port", port, "--pgdata"])
+            .arg(dir.path().join("data"))
+            .env("PGPASSWORD", PASSWORD);
+        tokio::task::spawn_blocking(move || words_of(&mut copying)).await??;
+        let mut standby = Postgres {
+            process: None,
+            port: Port::reserve()?,
+            durability: self.durability,
+            installation: self.installation.clone(),
+            dir,
+        };
+        standby.start_again().await?;
+        Ok(standby)
+    }
+
+    /// Makes a standby the primary, with what it has.
+    pub async fn promote(&self) -> anyhow::Result<()> {
+        let mut connection = sqlx::PgConnection::connect(&self.url()).await?;
+        let promoted: bool = sqlx::query_scalar("select pg_promote()")
+            .fetch_one(&mut connection)
+            .await?;
+        anyhow::ensure!(promoted, "the standby was not promoted in time");
+        connection.close().await?;
+        Ok(())
+    }
+
     /// A few connections to it.
     pub async fn pool(&self) -> anyhow::Result<PgPool> {
         let options = PgPoolOptions::new()
@@ -122,6 +162,19 @@ impl Postgres {
         up.await.context("Postgres does not start")?;
         self.process = Some(process);
         Ok(())
+    }
+
+    /// `127.0.0.1:<port>`.
+    pub fn address(&self) -> String {
+        self.port.address()
+    }
+
+    /// Fails when it has ended by itself.
+    pub fn must_run(&mut self) -> anyhow::Result<()> {
+        self.process
+            .as_mut()
+            .context("Postgres is not running")?
+            .must_run()
     }
 
     /// Kills it outright, every process of it.
@@ -175,7 +228,8 @@ impl Postgres {
         self.start_again().await
     }
 
-    fn data(&self) -> PathBuf {
+    /// Where its data are.
+    pub fn data(&self) -> PathBuf {
         self.dir.path().join("data")
     }
 

@@ -146,6 +146,14 @@ impl Running {
         Ok(())
     }
 
+    /// Fails when it has ended by itself, with its last words.
+    pub fn must_run(&mut self) -> anyhow::Result<()> {
+        self.process
+            .as_mut()
+            .context("the program is not running")?
+            .must_run()
+    }
+
     /// Freezes it.
     pub fn pause(&mut self) -> anyhow::Result<()> {
         self.process

@@ -68,7 +68,12 @@ impl Installation {
 
     /// A command of this installation, run as who may.
     pub(crate) fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(self.bin.join(program));
+        let mut path = self.bin.join(program);
+        // Where only some of the programs are linked to from the path, the others stand beside what the links lead to.
+        if let (false, Ok(server)) = (path.is_file(), self.bin.join("postgres").canonicalize()) {
+            path = server.with_file_name(program);
+        }
+        let mut command = Command::new(path);
         self.prepare(&mut command);
         command
     }
@@ -224,7 +229,7 @@ fn harness_dir() -> anyhow::Result<PathBuf> {
 }
 
 /// Runs a command to its end; what it printed, or an error with what it complained of.
-fn words_of(command: &mut Command) -> anyhow::Result<String> {
+pub(crate) fn words_of(command: &mut Command) -> anyhow::Result<String> {
     let output = command
         .stderr(Stdio::piped())
         .output()

@@ -4,7 +4,9 @@ use std::io::BufRead as _;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use tests::{Durability, Nats, NatsOptions, Postgres, eventually};
+use tests::{Cut, Durability, Line, Nats, NatsOptions, Postgres, Proxy, eventually, holds};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 
 const BOUND: Duration = Duration::from_secs(20);
 
@@ -170,4 +172,128 @@ async fn an_empty_database_lacks_every_row_of_the_source() -> anyhow::Result<()>
         "{complaint}"
     );
     Ok(())
+}
+
+/// Says back whatever it hears, `name` first.
+async fn parrot(name: u8) -> anyhow::Result<String> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?.to_string();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                client.write_all(&[name]).await?;
+                let (mut from, mut to) = client.split();
+                tokio::io::copy(&mut from, &mut to).await
+            });
+        }
+    });
+    Ok(address)
+}
+
+async fn says(client: &mut TcpStream, word: &[u8]) -> anyhow::Result<()> {
+    client.write_all(word).await?;
+    hears(client, word).await
+}
+
+async fn hears(client: &mut TcpStream, word: &[u8]) -> anyhow::Result<()> {
+    let mut heard = vec![0; word.len()];
+    tokio::time::timeout(BOUND, client.read_exact(&mut heard)).await??;
+    anyhow::ensure!(heard == word, "heard {heard:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_proxy_passes_on_and_cuts_in_two_ways() -> anyhow::Result<()> {
+    let proxy = Proxy::to(parrot(b'a').await?).await?;
+    for (how, kind) in [
+        (Cut::Finish, None),
+        (Cut::Reset, Some(std::io::ErrorKind::ConnectionReset)),
+    ] {
+        let mut client = TcpStream::connect(proxy.address()).await?;
+        hears(&mut client, b"a").await?;
+        says(&mut client, b"hello").await?;
+        proxy.cut(how);
+        let end = tokio::time::timeout(BOUND, client.read(&mut [0; 9])).await?;
+        assert_eq!(end.as_ref().err().map(std::io::Error::kind), kind, "{end:?}");
+    }
+    eventually(BOUND, async || {
+        Ok(anyhow::ensure!(proxy.open() == 0, "{} are open", proxy.open()))
+    })
+    .await?;
+    // It is not the proxy that ends.
+    hears(&mut TcpStream::connect(proxy.address()).await?, b"a").await
+}
+
+#[tokio::test]
+async fn what_a_silent_line_swallowed_comes_when_it_speaks_again() -> anyhow::Result<()> {
+    let proxy = Proxy::to(parrot(b'a').await?).await?;
+    let mut client = TcpStream::connect(proxy.address()).await?;
+    hears(&mut client, b"a").await?;
+    proxy.set(Line::Silent);
+    let passed = proxy.passed();
+    client.write_all(b"swallowed").await?;
+    let mut late = TcpStream::connect(proxy.address()).await?;
+    holds(Duration::from_millis(300), async || {
+        anyhow::ensure!(proxy.passed() == passed, "something passed");
+        Ok(())
+    })
+    .await?;
+    proxy.set(Line::Open);
+    hears(&mut client, b"swallowed").await?;
+    hears(&mut late, b"a").await?;
+    // That a side has closed does not pass either.
+    proxy.set(Line::Silent);
+    drop(client);
+    drop(late);
+    holds(Duration::from_millis(300), async || {
+        anyhow::ensure!(proxy.open() == 2, "the server heard of it");
+        Ok(())
+    })
+    .await?;
+    proxy.set(Line::Open);
+    eventually(BOUND, async || {
+        Ok(anyhow::ensure!(proxy.open() == 0, "{} are open", proxy.open()))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_slow_line_passes_so_many_bytes_a_second() -> anyhow::Result<()> {
+    let proxy = Proxy::to(parrot(b'a').await?).await?;
+    let mut client = TcpStream::connect(proxy.address()).await?;
+    hears(&mut client, b"a").await?;
+    proxy.set(Line::Slow { bytes: 2_000 });
+    let began = std::time::Instant::now();
+    says(&mut client, &[7; 1_000]).await?;
+    let took = began.elapsed();
+    assert!(took >= Duration::from_millis(400), "1,000 bytes in {took:?}");
+    proxy.set(Line::Open);
+    says(&mut client, &[8; 100_000]).await
+}
+
+#[tokio::test]
+async fn a_line_that_refuses_lets_go_on_what_there_is_and_can_be_turned_to_another_server()
+-> anyhow::Result<()> {
+    let proxy = Proxy::to(parrot(b'a').await?).await?;
+    let mut client = TcpStream::connect(proxy.address()).await?;
+    hears(&mut client, b"a").await?;
+    proxy.set(Line::Refused);
+    eventually(BOUND, async || {
+        let refused = TcpStream::connect(proxy.address())
+            .await
+            .err()
+            .map(|error| error.kind());
+        anyhow::ensure!(
+            refused == Some(std::io::ErrorKind::ConnectionRefused),
+            "{refused:?}"
+        );
+        Ok(())
+    })
+    .await?;
+    says(&mut client, b"still here").await?;
+    proxy.turn_to(parrot(b'b').await?);
+    proxy.set(Line::Open);
+    let mut other = eventually(BOUND, async || Ok(TcpStream::connect(proxy.address()).await?)).await?;
+    hears(&mut other, b"b").await?;
+    says(&mut client, b"and still").await
 }

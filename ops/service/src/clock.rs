@@ -3,10 +3,17 @@
 //! This is the only place in the workspace that asks the system what time it is (clippy forbids it elsewhere), so
 //! that every rule about age, order and retention can be tested at any moment. Measuring how long something took
 //! is another matter: that is [`std::time::Instant`]'s work, not this module's.
+//!
+//! Debug builds alone can be made to believe in a clock that jumps ([`WRONG_BY`]), for tests of whole programs; a release
+//! build has no code for it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use time::{Duration, OffsetDateTime};
+
+/// In debug builds: names a file that holds by how many seconds the machine's clock is wrong, read each time someone asks.
+#[cfg(debug_assertions)]
+pub const WRONG_BY: &str = "DSYNC_TEST_CLOCK_WRONG_BY";
 
 /// Answers what time it is. Cheap to clone; clones of a fixed clock move together.
 #[derive(Clone, Debug)]
@@ -16,11 +23,17 @@ pub struct Clock(Source);
 enum Source {
     System,
     Fixed(Arc<Mutex<OffsetDateTime>>),
+    #[cfg(debug_assertions)]
+    Wrong(Arc<std::path::Path>),
 }
 
 impl Clock {
     /// The machine's own clock.
     pub fn system() -> Self {
+        #[cfg(debug_assertions)]
+        if let Some(file) = std::env::var_os(WRONG_BY) {
+            return Self(Source::Wrong(std::path::PathBuf::from(file).into()));
+        }
         Self(Source::System)
     }
 
@@ -35,6 +48,8 @@ impl Clock {
         match &self.0 {
             Source::System => OffsetDateTime::now_utc(),
             Source::Fixed(at) => *at.lock().unwrap_or_else(PoisonError::into_inner),
+            #[cfg(debug_assertions)]
+            Source::Wrong(file) => OffsetDateTime::now_utc() + wrong_by(file),
         }
     }
 
@@ -56,10 +71,17 @@ impl Clock {
 
     fn change(&self, change: impl FnOnce(&mut OffsetDateTime)) {
         match &self.0 {
-            Source::System => panic!("the system clock cannot be set"),
             Source::Fixed(at) => change(&mut at.lock().unwrap_or_else(PoisonError::into_inner)),
+            _ => panic!("the system clock cannot be set"),
         }
     }
+}
+
+/// What the file says; nothing while it says nothing that can be read.
+#[cfg(debug_assertions)]
+fn wrong_by(file: &std::path::Path) -> Duration {
+    let seconds = std::fs::read_to_string(file).unwrap_or_default();
+    Duration::seconds(seconds.trim().parse().unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -83,6 +105,22 @@ mod tests {
         assert!(clock.now() <= clock.now());
         assert!(clock.now().offset().is_utc());
         assert!(clock.now().year() >= 2026);
+    }
+
+    #[test]
+    #[cfg(debug_assertions)]
+    fn a_wrong_clock_is_wrong_by_what_its_file_says() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let clock = Clock(Source::Wrong(file.path().into()));
+        for (text, seconds) in [("", 0), ("-600\n", -600), ("600", 600), ("soon", 0)] {
+            std::fs::write(file.path(), text).unwrap();
+            let wrong = clock.now() - Clock(Source::System).now();
+            assert_eq!(
+                (wrong - Duration::seconds(seconds)).whole_seconds(),
+                0,
+                "{text}: {wrong}"
+            );
+        }
     }
 
     #[test]

@@ -188,6 +188,26 @@ async fn note(
     Ok(noted.rows_affected() == 1)
 }
 
+/// Keeps a note that the log lost what nobody had applied: it once ended at `seen` and does not any more, while every lane
+/// stands at what is still there. `false`: someone else has just noticed it.
+pub async fn note_unread_loss(pool: &PgPool, seen: Position, found: Found) -> sqlx::Result<bool> {
+    let noted = sqlx::query!(
+        r#"
+        insert into dsync.rewinds (stream, old_created, old_seq, new_created, new_seq)
+        select stream, $1, $2, $3, $4 from dsync.progress
+        where lane = 'all'
+            and not exists (select from dsync.rewinds where noticed_at > now() - interval '15 s')
+        "#,
+        OffsetDateTime::from(seen.stream_created),
+        seq(seen.seq),
+        OffsetDateTime::from(found.created),
+        seq(found.last_seq),
+    )
+    .execute(pool)
+    .await?;
+    Ok(noted.rows_affected() == 1)
+}
+
 fn at(created: OffsetDateTime, seq: i64, appended_at: Option<OffsetDateTime>) -> Position {
     Position {
         stream_created: created.into(),

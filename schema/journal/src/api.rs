@@ -1,6 +1,8 @@
 //! Questions to the broker's API. Asked without the client's own helper, which writes whole answers to its debug log, and
 //! with them the bodies that were asked for.
 
+use std::time::Instant;
+
 use async_nats::client::Request;
 use async_nats::jetstream::response::Response;
 use serde::Serialize;
@@ -17,6 +19,21 @@ impl Journal {
         A: DeserializeOwned,
     {
         self.connected().await?;
+        let asked = Instant::now();
+        let answer = self.ask_now(subject, question).await;
+        let answered = match &answer {
+            Err(Error::Unavailable(why)) => Err(*why),
+            _ => Ok(()),
+        };
+        self.heed(asked, answered).await;
+        answer
+    }
+
+    async fn ask_now<Q, A>(&self, subject: String, question: &Q) -> Result<A, Error>
+    where
+        Q: Serialize + ?Sized,
+        A: DeserializeOwned,
+    {
         let question = serde_json::to_vec(question).map_err(|_| Error::Unreadable)?;
         let request = Request::new().payload(question.into()).timeout(None);
         let asking = self.while_connected(self.client.send_request(format!("$JS.API.{subject}"), request));

@@ -1,5 +1,7 @@
 //! Appending: one record, one message, one acknowledgement. Nothing is ever said to be stored before the broker said so.
 
+use std::time::Instant;
+
 use schema::record::Record;
 
 use crate::connection::{Journal, REQUEST_TIMEOUT};
@@ -39,10 +41,17 @@ impl Journal {
                 }
             }
         };
-        match tokio::time::timeout(REQUEST_TIMEOUT, attempts).await {
+        let asked = Instant::now();
+        let outcome = match tokio::time::timeout(REQUEST_TIMEOUT, attempts).await {
             Ok(outcome) => outcome,
             Err(_) => Err(Unavailable::TimedOut.into()),
-        }
+        };
+        let answered = match &outcome {
+            Err(AppendError::Unavailable(why)) => Err(*why),
+            _ => Ok(()),
+        };
+        self.heed(asked, answered).await;
+        outcome
     }
 
     async fn publish(&self, record: &Record) -> Result<Appended, AppendError> {

@@ -11,6 +11,7 @@ use async_nats::{Client, ConnectOptions, Event};
 use tokio::sync::watch;
 
 use crate::address::Servers;
+use crate::elsewhere::Silence;
 use crate::error::{Error, Unavailable};
 
 /// How long one question, or one write, may take before it counts as unanswered.
@@ -69,7 +70,10 @@ pub struct Journal {
     pub(crate) stream: Arc<str>,
     pub(crate) context: jetstream::Context,
     pub(crate) client: Client,
+    pub(crate) silence: Arc<Silence>,
     link: Link,
+    /// Brokers named by the settings.
+    named: usize,
 }
 
 /// What the connection's events last said.
@@ -87,6 +91,7 @@ impl Journal {
             return Err(ConnectError::StreamName);
         }
         let servers = Servers::parse(&settings.url).ok_or(ConnectError::Url)?;
+        let named = servers.addresses.len();
         let mut options = servers.login(ConnectOptions::new());
         if let Some(path) = &settings.creds {
             options = options
@@ -123,7 +128,9 @@ impl Journal {
             stream: settings.stream.as_str().into(),
             context,
             client,
+            silence: Arc::default(),
             link: Link { connects, up },
+            named,
         })
     }
 
@@ -148,6 +155,15 @@ impl Journal {
             return Err(Unavailable::Disconnected.into());
         }
         self.info().await.map(|_| ())
+    }
+
+    /// Whether there is more than one broker to connect to, by the settings or by what the broker told of its cluster.
+    pub(crate) fn has_a_choice(&self) -> bool {
+        let told = self
+            .client
+            .try_server_info()
+            .map_or(0, |info| info.connect_urls.len());
+        self.named.max(told) > 1
     }
 
     /// Waits until there is a connection, at most as long as a request may take.

@@ -9,7 +9,7 @@ mod queue;
 
 use std::{
     fmt,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -108,12 +108,22 @@ struct Orders {
     again: Vec<usize>,
 }
 
+/// A delivery that was answered with 2xx.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Acknowledged {
+    /// The event's id.
+    pub event: String,
+    /// The body of the answer.
+    pub answer: String,
+}
+
 /// A delivery under way. It ends when this is dropped.
 #[derive(Debug)]
 pub struct Delivery {
     shared: Arc<Shared>,
     progress: watch::Receiver<Progress>,
     orders: watch::Sender<Orders>,
+    acknowledged: Arc<Mutex<Vec<Acknowledged>>>,
     task: AbortHandle,
 }
 
@@ -143,6 +153,7 @@ impl Delivery {
         } else {
             0
         };
+        let acknowledged = Arc::default();
         let courier = Courier {
             shared: shared.clone(),
             client,
@@ -155,12 +166,14 @@ impl Delivery {
             cursor,
             repeated: 0,
             next_slot: Instant::now(),
+            acknowledged: Arc::clone(&acknowledged),
         };
         let task = tokio::spawn(courier.run()).abort_handle();
         Ok(Self {
             shared,
             progress,
             orders,
+            acknowledged,
             task,
         })
     }
@@ -168,6 +181,14 @@ impl Delivery {
     /// How far it is.
     pub fn progress(&self) -> Progress {
         self.progress.borrow().clone()
+    }
+
+    /// Every delivery answered with 2xx so far, in the order of the answers.
+    pub fn acknowledged(&self) -> Vec<Acknowledged> {
+        self.acknowledged
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// A receiver that sees every change of progress.

@@ -53,7 +53,7 @@ pub use api::{
 };
 pub use change::{Change, ChangeError, Outcome, Thing};
 pub use clock::{Clock, Millis};
-pub use delivery::{Counts, Delivery, DeliveryOptions, Faults, From, Progress};
+pub use delivery::{Acknowledged, Counts, Delivery, DeliveryOptions, Faults, From, Progress};
 pub use event::Event;
 pub use history::{Seed, Seeded};
 pub use options::{Absent, DirectoryOptions, Owner, Previous, RoleShape, Shape, Timestamps};

@@ -4,10 +4,14 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod bad_input;
+mod cluster;
 mod dead_letters;
+mod fail_over;
 mod faults;
+mod lying_broker;
 mod rebuilding;
 mod schema;
+mod soak;
 mod spine;
 mod stand;
 mod take_over;

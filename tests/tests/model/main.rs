@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
+mod cursor;
 mod history;
 mod rebuilding;
 

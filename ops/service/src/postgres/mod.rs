@@ -4,6 +4,7 @@ mod trouble;
 
 use std::time::Duration;
 
+use sqlx::Connection as _;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 
 pub use trouble::{Described, Trouble, described};
@@ -23,6 +24,12 @@ pub struct PoolSettings {
 
 /// After this long without a statement, the server ends an open transaction: a frozen program's locks go with it.
 const IDLE_IN_TRANSACTION: &str = "20s";
+
+/// How long to wait for a connection, and for a sign that one is alive.
+const ACQUIRED_WITHIN: Duration = Duration::from_secs(5);
+
+/// Longer than a statement waits for another program's locks, which the server ends before.
+const GIVEN_UP_AFTER: Duration = Duration::from_secs(40);
 
 /// Connections to the database at `url`. Returns at once: they are opened when needed, and opened again when lost.
 /// An error only when the URL cannot be understood.
@@ -52,11 +59,50 @@ pub fn pool(url: &Secret, settings: &PoolSettings) -> Result<PgPool, SettingErro
     ]);
     Ok(PgPoolOptions::new()
         .max_connections(settings.max_connections)
-        .acquire_timeout(Duration::from_secs(5))
+        .acquire_timeout(ACQUIRED_WITHIN)
         // The check below stands in for the ping, at the same price.
         .test_before_acquire(false)
         .before_acquire(|connection, _| Box::pin(is_writable(connection)))
+        .after_connect(|connection, _| Box::pin(must_be_writable(connection)))
+        // The pool's own ping would wait for ever, and keep the connection's place: see `answered`.
+        .after_release(|connection, _| Box::pin(answers(connection)))
         .connect_lazy_with(options))
+}
+
+/// Waits for what the database was asked, but not for ever: a server whose host is gone answers nothing, nor does it close
+/// the connection. What is given up is dropped, and its connection with it.
+///
+/// For single statements, and for few of them; every await of the database in a program that must go on belongs in here.
+pub async fn answered<T, E: From<sqlx::Error>>(asking: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+    answered_within(GIVEN_UP_AFTER, asking).await
+}
+
+/// The same for what may take as long as `limit`.
+pub async fn answered_within<T, E: From<sqlx::Error>>(
+    limit: Duration,
+    asking: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    match tokio::time::timeout(limit, asking).await {
+        Ok(answer) => answer,
+        Err(_) => Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()).into()),
+    }
+}
+
+async fn answers(connection: &mut sqlx::PgConnection) -> Result<bool, sqlx::Error> {
+    answered_within(ACQUIRED_WITHIN, connection.ping()).await?;
+    Ok(true)
+}
+
+/// A name that leads to a standby, before it is promoted: nothing can be done there.
+async fn must_be_writable(connection: &mut sqlx::PgConnection) -> Result<(), sqlx::Error> {
+    if is_writable(connection).await? {
+        Ok(())
+    } else {
+        Err(sqlx::Error::Io(std::io::Error::new(
+            std::io::ErrorKind::ReadOnlyFilesystem,
+            "the server is read-only: a standby",
+        )))
+    }
 }
 
 /// False for a server that has become read-only (after a fail-over, say): the pool then drops the connection, and the

@@ -3,17 +3,20 @@
 //! It decides nothing itself: fates come from `faults`, due times from `queue`.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use tokio::{sync::watch, task::JoinSet};
 
 use super::{
-    DeliveryOptions, Orders, Progress,
+    Acknowledged, DeliveryOptions, Orders, Progress,
     queue::{Parcel, Patience, Queue},
 };
 use crate::{shared::Shared, sign::sign};
+
+/// Status and body.
+pub(super) type Answer = (u16, String);
 
 /// The task behind a delivery.
 pub(super) struct Courier {
@@ -24,10 +27,11 @@ pub(super) struct Courier {
     pub(super) orders: watch::Receiver<Orders>,
     pub(super) progress: watch::Sender<Progress>,
     pub(super) queue: Queue,
-    pub(super) in_flight: JoinSet<(Parcel, Option<u16>)>,
+    pub(super) in_flight: JoinSet<(Parcel, Option<Answer>)>,
     pub(super) cursor: usize,
     pub(super) repeated: usize,
     pub(super) next_slot: Instant,
+    pub(super) acknowledged: Arc<Mutex<Vec<Acknowledged>>>,
 }
 
 impl Courier {
@@ -113,21 +117,26 @@ impl Courier {
                 .header("User-Agent", "WorkOS-Webhooks")
                 .header("WorkOS-Signature", signature)
                 .body(event.body().to_owned());
-            let status = match request.send().await {
+            let answer = match request.send().await {
                 Ok(answer) => {
                     let status = answer.status().as_u16();
                     // Read to its end, so that the connection can be used again.
-                    drop(answer.bytes().await);
-                    Some(status)
+                    Some((status, answer.text().await.unwrap_or_default()))
                 }
                 Err(_) => None,
             };
-            (parcel, status)
+            (parcel, answer)
         });
     }
 
-    fn settle(&mut self, joined: Result<(Parcel, Option<u16>), tokio::task::JoinError>) {
-        let Ok((parcel, status)) = joined else { return };
+    fn settle(&mut self, joined: Result<(Parcel, Option<Answer>), tokio::task::JoinError>) {
+        let Ok((parcel, answer)) = joined else { return };
+        let status = answer.as_ref().map(|(status, _)| *status);
+        if let Some((200..300, answer)) = answer {
+            let event = self.shared.world().events()[parcel.event].id.clone();
+            let mut acknowledged = self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner);
+            acknowledged.push(Acknowledged { event, answer });
+        }
         let patience = Patience {
             backoff: self.options.backoff,
             backoff_max: self.options.backoff_max,

@@ -1,0 +1,138 @@
+//! Striking, undoing it as a supervisor or the weather would, and measuring how long until all is well.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use tests::{Cut, Line};
+use workos_sim::Clock;
+
+use crate::plan::{PROJECTORS, Place, Round, Strike};
+use crate::stage::Stage;
+
+/// After so long something needs a person.
+const RECOVERS_WITHIN: Duration = Duration::from_mins(2);
+/// How long one look may take.
+const LOOK: Duration = Duration::from_secs(3);
+/// Between two looks.
+const AGAIN: Duration = Duration::from_millis(50);
+/// Between two changes of the canary while it is not seen.
+const SING: Duration = Duration::from_millis(300);
+
+impl Stage {
+    /// One round: the strikes, each for as long as it lasts. How long it took from the last one's end until all was well.
+    pub(crate) async fn round(&mut self, round: &Round) -> anyhow::Result<Duration> {
+        let began = Instant::now();
+        for blow in round {
+            self.strike(blow.strike)
+                .await
+                .with_context(|| format!("{:?}", blow.strike))?;
+        }
+        let mut ends: Vec<_> = round.iter().collect();
+        ends.sort_by_key(|blow| blow.lasts);
+        for blow in ends {
+            tokio::time::sleep(blow.lasts.saturating_sub(began.elapsed())).await;
+            self.lift(blow.strike)
+                .await
+                .with_context(|| format!("undoing {:?}", blow.strike))?;
+        }
+        let catch_up = round.iter().any(|blow| blow.strike.concerns_catch_up());
+        self.recovered(catch_up)
+            .await
+            .with_context(|| format!("after {round:?}"))
+    }
+
+    async fn strike(&mut self, strike: Strike) -> anyhow::Result<()> {
+        match strike {
+            Strike::Kill(Place::Nats) => self.nats.kill(),
+            Strike::Kill(Place::Postgres) => self.postgres.kill()?,
+            Strike::Kill(place) => self.program(place)?.kill(),
+            Strike::Freeze(Place::Nats) => self.nats.pause()?,
+            Strike::Freeze(Place::Postgres) => self.postgres.pause()?,
+            Strike::Freeze(place) => self.program(place)?.pause()?,
+            Strike::Terminate(Place::Nats) => self.nats.stop().await?,
+            Strike::Terminate(Place::Postgres) => self.postgres.stop().await?,
+            Strike::Terminate(place) => self.program(place)?.terminate().await?,
+            Strike::Cut(link, how) => self.lines[&link].cut(how),
+            Strike::Slow(link, bytes) => self.lines[&link].set(Line::Slow { bytes }),
+            Strike::Silence(link) => self.lines[&link].set(Line::Silent),
+            Strike::Refuse(link) => {
+                self.lines[&link].set(Line::Refused);
+                self.lines[&link].cut(Cut::Reset);
+            }
+            Strike::DiskFull(place) => self.disks[&place].fill()?,
+            Strike::Clock(place, seconds) => std::fs::write(&self.clocks[&place], seconds.to_string())?,
+        }
+        Ok(())
+    }
+
+    async fn lift(&mut self, strike: Strike) -> anyhow::Result<()> {
+        match strike {
+            Strike::Kill(Place::Nats) | Strike::Terminate(Place::Nats) => self.nats.start_again().await?,
+            Strike::Kill(Place::Postgres) | Strike::Terminate(Place::Postgres) => {
+                self.postgres.start_again().await?;
+            }
+            Strike::Kill(place) | Strike::Terminate(place) => self.program(place)?.start_again()?,
+            Strike::Freeze(Place::Nats) => self.nats.resume()?,
+            Strike::Freeze(Place::Postgres) => self.postgres.resume()?,
+            Strike::Freeze(place) => self.program(place)?.resume()?,
+            Strike::Cut(..) => {}
+            Strike::Slow(link, _) | Strike::Silence(link) | Strike::Refuse(link) => {
+                self.lines[&link].set(Line::Open);
+            }
+            Strike::DiskFull(place) => self.disks[&place].clear()?,
+            Strike::Clock(place, _) => std::fs::write(&self.clocks[&place], "0")?,
+        }
+        Ok(())
+    }
+
+    /// Waits until what happens from now on is seen in the tables, every program is ready, and the catch-up goes on.
+    pub(crate) async fn recovered(&mut self, catch_up: bool) -> anyhow::Result<Duration> {
+        let began = Instant::now();
+        let since = Clock::system().now().rfc3339();
+        let song = self.world.sing()?;
+        let mut sang = Instant::now();
+        loop {
+            self.supervise().await?;
+            let why = match tokio::time::timeout(LOOK, self.is_well(song, catch_up.then_some(&since))).await {
+                Ok(Ok(())) => return Ok(began.elapsed()),
+                Ok(Err(why)) => why,
+                Err(_) => anyhow::anyhow!("something does not answer"),
+            };
+            if began.elapsed() > RECOVERS_WITHIN {
+                bail!("not well after {RECOVERS_WITHIN:?}: {why:#}");
+            }
+            if sang.elapsed() > SING {
+                self.world.sing()?;
+                sang = Instant::now();
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+}
+
+impl Stage {
+    /// What the broker's default setting does when the power goes: what it acknowledged since its last sync is gone. The
+    /// store is set back to a copy; projectors that are too slow to have read it yet are frozen ones here.
+    pub(crate) async fn lose_power(&mut self, seed: u64) -> anyhow::Result<()> {
+        let traffic = self.world.traffic(seed)?;
+        self.recovered(false).await?;
+        for n in 0..PROJECTORS {
+            self.strike(Strike::Freeze(Place::Projector(n))).await?;
+        }
+        let synced = self.nats.copy_of_store()?;
+        let before = self.delivery.acknowledged().len();
+        tests::eventually(RECOVERS_WITHIN, async || {
+            let since = self.delivery.acknowledged().len() - before;
+            anyhow::ensure!(since > 50, "only {since} were acknowledged");
+            Ok(())
+        })
+        .await?;
+        drop(traffic);
+        self.nats.set_back(&synced).await?;
+        for n in 0..PROJECTORS {
+            self.lift(Strike::Freeze(Place::Projector(n))).await?;
+        }
+        self.recovered(false).await?;
+        Ok(())
+    }
+}

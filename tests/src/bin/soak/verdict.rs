@@ -1,0 +1,276 @@
+//! What must hold at the end: everything acknowledged is in the log, the tables show the truth, and the history tells each
+//! change once and adds up to the tables.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use futures_util::StreamExt as _;
+use serde_json::Value;
+use sqlx::{PgPool, Row as _};
+use tests::{agrees, eventually};
+use workos_sim::Acknowledged;
+
+use crate::stage::Stage;
+
+/// What names differences, at most.
+const SHOWN: usize = 5;
+
+/// What was found.
+#[derive(Debug, Default)]
+pub(crate) struct Verdict {
+    /// Events emitted.
+    pub(crate) events: usize,
+    /// Webhooks answered with 200.
+    pub(crate) acknowledged: usize,
+    /// Of them, events that are not in the log as they were said to be.
+    pub(crate) lost: Vec<String>,
+    /// Records in the log.
+    pub(crate) logged: usize,
+    /// Ids that are in the log more than once: harmless, but for the room.
+    pub(crate) stored_twice: usize,
+    /// Rows of the history.
+    pub(crate) changes: usize,
+    /// Rows of the history that tell nothing new, or do not follow from the row before.
+    pub(crate) duplicated_effects: Vec<String>,
+    /// Records that could not be applied.
+    pub(crate) dead_letters: i64,
+    /// Whatever else is not as it must be.
+    pub(crate) wrong: Vec<String>,
+}
+
+impl Verdict {
+    pub(crate) fn is_good(&self) -> bool {
+        self.lost.is_empty()
+            && self.duplicated_effects.is_empty()
+            && self.dead_letters == 0
+            && self.wrong.is_empty()
+    }
+}
+
+impl Stage {
+    /// Lets everything arrive, for as long as `patience` at each step, and looks. Nothing may strike any more, and nothing
+    /// happen in the world.
+    pub(crate) async fn verdict(&mut self, patience: Duration) -> anyhow::Result<Verdict> {
+        let mut verdict = Verdict::default();
+        self.delivery.hurry();
+        match self.delivery.drained_within(patience).await {
+            Ok(counts) if counts.gave_up == 0 => {}
+            other => verdict
+                .wrong
+                .push(format!("not everything was delivered: {other:?}")),
+        }
+        let truth = self.world.sim.truth();
+        let mut shows = eventually(patience, async || agrees(&self.pool, &truth).await).await;
+        if shows.is_ok() {
+            // And goes on to: nothing late, and no sweep, spoils it.
+            shows = tests::holds(Duration::from_secs(3), async || agrees(&self.pool, &truth).await).await;
+        }
+        verdict
+            .wrong
+            .extend(shows.err().map(|error| format!("{error:#}")));
+        verdict.events = self.world.sim.events().len();
+        let acknowledged = self.delivery.acknowledged();
+        verdict.acknowledged = acknowledged.len();
+        let log = self.log().await?;
+        verdict.logged = log.values().map(Vec::len).sum();
+        verdict.stored_twice = log.values().filter(|sources| sources.len() > 1).count();
+        verdict.lost = lost(&acknowledged, &log);
+        let dead = sqlx::query_scalar("select count(*) from dsync.dead_letters");
+        verdict.dead_letters = dead.fetch_one(&self.pool).await?;
+        let history = history(&self.pool).await?;
+        verdict.changes = history.len();
+        verdict.duplicated_effects = faults_of(&history);
+        let adds_up = adds_up(&self.pool, &history).await;
+        verdict
+            .wrong
+            .extend(adds_up.err().map(|error| format!("{error:#}")));
+        Ok(verdict)
+    }
+
+    /// Of every id in the log, the sources of its records.
+    async fn log(&self) -> anyhow::Result<BTreeMap<String, Vec<String>>> {
+        let nats = async_nats::connect(self.nats.url()).await?;
+        let stream = async_nats::jetstream::new(nats).get_stream("DSYNC").await?;
+        let state = stream.cached_info().state.clone();
+        let mut log: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        if state.messages == 0 {
+            return Ok(log);
+        }
+        let consumer = stream
+            .create_consumer(async_nats::jetstream::consumer::pull::OrderedConfig {
+                headers_only: true,
+                ..Default::default()
+            })
+            .await?;
+        let mut messages = consumer.messages().await?;
+        while let Some(message) = messages.next().await {
+            let message = message?;
+            let header = |name: &str| message.headers.as_ref()?.get(name).map(ToString::to_string);
+            let (id, source) = (header("Nats-Msg-Id"), header("Dsync-Source"));
+            log.entry(id.unwrap_or_default())
+                .or_default()
+                .push(source.unwrap_or_default());
+            let position = message.info().map_err(|error| anyhow::anyhow!("{error}"))?;
+            if position.stream_sequence >= state.last_sequence {
+                break;
+            }
+        }
+        Ok(log)
+    }
+}
+
+/// What was acknowledged and is not there. A webhook that was told it is the first must be there as a webhook: had it been
+/// lost and brought back by the catch-up, its record would be from the Events API.
+fn lost(acknowledged: &[Acknowledged], log: &BTreeMap<String, Vec<String>>) -> Vec<String> {
+    let mut lost = BTreeSet::new();
+    for Acknowledged { event, answer } in acknowledged {
+        let sources = log.get(event).map(Vec::as_slice).unwrap_or_default();
+        let first = answer.contains("accepted");
+        if sources.is_empty() || (first && !sources.iter().any(|source| source == "webhook")) {
+            lost.insert(event.clone());
+        }
+    }
+    lost.into_iter().collect()
+}
+
+/// One row of the history.
+#[derive(Debug)]
+struct Change {
+    id: i64,
+    entity: String,
+    operation: String,
+    before: Option<Value>,
+    after: Option<Value>,
+}
+
+async fn history(pool: &PgPool) -> anyhow::Result<Vec<Change>> {
+    // When a membership was last seen is no change of it.
+    let rows = sqlx::query(
+        "select change_id, entity || '/' || entity_id as entity, operation, before - 'seen_at' as before,
+            after - 'seen_at' as after
+         from directory.changes order by change_id",
+    );
+    let rows = rows.fetch_all(pool).await.context("cannot read the history")?;
+    let change = |row: &sqlx::postgres::PgRow| {
+        Ok(Change {
+            id: row.try_get("change_id")?,
+            entity: row.try_get("entity")?,
+            operation: row.try_get("operation")?,
+            before: row.try_get("before")?,
+            after: row.try_get("after")?,
+        })
+    };
+    rows.iter().map(change).collect()
+}
+
+/// Rows that tell nothing new, or do not follow from the row before of the same object.
+fn faults_of(history: &[Change]) -> Vec<String> {
+    let mut shown: BTreeMap<&str, &Value> = BTreeMap::new();
+    let mut faults = Vec::new();
+    for change in history {
+        let (id, entity) = (change.id, &change.entity);
+        if change.before == change.after {
+            faults.push(format!(
+                "change {id} of {entity} changes nothing ({})",
+                change.operation
+            ));
+        }
+        if shown.get(entity.as_str()).copied() != change.before.as_ref() {
+            faults.push(format!(
+                "change {id} of {entity} does not follow from the one before"
+            ));
+        }
+        match &change.after {
+            Some(after) => shown.insert(entity, after),
+            None => shown.remove(entity.as_str()),
+        };
+    }
+    faults
+}
+
+/// Fails unless the changes, one after the other, lead to what the views show.
+async fn adds_up(pool: &PgPool, history: &[Change]) -> anyhow::Result<()> {
+    let mut added: BTreeMap<&str, &Value> = BTreeMap::new();
+    for change in history {
+        match &change.after {
+            Some(after) => added.insert(&change.entity, after),
+            None => added.remove(change.entity.as_str()),
+        };
+    }
+    let rows = sqlx::query(
+        "select 'directory/' || id as entity, to_jsonb(v) as shown from directory.directories v
+         union all select 'user/' || id, to_jsonb(v) from directory.users v
+         union all select 'group/' || id, to_jsonb(v) from directory.groups v
+         union all select 'membership/' || group_id || '/' || user_id, to_jsonb(v) - 'seen_at'
+            from directory.memberships v",
+    );
+    let rows = rows.fetch_all(pool).await?;
+    let mut wrong = Vec::new();
+    for row in &rows {
+        let (entity, shown): (String, Value) = (row.try_get("entity")?, row.try_get("shown")?);
+        if added.remove(entity.as_str()) != Some(&shown) {
+            wrong.push(entity);
+        }
+    }
+    wrong.extend(added.keys().map(ToString::to_string));
+    let some: Vec<&String> = wrong.iter().take(SHOWN).collect();
+    ensure!(
+        wrong.is_empty(),
+        "the history does not lead to what {} rows show: {some:?}",
+        wrong.len()
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod checks {
+    use serde_json::json;
+
+    use super::*;
+
+    fn change(id: i64, before: Option<Value>, after: Option<Value>) -> Change {
+        Change {
+            id,
+            entity: "user/1".to_owned(),
+            operation: "updated".to_owned(),
+            before,
+            after,
+        }
+    }
+
+    #[test]
+    fn what_was_acknowledged_must_be_there_as_it_was_said() {
+        let said = |event: &str, answer: &str| Acknowledged {
+            event: event.to_owned(),
+            answer: answer.to_owned(),
+        };
+        let log = [("a", "webhook"), ("b", "events_api"), ("c", "events_api")];
+        let log = log
+            .map(|(id, source)| (id.to_owned(), vec![source.to_owned()]))
+            .into();
+        let acknowledged = [
+            said("a", r#"{"status":"accepted"}"#),
+            said("b", r#"{"status":"duplicate"}"#),
+            // Lost, and brought back by the catch-up.
+            said("c", r#"{"status":"accepted"}"#),
+            said("d", r#"{"status":"duplicate"}"#),
+        ];
+        assert_eq!(lost(&acknowledged, &log), ["c", "d"]);
+    }
+
+    #[test]
+    fn a_change_told_twice_or_out_of_nowhere_is_named() {
+        let (one, two) = (Some(json!({"n": 1})), Some(json!({"n": 2})));
+        let good = [
+            change(1, None, one.clone()),
+            change(2, one.clone(), two.clone()),
+            change(3, two.clone(), None),
+        ];
+        assert!(faults_of(&good).is_empty());
+        let twice = [change(1, None, one.clone()), change(2, None, one.clone())];
+        assert_eq!(faults_of(&twice).len(), 1);
+        let nothing = [change(1, None, one.clone()), change(2, one.clone(), one)];
+        assert_eq!(faults_of(&nothing).len(), 1);
+    }
+}

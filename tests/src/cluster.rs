@@ -1,0 +1,100 @@
+//! Three brokers that hold one log, with a line between any two that can be cut.
+
+use std::collections::BTreeMap;
+
+use anyhow::Context as _;
+
+use crate::nats::Nats;
+use crate::ports::Port;
+use crate::proxy::{Cut, Line, Proxy};
+
+/// Where servers are told to find each other if not by the lines: nowhere.
+const NOWHERE: &str = "127.0.0.1:1";
+
+/// A cluster of servers.
+#[derive(Debug)]
+pub struct Cluster {
+    /// The servers, named `n0` and on.
+    pub servers: Vec<Nats>,
+    /// By who connects and to whom.
+    lines: BTreeMap<(usize, usize), Proxy>,
+}
+
+impl Cluster {
+    /// Servers that form one cluster, which may need a moment to elect who leads it.
+    pub async fn start(size: usize) -> anyhow::Result<Cluster> {
+        let mut ports = Vec::new();
+        for _ in 0..size {
+            ports.push(Port::reserve()?);
+        }
+        let mut lines = BTreeMap::new();
+        for from in 0..size {
+            for (to, port) in ports.iter().enumerate().filter(|(to, _)| *to != from) {
+                lines.insert((from, to), Proxy::to(port.address()).await?);
+            }
+        }
+        let mut servers = Vec::new();
+        for (n, port) in ports.into_iter().enumerate() {
+            let routes = lines.iter().filter(|((from, _), _)| *from == n);
+            let routes: Vec<String> = routes
+                .map(|(_, line)| format!("nats-route://{}", line.address()))
+                .collect();
+            let lines = vec![
+                format!("server_name: n{n}"),
+                format!(
+                    "cluster {{ name: private, listen: \"{}\", advertise: \"{NOWHERE}\", routes: [{}] }}",
+                    port.address(),
+                    routes.join(", ")
+                ),
+            ];
+            let mut server = Nats::member(lines, port)?;
+            server.start_again().await?;
+            servers.push(server);
+        }
+        Ok(Cluster { servers, lines })
+    }
+
+    /// Every server's address, as programs are told of a cluster.
+    pub fn url(&self) -> String {
+        let urls: Vec<String> = self.servers.iter().map(Nats::url).collect();
+        urls.join(",")
+    }
+
+    /// Splits one server off: it lives, its clients stay, and it hears nothing of the others.
+    pub fn isolate(&self, server: usize) {
+        for ((from, to), line) in &self.lines {
+            if *from == server || *to == server {
+                line.set(Line::Silent);
+            }
+        }
+    }
+
+    /// Ends a split. What was sent meanwhile is lost, as it is after a long one.
+    pub fn join(&self) {
+        for line in self.lines.values() {
+            line.cut(Cut::Reset);
+            line.set(Line::Open);
+        }
+    }
+
+    /// The server that leads the stream `name`, once both others have all of it.
+    pub async fn leader(&self, name: &str) -> anyhow::Result<usize> {
+        let client = async_nats::connect(self.servers[0].url()).await?;
+        let stream = async_nats::jetstream::new(client).get_stream(name).await?;
+        let cluster = stream.cached_info().cluster.clone().context("no cluster")?;
+        let current = cluster
+            .replicas
+            .iter()
+            .filter(|peer| peer.current && !peer.offline)
+            .count();
+        anyhow::ensure!(
+            current + 1 == self.servers.len(),
+            "only {current} followers are current"
+        );
+        let leader = cluster.leader.context("the stream has no leader")?;
+        leader
+            .strip_prefix('n')
+            .and_then(|n| n.parse().ok())
+            .context("a leader of another cluster")
+    }
+}

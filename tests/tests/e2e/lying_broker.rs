@@ -1,0 +1,199 @@
+//! A broker that loses what it acknowledged, because it lost its power before it had synced: noticed, and healed without a
+//! person, by what the Events API still lists or by what the state API says now. (SIGKILL is not enough: the kernel keeps
+//! what was written. The store is set back to an older copy instead.)
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use futures_util::StreamExt as _;
+use tests::{Program, Running, agrees, eventually};
+use workos_sim::Faults;
+
+use crate::stand::{BOUND, Stand};
+
+fn reconciler(stand: &Stand) -> Program {
+    Program::new("dsync-reconciler")
+        .env("NATS_URL", stand.nats.url())
+        .env("DATABASE_URL", stand.postgres.url())
+        .env("WORKOS_API_URL", stand.sim.url())
+        .env("WORKOS_API_KEY", stand.sim.api_key())
+        .env("EVENTS_POLL_INTERVAL", "1s")
+        .env("EVENTS_HOLDBACK", "1s")
+        .env("SWEEP_CLOCK_MARGIN", "2s")
+}
+
+/// Ids of everything in the log.
+async fn logged(stand: &Stand) -> anyhow::Result<BTreeSet<String>> {
+    let nats = async_nats::connect(stand.nats.url()).await?;
+    let stream = async_nats::jetstream::new(nats).get_stream("DSYNC").await?;
+    let last = stream.cached_info().state.last_sequence;
+    let config = async_nats::jetstream::consumer::pull::OrderedConfig::default();
+    let mut messages = stream.create_consumer(config).await?.messages().await?;
+    let mut ids = BTreeSet::new();
+    while let Some(message) = messages.next().await {
+        let message = message?;
+        let id = message
+            .headers
+            .as_ref()
+            .and_then(|headers| headers.get("Nats-Msg-Id"));
+        ids.insert(id.context("a record without an id")?.to_string());
+        let info = message.info().map_err(|error| anyhow::anyhow!("{error}"))?;
+        if info.stream_sequence >= last {
+            break;
+        }
+    }
+    Ok(ids)
+}
+
+/// Everything up, people in the tables, and the catch-up past it all.
+async fn settled() -> anyhow::Result<(Stand, workos_sim::Delivery)> {
+    let stand = Stand::up().await?;
+    let delivery = stand.deliver(Faults::none())?;
+    stand.populate(15, 3)?;
+    delivery.drained().await;
+    Ok((stand, delivery))
+}
+
+async fn rewinds(projector: &Running) -> anyhow::Result<()> {
+    eventually(BOUND, async || {
+        let noticed = projector
+            .metrics()
+            .await?
+            .get("dsync_projector_log_rewinds_total", &[])?;
+        ensure!(noticed > 0.5, "no alarm");
+        Ok(())
+    })
+    .await
+}
+
+/// Waits until the catch-up has read on from now.
+async fn caught_up(stand: &Stand) -> anyhow::Result<()> {
+    let since = workos_sim::Clock::system().now().rfc3339();
+    eventually(BOUND, async || {
+        let done: bool = sqlx::query_scalar(
+            "select coalesce(position >= $1::timestamptz + interval '1 s', false) from dsync.duties where duty = 'catch_up'",
+        )
+        .bind(&since)
+        .fetch_one(&stand.pool)
+        .await?;
+        ensure!(done, "not caught up");
+        Ok(())
+    })
+    .await
+}
+
+async fn tables_heal(stand: &Stand) -> anyhow::Result<()> {
+    eventually(BOUND, async || agrees(&stand.pool, &stand.sim.truth()).await).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_it_lost_comes_back_from_the_events_api() -> anyhow::Result<()> {
+    let (mut stand, delivery) = settled().await?;
+    let projector = stand.projector().start().await?;
+    let _reconciler = reconciler(&stand).env("SWEEP_INTERVAL", "0").start().await?;
+    caught_up(&stand).await?;
+    let store = stand.nats.copy_of_store()?;
+    stand.sim.burst(150)?;
+    delivery.drained().await;
+    stand.agrees().await?;
+    caught_up(&stand).await?;
+    stand.nats.set_back(&store).await?;
+    rewinds(&projector).await?;
+    // Though the tables already have it: a rebuild will want it, and so will whoever reads the log.
+    let told: BTreeSet<String> = delivery.acknowledged().into_iter().map(|one| one.event).collect();
+    eventually(BOUND, async || {
+        let logged = logged(&stand).await?;
+        let missing = stand.sim.events();
+        let missing = missing
+            .iter()
+            .filter(|event| told.contains(&event.id) && !logged.contains(&event.id));
+        // The API lists no types it does not know.
+        let missing: Vec<&str> = missing
+            .map(|event| event.kind.as_str())
+            .filter(|kind| !kind.contains("schedule"))
+            .collect();
+        ensure!(
+            missing.is_empty(),
+            "{} are still not in the log: {:?}",
+            missing.len(),
+            missing[0]
+        );
+        Ok(())
+    })
+    .await?;
+    tables_heal(&stand).await
+}
+
+/// No events are listed any more, so that only a look at what is true now can help; and nobody asks for that look.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_it_lost_and_nobody_lists_is_swept_up() -> anyhow::Result<()> {
+    let (mut stand, delivery) = settled().await?;
+    let mut projector = stand.projector().start().await?;
+    let _reconciler = reconciler(&stand).env("SWEEP_INTERVAL", "1h").start().await?;
+    stand.agrees().await?;
+    eventually(BOUND, async || {
+        let due = stand
+            .count("select count(*) from dsync.sweeps where swept_at is null")
+            .await?;
+        ensure!(due == 0, "{due} directories are not swept yet");
+        Ok(())
+    })
+    .await?;
+    caught_up(&stand).await?;
+    let store = stand.nats.copy_of_store()?;
+    stand.sim.burst(30)?;
+    delivery.drained().await;
+    stand.agrees().await?;
+    // More, of which the projector reads nothing before it is lost.
+    projector.pause()?;
+    stand.sim.burst(30)?;
+    delivery.drained().await;
+    stand.sim.tune(|tuning| tuning.events.retention = Duration::ZERO);
+    stand.nats.set_back(&store).await?;
+    projector.resume()?;
+    rewinds(&projector).await?;
+    tables_heal(&stand).await
+}
+
+/// What nobody had applied yet is missed by nobody's position: the log is as long as what was applied, or longer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_it_lost_before_anybody_read_it_is_noticed_and_comes_back() -> anyhow::Result<()> {
+    let (mut stand, delivery) = settled().await?;
+    let mut projector = stand.projector().start().await?;
+    let _reconciler = reconciler(&stand).env("SWEEP_INTERVAL", "0").start().await?;
+    stand.agrees().await?;
+    caught_up(&stand).await?;
+    let store = stand.nats.copy_of_store()?;
+    // It sees how long the log is, and applies none of it.
+    sqlx::query("update dsync.progress set holder = 'a stranger', held_until = now() + interval '1 hour'")
+        .execute(&stand.pool)
+        .await?;
+    eventually(BOUND, async || {
+        let held = projector.metrics().await?.get("dsync_projector_lane_held", &[])?;
+        ensure!(held < 0.5, "the projector still works");
+        Ok(())
+    })
+    .await?;
+    stand.sim.burst(60)?;
+    delivery.drained().await;
+    eventually(BOUND, async || {
+        let pending = projector
+            .metrics()
+            .await?
+            .get("dsync_projector_pending_messages", &[])?;
+        ensure!(pending > 50.0, "it has seen {pending} records");
+        Ok(())
+    })
+    .await?;
+    // Long enough ago that the catch-up does not read it again of itself.
+    caught_up(&stand).await?;
+    caught_up(&stand).await?;
+    stand.nats.set_back(&store).await?;
+    sqlx::query("update dsync.progress set holder = null")
+        .execute(&stand.pool)
+        .await?;
+    rewinds(&projector).await?;
+    tables_heal(&stand).await?;
+    projector.terminate().await
+}
