@@ -9,6 +9,7 @@ mod dead_letters;
 mod fail_over;
 mod faults;
 mod lying_broker;
+mod overload;
 mod rebuilding;
 mod schema;
 mod soak;

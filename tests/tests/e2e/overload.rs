@@ -1,0 +1,296 @@
+//! More than can be stored, and more who connect than can be served: memory stays bounded, senders are told to come again,
+//! honest deliveries get through in the end, and nobody restarts anything.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tests::{Line, Nats, Postgres, Program, Proxy, Running, agrees, eventually};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use workos_sim::{Counts, Delivery, DeliveryOptions, DirectoryOptions, Options, Seed, Sim};
+
+use crate::stand::{BOUND, SECRET};
+
+/// Bytes a second that pass between ingest and the broker when that is slow.
+const TRICKLE: u32 = 30_000;
+/// More than ingest may ever need, in a debug build, on top of what it needs idle.
+const MORE_MEMORY: u64 = 160 << 20;
+
+struct Stage {
+    ingest: Running,
+    _projector: Running,
+    postgres: Postgres,
+    nats: Nats,
+    to_broker: Proxy,
+    sim: Sim,
+}
+
+impl Stage {
+    async fn set() -> anyhow::Result<Stage> {
+        let (postgres, nats) = tokio::try_join!(Postgres::migrated(), Nats::start())?;
+        let to_broker = Proxy::to(nats.address()).await?;
+        let ingest = Program::new("dsync-ingest")
+            .env("NATS_URL", to_broker.instead_of(&nats.url()))
+            .env("WORKOS_WEBHOOK_SECRET", SECRET)
+            .start()
+            .await?;
+        let projector = Program::new("dsync-projector")
+            .env("NATS_URL", nats.url())
+            .env("DATABASE_URL", postgres.url())
+            .start()
+            .await?;
+        let sim = Sim::start(Options::default()).await?;
+        Ok(Stage {
+            ingest,
+            _projector: projector,
+            postgres,
+            nats,
+            to_broker,
+            sim,
+        })
+    }
+
+    fn deliver(&self, options: impl FnOnce(DeliveryOptions) -> DeliveryOptions) -> anyhow::Result<Delivery> {
+        let url = format!("{}/webhooks/workos", self.ingest.listen_url());
+        Ok(self.sim.deliver(options(DeliveryOptions::new(url, SECRET)))?)
+    }
+
+    fn people(&self, users: usize) -> anyhow::Result<()> {
+        let directory = self.sim.create_directory(DirectoryOptions::default())?;
+        self.sim.seed(
+            &directory,
+            &Seed {
+                users,
+                groups: 10,
+                ..Seed::default()
+            },
+        )?;
+        Ok(())
+    }
+
+    /// Bytes of memory that ingest holds now.
+    fn memory(&self) -> anyhow::Result<u64> {
+        let pid = self.ingest.pid().context("ingest is not running")?;
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+        Ok(kilobytes.context("no VmRSS")? << 10)
+    }
+
+    async fn stored(&self) -> anyhow::Result<u64> {
+        let nats = async_nats::connect(self.nats.url()).await?;
+        let stream = async_nats::jetstream::new(nats).get_stream("DSYNC").await?;
+        Ok(stream.cached_info().state.last_sequence)
+    }
+
+    /// Everything gets through, and is in the tables.
+    async fn arrives(&self, delivery: &Delivery) -> anyhow::Result<Counts> {
+        let counts = tokio::time::timeout(BOUND, delivery.drained()).await;
+        let counts = counts.with_context(|| format!("{:?}", delivery.progress()))?;
+        ensure!(counts.gave_up == 0, "{counts:?}");
+        let pool = self.postgres.pool().await?;
+        eventually(BOUND, async || agrees(&pool, &self.sim.truth()).await).await?;
+        Ok(counts)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_times_what_can_be_stored_is_refused_politely_and_gets_through_later() -> anyhow::Result<()> {
+    let stage = Stage::set().await?;
+    let idle = stage.memory()?;
+    stage.to_broker.set(Line::Slow { bytes: TRICKLE });
+    stage.people(1_200)?;
+    let delivery = stage.deliver(|options| DeliveryOptions {
+        concurrency: 700,
+        rate: Some(500.0),
+        backoff_max: Duration::from_secs(1),
+        timeout: Duration::from_secs(10),
+        ..options
+    })?;
+    let (began, mut most) = (Instant::now(), idle);
+    while began.elapsed() < Duration::from_secs(15) {
+        most = most.max(stage.memory()?);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let counts = delivery.progress().counts;
+    let stored = stage.stored().await?.max(1);
+    println!(
+        "{} sent, {stored} stored in {:?}: {counts:?}",
+        counts.sent,
+        began.elapsed()
+    );
+    ensure!(
+        counts.sent > 10 * stored,
+        "{} is not ten times {stored}",
+        counts.sent
+    );
+    ensure!(
+        counts.answers.get(&503).copied().unwrap_or(0) > 0,
+        "nobody was refused: {counts:?}"
+    );
+    // What a refusal says, of one more webhook.
+    let told = eventually(BOUND, async || {
+        let event = stage.sim.events().pop().context("no events")?;
+        let signature = workos_sim::sign(SECRET, workos_sim::Clock::system().now(), event.body().as_bytes());
+        let asking = reqwest::Client::new()
+            .post(format!("{}/webhooks/workos", stage.ingest.listen_url()))
+            .header("WorkOS-Signature", signature)
+            .body(event.body().to_owned());
+        let answer = asking.send().await?;
+        ensure!(answer.status() == 503, "{}", answer.status());
+        let after = answer.headers().get("Retry-After").context("no Retry-After")?;
+        Ok(after.to_str()?.parse::<u32>()?)
+    })
+    .await?;
+    ensure!(told > 0, "come again at once?");
+    stage.to_broker.set(Line::Open);
+    delivery.hurry();
+    let freed = Instant::now();
+    let counts = stage.arrives(&delivery).await?;
+    most = most.max(stage.memory()?);
+    println!(
+        "all {} events arrived {:?} after the broker was quick again: {counts:?}",
+        counts.events,
+        freed.elapsed()
+    );
+    println!(
+        "memory of ingest: {} KiB idle, {} KiB at most",
+        idle >> 10,
+        most >> 10
+    );
+    ensure!(counts.unanswered == 0, "time-outs: {counts:?}");
+    ensure!(most < idle + MORE_MEMORY, "{most} bytes, {idle} idle");
+    Ok(())
+}
+
+/// Room for this many files in this process; how many that are.
+fn files(wanted: u64) -> u64 {
+    let now = getrlimit(Resource::Nofile);
+    let most = now.maximum.unwrap_or(u64::MAX);
+    let new = Rlimit {
+        current: Some(wanted.min(most)),
+        maximum: now.maximum,
+    };
+    setrlimit(Resource::Nofile, new).ok();
+    getrlimit(Resource::Nofile).current.unwrap_or(wanted)
+}
+
+/// Keeps `count` connections that send `what` once, then a byte a second of a header or a body that never ends, or nothing;
+/// how many are open is counted. Those that are closed come back.
+fn besiege(
+    siege: &mut JoinSet<()>,
+    address: &str,
+    count: usize,
+    what: &'static [u8],
+    drips: bool,
+) -> Arc<AtomicUsize> {
+    let open = Arc::new(AtomicUsize::new(0));
+    for _ in 0..count {
+        let (address, open) = (address.to_owned(), Arc::clone(&open));
+        siege.spawn(async move {
+            loop {
+                if let Ok(Ok(stream)) =
+                    tokio::time::timeout(Duration::from_secs(20), TcpStream::connect(&address)).await
+                {
+                    open.fetch_add(1, Ordering::Relaxed);
+                    stay(stream, what, drips).await;
+                    open.fetch_sub(1, Ordering::Relaxed);
+                }
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+        });
+    }
+    open
+}
+
+async fn stay(mut stream: TcpStream, what: &[u8], drips: bool) {
+    if stream.write_all(what).await.is_err() {
+        return;
+    }
+    let mut answer = [0; 512];
+    loop {
+        tokio::select! {
+            read = stream.read(&mut answer) => if !matches!(read, Ok(1..)) { return },
+            () = tokio::time::sleep(Duration::from_secs(1)) => {
+                if drips && stream.write_all(b"x").await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_thousand_idle_connections_and_slow_senders_do_not_keep_honest_ones_out() -> anyhow::Result<()> {
+    let files = files(24_000);
+    let stage = Stage::set().await?;
+    let before = stage.memory()?;
+    let address = stage.ingest.listen_url().trim_start_matches("http://").to_owned();
+    let mut siege = JoinSet::new();
+    let idlers = usize::try_from(files.saturating_sub(2_000))?.min(10_000);
+    let headers = besiege(
+        &mut siege,
+        &address,
+        300,
+        b"POST /webhooks/workos HTTP/1.1\r\nHost: x\r\nX-Y: ",
+        true,
+    );
+    let body = b"POST /webhooks/workos HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\n{";
+    let bodies = besiege(&mut siege, &address, 300, body, true);
+    eventually(BOUND, async || {
+        let slow = [&headers, &bodies].map(|open| open.load(Ordering::Relaxed));
+        ensure!(
+            slow.iter().all(|open| *open > 100),
+            "{slow:?} slow ones are connected"
+        );
+        Ok(())
+    })
+    .await?;
+    let idle = besiege(&mut siege, &address, idlers, b"", false);
+    eventually(BOUND, async || {
+        let open = idle.load(Ordering::Relaxed);
+        ensure!(open > 1_500.min(idlers / 2), "only {open} connections are open");
+        Ok(())
+    })
+    .await?;
+    stage.people(30)?;
+    let began = Instant::now();
+    let delivery = stage.deliver(|options| DeliveryOptions {
+        backoff_max: Duration::from_secs(1),
+        timeout: Duration::from_secs(30),
+        ..options
+    })?;
+    let counts = stage.arrives(&delivery).await?;
+    let (idle, headers, bodies) = [idle, headers, bodies]
+        .map(|open| open.load(Ordering::Relaxed))
+        .into();
+    println!(
+        "{idle} idle, {headers} slow with headers, {bodies} slow with bodies connected, of {idlers} and 600"
+    );
+    println!(
+        "{} honest deliveries took {:?}: {counts:?}",
+        counts.acked,
+        began.elapsed()
+    );
+    let besieged = stage.memory()?;
+    println!(
+        "memory of ingest: {} KiB before, {} KiB besieged",
+        before >> 10,
+        besieged >> 10
+    );
+    ensure!(
+        besieged < before + MORE_MEMORY,
+        "{besieged} bytes, {before} before"
+    );
+    siege.shutdown().await;
+    // And as if nothing had been.
+    let began = Instant::now();
+    stage.sim.burst(30)?;
+    stage.arrives(&delivery).await?;
+    println!("after the siege: {:?}", began.elapsed());
+    Ok(())
+}
