@@ -1,7 +1,7 @@
 //! Log lines: what is logged (`RUST_LOG`) and how it looks (`LOG_FORMAT`). They go to standard error, so that what a
 //! subcommand prints stays clean.
 
-use std::io;
+use std::io::{self, IsTerminal as _};
 
 use clap::{Args, ValueEnum};
 use tracing::{Level, Metadata};
@@ -50,7 +50,10 @@ pub(crate) fn start(args: &LogArgs) -> Result<(), SettingError> {
     }
     let filter = EnvFilter::try_new(&args.rust_log)
         .map_err(|e| SettingError::malformed("RUST_LOG", format!("is not a log filter: {e}")))?;
-    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    // Colours are for terminals: in a file they are in the way of whoever searches it.
+    let lines = tracing_subscriber::fmt::layer()
+        .with_ansi(io::stderr().is_terminal())
+        .with_writer(io::stderr);
     let lines = match args.log_format {
         LogFormat::Text => lines.boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),

@@ -6,6 +6,7 @@
 mod bad_input;
 mod dead_letters;
 mod faults;
+mod foreign;
 mod schema;
 mod spine;
 mod stand;
