@@ -5,6 +5,7 @@
 //!
 //! What never happens here: using the programs' own code to judge them. The harness depends on none of their libraries.
 
+mod authority;
 mod comparison;
 mod eventually;
 mod metrics;
@@ -17,6 +18,7 @@ mod running;
 mod template;
 mod watchdog;
 
+pub use authority::{Authority, Identity};
 pub use comparison::{Difference, agrees, differences};
 pub use eventually::{eventually, holds};
 pub use metrics::Metrics;

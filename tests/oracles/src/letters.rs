@@ -110,5 +110,7 @@ fn searched(entry: &Entry) {
     let mut marks = Marks::new("directory_user_1", []);
     marks.learn(body);
     let found = marks.are_in(body);
-    assert!(found || !possible_ids(body).contains(&"directory_user_1"));
+    // Escapes may make another id of it.
+    let named = !body.contains(&b'\\') && possible_ids(body).contains(&"directory_user_1");
+    assert!(found || !named);
 }
