@@ -56,6 +56,13 @@ pub struct WebhookArgs {
         value_name = "ADDR"
     )]
     pub listen_addr: SocketAddr,
+    /// File with the certificate chain (PEM) for webhooks over TLS, read again when it changes; unset = plain HTTP, for a
+    /// proxy that ends TLS
+    #[arg(long, env = "TLS_CERT", value_name = "PATH")]
+    pub tls_cert: Option<PathBuf>,
+    /// File with the private key (PEM) of `TLS_CERT`
+    #[arg(long, env = "TLS_KEY", value_name = "PATH")]
+    pub tls_key: Option<PathBuf>,
     /// Where `/metrics`, `/livez` and `/readyz` answer
     #[arg(long, env = "ADMIN_ADDR", default_value = "0.0.0.0:9464", value_name = "ADDR")]
     pub admin_addr: SocketAddr,
@@ -104,6 +111,7 @@ impl Cli {
         Connection {
             url: self.journal.nats_url.expose().to_owned(),
             creds: self.journal.nats_creds.clone(),
+            ca: self.journal.nats_ca.clone(),
             stream: self.journal.dsync_stream.clone(),
             name: name.to_owned(),
         }

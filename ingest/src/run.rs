@@ -6,8 +6,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 use journal::Journal;
 use service::boot::Context;
-use service::http::{Limits, serve};
+use service::http::{Limits, serve_with};
 use service::settings::SettingError;
+use service::tls::Tls;
 use service::{admin, healthcheck};
 use tokio::net::TcpListener;
 
@@ -43,14 +44,19 @@ pub async fn run(cli: Cli, context: Context) -> anyhow::Result<ExitCode> {
 }
 
 async fn receive(cli: &Cli, context: &Context) -> anyhow::Result<ExitCode> {
+    let webhook = &cli.webhook;
+    let tls = Tls::given(webhook.tls_cert.as_deref(), webhook.tls_key.as_deref())?;
     let ingest = assemble(cli, context).await?;
-    let _admin = admin::serve(cli.webhook.admin_addr, context).await?;
-    let addr = cli.webhook.listen_addr;
+    let _admin = admin::serve(webhook.admin_addr, context).await?;
+    let addr = webhook.listen_addr;
     let listener = TcpListener::bind(addr)
         .await
         .with_context(|| format!("LISTEN_ADDR (--listen-addr): cannot listen on {addr}"))?;
-    tracing::info!(addr = %listener.local_addr()?, path = ingest.path, "receiving webhooks");
-    serve(listener, router(ingest), LIMITS, context.shutdown.clone()).await;
+    tracing::info!(addr = %listener.local_addr()?, path = ingest.path, tls = tls.is_some(), "receiving webhooks");
+    if let Some(tls) = &tls {
+        tokio::spawn(tls.clone().keep_fresh(context.shutdown.clone()));
+    }
+    serve_with(listener, tls, router(ingest), LIMITS, context.shutdown.clone()).await;
     tracing::info!("stopped");
     Ok(ExitCode::SUCCESS)
 }

@@ -94,7 +94,9 @@ impl Marks {
     /// not be JSON: what is searched is mostly what could not be read.
     pub fn are_in(&self, body: &[u8]) -> bool {
         let text = unescaped(&String::from_utf8_lossy(body)).to_lowercase();
-        self.folded.iter().any(|mark| holds(&text, mark))
+        // An id ends where no id goes on, an address where no name does: `dsync.d.user.<id>.updated` holds the id.
+        let id = self.folded.first().map_or("", String::as_str);
+        possible_ids(text.as_bytes()).contains(&id) || self.folded.iter().any(|mark| holds(&text, mark))
     }
 }
 
@@ -157,6 +159,8 @@ mod tests {
             (&br#"{"id":"user_1"}"#[..], true),
             (br#"{"id":"user_10"}"#, false),
             (br#"{"id":"an_user_1"}"#, false),
+            (b"dsync.d.user.user_1.updated", true),
+            (b"\xff.user_1@", true),
             (b"not json: ann@example.COM!", true),
             (br#"{"email":"joann@example.com"}"#, false),
             (br#"{"email":"ann\u0040example.com"}"#, true),

@@ -68,6 +68,7 @@ async fn servers() -> anyhow::Result<Servers> {
     let journal = Journal::connect(&Connection {
         url: nats.url(),
         creds: None,
+        ca: None,
         stream: "DSYNC".to_owned(),
         name: "bench".to_owned(),
     })

@@ -90,6 +90,7 @@ async fn work(cli: &Cli, context: &Context) -> anyhow::Result<Work> {
     let journal = Journal::connect(&Connection {
         url: cli.journal.nats_url.expose().to_owned(),
         creds: cli.journal.nats_creds.clone(),
+        ca: cli.journal.nats_ca.clone(),
         stream: cli.journal.dsync_stream.clone(),
         name: NAME.to_owned(),
     })

@@ -164,8 +164,12 @@ impl<'a> Mender<'a> {
             }
         }
         self.at = self.text.ceil_char_boundary(self.at.min(bytes.len()));
-        let quoted = serde_json::Value::from(&self.text[start..self.at]).to_string();
-        self.replace(start, &quoted);
+        let subtree = &self.text[start..self.at];
+        // What is no JSON is not made JSON by quoting it.
+        if serde_json::from_str::<&RawValue>(subtree).is_ok() {
+            let quoted = serde_json::Value::from(subtree).to_string();
+            self.replace(start, &quoted);
+        }
     }
 }
 
@@ -341,6 +345,15 @@ mod tests {
         assert!(mended.len() > deep.len() && mended.matches("[\"").count() == 1);
         for broken in ["[", "[\"\\", "{\"a"] {
             let _ = storable(broken.repeat(4_000).as_bytes());
+        }
+    }
+
+    #[test]
+    fn what_is_no_json_is_not_made_json_by_its_depth() {
+        let deep = |core: &str| format!("{{\"a\":{}{core}{}}}", "[".repeat(1_500), "]".repeat(1_500));
+        assert!(members(&mended(&deep("1")), &["a"]).is_ok());
+        for core in ["\0", "[", "]", "x", "\"\0\""] {
+            assert!(members(&mended(&deep(core)), &["a"]).is_err(), "{core}");
         }
     }
 

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use time::{OffsetDateTime, UtcOffset};
 
 /// Microseconds since the Unix epoch.
 ///
@@ -37,7 +37,9 @@ impl Timestamp {
             let zone = if zoned { "" } else { "Z" };
             OffsetDateTime::parse(&format!("{}T{}{zone}", &text[..10], &text[11..]), &Rfc3339)
         };
-        moment.ok().map(Self::from)
+        // In UTC too it must be within the years 0000 to 9999, or it could not be stored, or not be shown.
+        let moment = moment.ok()?.checked_to_offset(UtcOffset::UTC)?;
+        (moment.year() >= 0).then(|| moment.into())
     }
 
     /// This moment moved by `micros` microseconds, stopping at the ends of the range.
@@ -100,6 +102,8 @@ mod tests {
             "2023-13-01T00:00:00Z",
             "1682712331",
             "２０23-04-28T20:05:31Z",
+            "9999-12-31T23:59:59-23:59",
+            "0000-01-01T00:00:00+23:59",
         ] {
             assert_eq!(Timestamp::parse(form), None, "{form}");
         }

@@ -102,6 +102,7 @@ impl Bench {
         let settings = Connection {
             url: self.nats.url(),
             creds: None,
+            ca: None,
             stream: "DSYNC".to_owned(),
             name: "bench".to_owned(),
         };

@@ -225,6 +225,7 @@ async fn main() -> anyhow::Result<()> {
         let settings = Connection {
             url: nats.url(),
             creds: None,
+            ca: None,
             stream: "DSYNC".to_owned(),
             name: "bench".to_owned(),
         };

@@ -239,6 +239,7 @@ async fn log_on(nats: &Nats) -> anyhow::Result<Journal> {
     let settings = Connection {
         url: nats.url(),
         creds: None,
+        ca: None,
         stream: "DSYNC".to_owned(),
         name: "bench".to_owned(),
     };

@@ -5,6 +5,7 @@
 //!
 //! What never happens here: using the programs' own code to judge them. The harness depends on none of their libraries.
 
+mod authority;
 mod cluster;
 mod comparison;
 mod eventually;
@@ -20,6 +21,7 @@ mod template;
 mod usage;
 mod watchdog;
 
+pub use authority::{Authority, Identity};
 pub use cluster::Cluster;
 pub use comparison::{Difference, agrees, differences};
 pub use eventually::{eventually, holds};

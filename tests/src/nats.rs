@@ -8,6 +8,7 @@ use tempfile::TempDir;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 
+use crate::authority::Identity;
 use crate::eventually::eventually;
 use crate::ports::Port;
 use crate::process::{Process, Signal};
@@ -26,6 +27,10 @@ pub struct NatsOptions {
     pub login: Option<(String, String)>,
     /// Acknowledges before its writes are synced, as the server does by default: for benchmarks of what is around it.
     pub lazy_sync: bool,
+    /// The certificate and key it shows, and demands TLS with.
+    pub tls: Option<Identity>,
+    /// Further lines of its configuration.
+    pub more: Vec<String>,
 }
 
 /// A server of its own; ends when dropped.
@@ -123,6 +128,16 @@ impl Nats {
     /// `127.0.0.1:<port>` where clients connect.
     pub fn address(&self) -> String {
         self.port.address()
+    }
+
+    /// The same for a user of the test's own configuration.
+    pub fn url_as(&self, user: &str, password: &str) -> String {
+        format!("nats://{user}:{password}@{}", self.port.address())
+    }
+
+    /// The same by another name of this machine.
+    pub fn url_at(&self, host: &str) -> String {
+        format!("nats://{host}:{}", self.port.number())
     }
 
     /// Where it keeps its streams.
@@ -242,6 +257,11 @@ impl Nats {
         lines.extend(self.options.login.as_ref().map(|(user, password)| {
             format!("authorization {{ user: \"{user}\", password: \"{password}\" }}")
         }));
+        lines.extend(self.options.tls.as_ref().map(|identity| {
+            let (cert, key) = (identity.cert.display(), identity.key.display());
+            format!("tls {{ cert_file: \"{cert}\", key_file: \"{key}\" }}")
+        }));
+        lines.extend(self.options.more.clone());
         lines.extend(self.cluster.clone());
         lines.join("\n")
     }

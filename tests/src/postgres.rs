@@ -9,6 +9,7 @@ use sqlx::{Connection as _, PgPool};
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 
+use crate::authority::Identity;
 use crate::eventually::eventually;
 use crate::ports::Port;
 use crate::process::{Process, Signal, signal_pid};
@@ -32,6 +33,8 @@ pub struct Postgres {
     process: Option<Process>,
     port: Port,
     durability: Durability,
+    /// The certificate and key it shows; without them it speaks no TLS.
+    identity: Option<Identity>,
     installation: Installation,
     dir: TempDir,
 }
@@ -58,10 +61,30 @@ impl Postgres {
             process: None,
             port: Port::reserve()?,
             durability,
+            identity: None,
             installation,
             dir,
         };
         copy(&template, &postgres.data())?;
+        postgres.start_again().await?;
+        Ok(postgres)
+    }
+
+    /// The same, offering TLS as `identity`.
+    pub async fn over_tls(identity: &Identity) -> anyhow::Result<Postgres> {
+        let mut postgres = Postgres::start().await?;
+        postgres.stop().await?;
+        let (cert, key) = (
+            postgres.dir.path().join("cert.pem"),
+            postgres.dir.path().join("key.pem"),
+        );
+        std::fs::copy(&identity.cert, &cert)?;
+        // It refuses a key that others can read.
+        std::fs::copy(&identity.key, &key)?;
+        std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+        postgres.installation.own(&cert)?;
+        postgres.installation.own(&key)?;
+        postgres.identity = Some(Identity { cert, key });
         postgres.start_again().await?;
         Ok(postgres)
     }
@@ -114,6 +137,7 @@ impl Postgres {
             port: Port::reserve()?,
             durability: self.durability,
             installation: self.installation.clone(),
+            identity: self.identity.clone(),
             dir,
         };
         standby.start_again().await?;
@@ -129,6 +153,14 @@ impl Postgres {
         anyhow::ensure!(promoted, "the standby was not promoted in time");
         connection.close().await?;
         Ok(())
+    }
+
+    /// Where programs find its database by another name of this machine, with parameters after the `?`.
+    pub fn url_at(&self, host: &str, parameters: &str) -> String {
+        format!(
+            "postgres://{USER}:{PASSWORD}@{host}:{}/{DATABASE}?{parameters}",
+            self.port.number()
+        )
     }
 
     /// A few connections to it.
@@ -239,7 +271,7 @@ impl Postgres {
         } else {
             "off"
         };
-        vec![
+        let mut settings = vec![
             ("listen_addresses", "127.0.0.1".to_owned()),
             ("port", self.port.number().to_string()),
             ("unix_socket_directories", self.dir.path().display().to_string()),
@@ -249,7 +281,13 @@ impl Postgres {
             ("max_connections", "60".to_owned()),
             ("max_wal_size", "256MB".to_owned()),
             ("log_min_messages", "warning".to_owned()),
-        ]
+        ];
+        if let Some(Identity { cert, key }) = &self.identity {
+            settings.push(("ssl", "on".to_owned()));
+            settings.push(("ssl_cert_file", cert.display().to_string()));
+            settings.push(("ssl_key_file", key.display().to_string()));
+        }
+        settings
     }
 
     /// The parent first when freezing, so that no worker is born meanwhile.

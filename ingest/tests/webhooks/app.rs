@@ -79,6 +79,7 @@ impl App {
         let journal = Journal::connect(&Connection {
             url,
             creds: None,
+            ca: None,
             stream,
             name,
         })

@@ -136,14 +136,29 @@ fn report(name: &str, log: &LogArgs, error: &anyhow::Error) -> ExitCode {
         eprintln!("{name}: {setting}");
         return ExitCode::from(BAD_SETTING);
     }
+    let message = format!("{error:#}{}", hint(error));
     match log.log_format {
-        LogFormat::Text => eprintln!("{name}: {error:#}"),
+        LogFormat::Text => eprintln!("{name}: {message}"),
         LogFormat::Json => {
             let timestamp = Clock::system().now().format(&Rfc3339).unwrap_or_default();
-            let message = format!("{error:#}");
             let line = json!({"timestamp": timestamp, "level": "ERROR", "message": message, "target": name});
             eprintln!("{line}");
         }
     }
     ExitCode::FAILURE
+}
+
+/// The setting to look at, where an error has one that its own words do not name.
+#[cfg(feature = "postgres")]
+fn hint(error: &anyhow::Error) -> String {
+    let database = error.chain().find_map(|e| e.downcast_ref::<sqlx::Error>());
+    match database {
+        Some(error) if crate::postgres::is_unproven(error) => format!(" ({})", crate::postgres::UNPROVEN),
+        _ => String::new(),
+    }
+}
+
+#[cfg(not(feature = "postgres"))]
+fn hint(_: &anyhow::Error) -> &'static str {
+    ""
 }

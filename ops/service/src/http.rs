@@ -14,11 +14,14 @@ use axum::extract::{ConnectInfo, Request};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
+
+use crate::tls::Tls;
 
 /// What one server puts up with.
 #[derive(Clone, Copy, Debug)]
@@ -47,6 +50,17 @@ impl Limits {
 /// Serves `router` on `listener` until `shutdown`, then lets requests under way finish within [`Limits::drain`], and closes
 /// what is left. Handlers find the peer's address as `ConnectInfo<SocketAddr>`.
 pub async fn serve(listener: TcpListener, router: Router, limits: Limits, shutdown: CancellationToken) {
+    serve_with(listener, None, router, limits, shutdown).await;
+}
+
+/// The same over TLS, where `tls` is given. A handshake may take as long as a request's headers.
+pub async fn serve_with(
+    listener: TcpListener,
+    tls: Option<Tls>,
+    router: Router,
+    limits: Limits,
+    shutdown: CancellationToken,
+) {
     let room = Arc::new(Semaphore::new(limits.connections));
     let connections = TaskTracker::new();
     let give_up = CancellationToken::new();
@@ -60,7 +74,18 @@ pub async fn serve(listener: TcpListener, router: Router, limits: Limits, shutdo
         let Some((permit, (stream, peer))) = shutdown.run_until_cancelled(next).await else {
             break;
         };
-        let connection = converse(stream, peer, router.clone(), limits, shutdown.clone());
+        let (router, shutdown) = (router.clone(), shutdown.clone());
+        let tls = tls.clone();
+        let connection = async move {
+            let Some(tls) = tls else {
+                return converse(stream, peer, router, limits, shutdown).await;
+            };
+            match tokio::time::timeout(limits.header_read, tls.accept(stream)).await {
+                Ok(Ok(stream)) => converse(stream, peer, router, limits, shutdown).await,
+                Ok(Err(error)) => tracing::debug!(%error, "no TLS"),
+                Err(_) => tracing::debug!("the TLS handshake took too long"),
+            }
+        };
         let give_up = give_up.clone();
         connections.spawn(async move {
             give_up.run_until_cancelled(connection).await;
@@ -82,7 +107,7 @@ pub async fn serve(listener: TcpListener, router: Router, limits: Limits, shutdo
 
 /// One connection, from its first byte to its close.
 async fn converse(
-    stream: TcpStream,
+    stream: impl AsyncRead + AsyncWrite + Unpin,
     peer: SocketAddr,
     router: Router,
     limits: Limits,

@@ -17,3 +17,4 @@ pub mod readiness;
 pub mod retry;
 pub mod settings;
 mod shutdown;
+pub mod tls;

@@ -55,9 +55,10 @@ pub(crate) fn start(args: &LogArgs, is_service: bool) -> Result<(), SettingError
     };
     let filter = EnvFilter::try_new(wanted)
         .map_err(|e| SettingError::malformed("RUST_LOG", format!("is not a log filter: {e}")))?;
+    // Colours are for terminals: in a file they are in the way of whoever searches it.
     let lines = tracing_subscriber::fmt::layer()
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal());
+        .with_ansi(io::stderr().is_terminal())
+        .with_writer(io::stderr);
     let lines = match args.log_format {
         LogFormat::Text => lines.boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),

@@ -70,6 +70,7 @@ impl Stand {
         let journal = Journal::connect(&Connection {
             url: nats.url(),
             creds: None,
+            ca: None,
             stream: "DSYNC".to_owned(),
             name: "test".to_owned(),
         })

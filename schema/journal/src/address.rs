@@ -7,6 +7,8 @@ use async_nats::{ConnectOptions, ServerAddr};
 pub(crate) struct Servers {
     /// The addresses, without logins.
     pub(crate) addresses: Vec<ServerAddr>,
+    /// Whether one of them asks for TLS: then it is asked of all.
+    pub(crate) over_tls: bool,
     login: Option<Login>,
 }
 
@@ -20,6 +22,7 @@ impl Servers {
     pub(crate) fn parse(urls: &str) -> Option<Servers> {
         let mut servers = Servers {
             addresses: Vec::new(),
+            over_tls: false,
             login: None,
         };
         for url in urls.split(',') {
@@ -31,6 +34,7 @@ impl Servers {
                 let login = Login::parse(user, address.password())?;
                 servers.login.get_or_insert(login);
             }
+            servers.over_tls |= address.tls_required();
             let mut bare = address.into_inner();
             bare.set_username("").ok()?;
             bare.set_password(None).ok()?;
@@ -84,6 +88,7 @@ mod tests {
         let servers = Servers::parse("nats://a:1, tls://us%40er:p%3Aw@b:2,c").unwrap();
         let shown: Vec<&str> = servers.addresses.iter().map(ServerAddr::as_url_str).collect();
         assert_eq!(shown, ["nats://a:1", "tls://b:2", "nats://c"]);
+        assert!(servers.over_tls && !Servers::parse("nats://a:1").unwrap().over_tls);
         assert!(
             matches!(servers.login, Some(Login::User(user, password)) if user == "us@er" && password == "p:w")
         );

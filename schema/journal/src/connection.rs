@@ -2,7 +2,7 @@
 //! writes a URL or a credential to the logs.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -29,9 +29,13 @@ pub struct Connection {
     pub url: String,
     /// Path of a NATS credentials file.
     pub creds: Option<PathBuf>,
+    /// Path of the certificates (PEM) of the only authorities whose brokers are believed; without it those the system
+    /// knows. With it, TLS is a must.
+    pub ca: Option<PathBuf>,
     /// The stream's name.
     pub stream: String,
-    /// What this client calls itself to the broker.
+    /// What this client calls itself to the broker; if it can be a word of a subject, its answers come to
+    /// `_INBOX.<name>.>`.
     pub name: String,
 }
 
@@ -44,6 +48,9 @@ pub enum ConnectError {
     /// The credentials file cannot be read, or holds no credentials.
     #[error("the NATS credentials file cannot be used: {}", .0.kind())]
     Credentials(#[source] io::Error),
+    /// The authorities' file cannot be read, or holds no certificate.
+    #[error("the authorities' certificates cannot be used: {}", .0.kind())]
+    Authorities(#[source] io::Error),
     /// The stream's name is empty, or holds a character that no stream's name may have.
     #[error("the stream's name may not be empty or hold spaces or any of . * > / \\")]
     StreamName,
@@ -58,6 +65,7 @@ impl ConnectError {
         match self {
             Self::Url => Some("NATS_URL"),
             Self::Credentials(_) => Some("NATS_CREDS"),
+            Self::Authorities(_) => Some("NATS_CA"),
             Self::StreamName => Some("DSYNC_STREAM"),
             Self::Client(_) => None,
         }
@@ -98,6 +106,16 @@ impl Journal {
                 .credentials_file(path)
                 .await
                 .map_err(ConnectError::Credentials)?;
+        }
+        if let Some(path) = &settings.ca {
+            authorities(path).await.map_err(ConnectError::Authorities)?;
+            options = options.add_root_certificates(path.clone());
+        }
+        // Also towards servers of the cluster that are not named in the settings: those the broker tells of later.
+        options = options.require_tls(settings.ca.is_some() || servers.over_tls);
+        if is_word(&settings.name) {
+            // Answers, and what a reader is sent, come to subjects of this program's own: a login can be kept to them.
+            options = options.custom_inbox_prefix(format!("_INBOX.{}", settings.name));
         }
         let (connects_tx, connects) = watch::channel(0);
         let (up_tx, up) = watch::channel(false);
@@ -187,6 +205,16 @@ impl Journal {
     }
 }
 
+/// Whether the file can serve: the client reads it each time it connects, and would only ever try again.
+async fn authorities(path: &Path) -> io::Result<()> {
+    let text = tokio::fs::read_to_string(path).await?;
+    if text.contains("-----BEGIN CERTIFICATE-----") {
+        Ok(())
+    } else {
+        Err(io::ErrorKind::InvalidData.into())
+    }
+}
+
 /// Turns the client's events into the two watches and a few log lines.
 struct Watcher {
     connects: watch::Sender<u64>,
@@ -223,7 +251,14 @@ impl Watcher {
     fn complain(&self, what: String) {
         let mut last = self.complaint.lock().unwrap_or_else(PoisonError::into_inner);
         if last.as_ref() != Some(&what) {
-            tracing::warn!(error = %what, "trouble with the log's broker");
+            // The client does not tell a certificate it does not believe from a port where nothing listens.
+            let look_at =
+                "NATS_URL (--nats-url) for host and port, NATS_CA (--nats-ca) for the authorities believed";
+            if what.contains("IO error") {
+                tracing::warn!(error = %what, look_at, "nothing answers as the log's broker, or it does not prove who it is");
+            } else {
+                tracing::warn!(error = %what, "trouble with the log's broker");
+            }
             *last = Some(what);
         }
     }
@@ -240,6 +275,14 @@ fn reconnect_pause(attempts: usize) -> Duration {
         Ok(n @ 2..=10) => Duration::from_millis(1 << n).min(LONGEST_RECONNECT_PAUSE),
         _ => LONGEST_RECONNECT_PAUSE,
     }
+}
+
+/// Whether it can be one word of a subject.
+fn is_word(name: &str) -> bool {
+    !name.is_empty()
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
 }
 
 /// The broker's rule for stream names.

@@ -1,5 +1,5 @@
 //! One entry of the log, and how a record is written as a message and read back: the body byte for byte, the rest as
-//! headers. Reading never fails: what a foreign message lacks gets a sensible value.
+//! headers. Reading never fails: what a foreign message lacks gets a sensible value, and what it has too much of is cut.
 
 use async_nats::header::{HeaderMap, HeaderValue};
 use async_nats::jetstream::message::StreamMessage;
@@ -121,15 +121,18 @@ pub(crate) fn headers_of(record: &Record) -> HeaderMap {
 
 /// A header's value is one line of text.
 fn header_value(value: &str) -> HeaderValue {
-    let line: String = value
+    HeaderValue::from(line(value))
+}
+
+/// One line of text, not too long. Also for what is read back: another may have written it, and it goes into tables,
+/// which hold no NUL, and into logs, which are read line by line.
+fn line(text: &str) -> String {
+    let mut line: String = text
         .chars()
         .map(|c| if c.is_control() { ' ' } else { c })
         .collect();
-    let mut end = line.len().min(LONGEST_HEADER);
-    while !line.is_char_boundary(end) {
-        end -= 1;
-    }
-    HeaderValue::from(&line[..end])
+    line.truncate(line.floor_char_boundary(LONGEST_HEADER));
+    line
 }
 
 impl Entry {
@@ -145,9 +148,9 @@ impl Entry {
             .and_then(Source::parse)
             .unwrap_or_else(|| source_by_subject(subject));
         let record = Record {
-            subject: Subject::from_log(subject),
-            id: header(MESSAGE_ID).unwrap_or_default().to_owned(),
-            event_type: header(EVENT).unwrap_or_default().to_owned(),
+            subject: Subject::from_log(line(subject)),
+            id: line(header(MESSAGE_ID).unwrap_or_default()),
+            event_type: line(header(EVENT).unwrap_or_default()),
             source,
             received_at: header(RECEIVED_AT)
                 .and_then(Timestamp::parse)

@@ -57,6 +57,7 @@ impl Servers {
         let connection = Connection {
             url: nats.url(),
             creds: None,
+            ca: None,
             stream: STREAM.to_owned(),
             name: "dsync-local".to_owned(),
         };

@@ -300,3 +300,36 @@ async fn a_broker_that_comes_later_is_waited_for() -> anyhow::Result<()> {
     })
     .await
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_million_keys_and_texts_of_a_mebibyte_are_stored() -> anyhow::Result<()> {
+    let nats = tests::NatsOptions {
+        max_payload: Some(32 << 20),
+        ..tests::NatsOptions::default()
+    };
+    let stand = Stand::with(nats, &[("WEBHOOK_MAX_BODY", "31MiB")]).await?;
+    let _projector = stand.projector().start().await?;
+    let keys: Vec<String> = (0..1_000_000).map(|n| format!("\"k{n}\":{n}")).collect();
+    let long = "é".repeat(1 << 19);
+    for (id, more) in [
+        ("keys", format!(r#","raw_attributes":{{{}}}"#, keys.join(","))),
+        (
+            "long",
+            format!(
+                r#","first_name":"{long}","email":"{long}","idp_id":"{long}","username":"{long}","state":"{long}","role":"{long}",
+                    "roles":["{long}","{long}\\u0000"],"raw_attributes":{{"{long}":"{long}"}}"#
+            ),
+        ),
+    ] {
+        ensure!(post(&stand, &user_event(id, &more)).await? == "accepted", "{id}");
+    }
+    stand.applied().await?;
+    ensure!(
+        stand.count("select count(*) from dsync.dead_letters").await? == 0,
+        "refused"
+    );
+    let kept = "select count(*) from directory.users where raw_attributes -> 'k999999' = '999999'
+        or (octet_length(email) = 1048576 and octet_length(roles[1]) = 1048576 and email = idp_id)";
+    ensure!(stand.count(kept).await? == 2, "not as it came");
+    Ok(())
+}

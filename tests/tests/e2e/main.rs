@@ -8,6 +8,7 @@ mod cluster;
 mod dead_letters;
 mod fail_over;
 mod faults;
+mod foreign;
 mod lying_broker;
 mod overload;
 mod rebuilding;

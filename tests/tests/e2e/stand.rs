@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use sqlx::PgPool;
-use tests::{Nats, Postgres, Program, Running, agrees, eventually};
+use tests::{Nats, NatsOptions, Postgres, Program, Running, agrees, eventually};
 use workos_sim::{Delivery, DeliveryOptions, DirectoryOptions, Faults, Options, Seed, Sim};
 
 pub(crate) const SECRET: &str = "whsec_of_the_stand_0123456789";
@@ -28,13 +28,24 @@ impl Stand {
 
     /// The same, with programs that log that much.
     pub(crate) async fn logging(filter: &'static str) -> anyhow::Result<Self> {
-        let (postgres, nats) = tokio::try_join!(Postgres::migrated(), Nats::start())?;
+        Self::with(NatsOptions::default(), &[("RUST_LOG", filter)]).await
+    }
+
+    /// The same with a broker of that kind, and settings of ingest's.
+    pub(crate) async fn with(nats: NatsOptions, settings: &[(&str, &'static str)]) -> anyhow::Result<Self> {
+        let (postgres, nats) = tokio::try_join!(Postgres::migrated(), Nats::with(nats))?;
         let ingest = Program::new("dsync-ingest")
             .env("NATS_URL", nats.url())
-            .env("WORKOS_WEBHOOK_SECRET", SECRET)
-            .env("RUST_LOG", filter)
+            .env("WORKOS_WEBHOOK_SECRET", SECRET);
+        let ingest = settings
+            .iter()
+            .fold(ingest, |ingest, (name, value)| ingest.env(name, *value))
             .start()
             .await?;
+        let filter = settings
+            .iter()
+            .find(|(name, _)| *name == "RUST_LOG")
+            .map_or("info", |(_, filter)| filter);
         let sim = Sim::start(Options::default()).await?;
         let pool = postgres.pool().await?;
         Ok(Self {

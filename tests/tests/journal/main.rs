@@ -21,6 +21,7 @@ fn settings(nats: &Nats) -> Connection {
     Connection {
         url: nats.url(),
         creds: None,
+        ca: None,
         stream: "DSYNC".to_owned(),
         name: "test".to_owned(),
     }

@@ -177,6 +177,7 @@ async fn settings_that_can_never_work_are_told_at_once_and_not_repeated() {
     let good = Connection {
         url: "nats://127.0.0.1:4222".to_owned(),
         creds: None,
+        ca: None,
         stream: "DSYNC".to_owned(),
         name: "test".to_owned(),
     };

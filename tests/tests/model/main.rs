@@ -222,6 +222,7 @@ async fn log(nats: &Nats) -> anyhow::Result<Journal> {
     let settings = Connection {
         url: nats.url(),
         creds: None,
+        ca: None,
         stream: "DSYNC".to_owned(),
         name: "model".to_owned(),
     };

@@ -98,6 +98,7 @@ async fn log_on(nats: &Nats) -> anyhow::Result<Journal> {
     let journal = Journal::connect(&Connection {
         url: nats.url(),
         creds: None,
+        ca: None,
         stream: "DSYNC".to_owned(),
         name: "test".to_owned(),
     })

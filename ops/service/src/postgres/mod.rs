@@ -8,6 +8,7 @@ use sqlx::Connection as _;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 
 pub use trouble::{Described, Trouble, described};
+pub(crate) use trouble::{UNPROVEN, is_unproven};
 
 use crate::settings::{Secret, SettingError};
 
@@ -42,6 +43,7 @@ pub fn pool(url: &Secret, settings: &PoolSettings) -> Result<PgPool, SettingErro
         .filter(|url| url.starts_with("postgres://") || url.starts_with("postgresql://"))
         .and_then(|url| url.parse().ok())
         .ok_or_else(|| SettingError::malformed("DATABASE_URL", "is not a Postgres URL"))?;
+    authorities(url.expose())?;
     let options = options.application_name(settings.application_name).options([
         (
             "idle_in_transaction_session_timeout",
@@ -102,6 +104,23 @@ async fn must_be_writable(connection: &mut sqlx::PgConnection) -> Result<(), sql
             std::io::ErrorKind::ReadOnlyFilesystem,
             "the server is read-only: a standby",
         )))
+    }
+}
+
+/// An error when the URL names a file of authorities that cannot be read: each connection would only fail anew.
+fn authorities(url: &str) -> Result<(), SettingError> {
+    let parameters = url.split_once('?').map_or("", |(_, parameters)| parameters);
+    let named = parameters
+        .split('&')
+        .find_map(|parameter| parameter.strip_prefix("sslrootcert="))
+        // Escaped in some other way: the connection will tell.
+        .filter(|path| !path.contains('%'));
+    match named.map(std::fs::File::open) {
+        Some(Err(error)) => Err(SettingError::malformed(
+            "DATABASE_URL",
+            format!("names an sslrootcert that cannot be read: {}", error.kind()),
+        )),
+        _ => Ok(()),
     }
 }
 

@@ -51,6 +51,20 @@ impl Trouble {
     }
 }
 
+/// Which setting decides whether a database is believed to be the one that is meant.
+pub(crate) const UNPROVEN: &str =
+    "DATABASE_URL (--database-url): its host, sslmode and sslrootcert decide which server is believed";
+
+/// Whether no TLS came about, or the server did not prove who it is.
+pub(crate) fn is_unproven(error: &Error) -> bool {
+    match error {
+        Error::Tls(_) => true,
+        // What is wrong with a certificate comes out of the handshake as trouble with the socket.
+        Error::Io(error) => error.to_string().contains("certificate"),
+        _ => false,
+    }
+}
+
 /// Shows `error` without any value that was sent: Postgres repeats values in messages about them.
 pub fn described(error: &Error) -> Described<'_> {
     Described(error)
@@ -66,6 +80,7 @@ impl fmt::Display for Described<'_> {
             return match self.0 {
                 Error::Encode(_) => f.write_str("a value cannot be encoded"),
                 Error::Decode(_) | Error::ColumnDecode { .. } => f.write_str("a value cannot be decoded"),
+                other if is_unproven(other) => write!(f, "{other} ({UNPROVEN})"),
                 other => write!(f, "{other}"),
             };
         };

@@ -58,6 +58,10 @@ pub struct JournalArgs {
     /// NATS credentials file
     #[arg(long, env = "NATS_CREDS", global = true, value_name = "PATH")]
     pub nats_creds: Option<PathBuf>,
+    /// File with the certificates (PEM) of the only authorities whose brokers are believed, and TLS a must; unset = those the
+    /// system knows, and TLS where `NATS_URL` begins with `tls://` or the broker asks for it
+    #[arg(long, env = "NATS_CA", global = true, value_name = "PATH")]
+    pub nats_ca: Option<PathBuf>,
     /// Name of the log's stream
     #[arg(long, env = "DSYNC_STREAM", default_value = "DSYNC", global = true, value_name = "NAME", value_parser = stream_name)]
     pub dsync_stream: String,

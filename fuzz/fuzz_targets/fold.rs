@@ -1,0 +1,5 @@
+//! A history of events about few objects: order, duplication and batching change nothing.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| oracles::fold::check(input));

@@ -1,0 +1,40 @@
+//! Every input kept in `fuzz/corpus`, against the oracle it was kept for: what once failed stays mended.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use std::fs;
+use std::path::Path;
+
+fn all(target: &str, check: impl Fn(&[u8])) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../fuzz/corpus")
+        .join(target);
+    let mut count = 0;
+    for file in fs::read_dir(&folder).unwrap() {
+        let path = file.unwrap().path();
+        eprintln!("{}", path.display());
+        check(&fs::read(&path).unwrap());
+        count += 1;
+    }
+    assert!(count >= 10, "{} holds {count} inputs", folder.display());
+}
+
+#[test]
+fn signatures() {
+    all("signature", oracles::signature::check);
+}
+
+#[test]
+fn events() {
+    all("event", oracles::event::check);
+}
+
+#[test]
+fn histories() {
+    all("fold", oracles::fold::check);
+}
+
+#[test]
+fn letters() {
+    all("letters", oracles::letters::check);
+}

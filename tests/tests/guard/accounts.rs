@@ -1,0 +1,183 @@
+//! `ops/nats/accounts.conf` as it is shipped: with it the three programs do their work, and whoever has one program's
+//! login can do nothing that is not that program's.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use async_nats::jetstream::{self, consumer};
+use async_nats::{Client, ConnectOptions};
+use futures_util::StreamExt as _;
+use tests::{Nats, NatsOptions, Postgres};
+
+use crate::pipeline::{Pipeline, Settings};
+
+const PASSWORDS: [(&str, &str); 3] = [
+    ("ingest", "of-ingest-0123456789"),
+    ("projector", "of-projector-0123456789"),
+    ("reconciler", "of-reconciler-0123456789"),
+];
+
+/// A broker with the shipped logins, and how the three find it.
+async fn broker() -> anyhow::Result<(Nats, [String; 3])> {
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../ops/nats/accounts.conf");
+    // In the place of the broker's environment.
+    let mut more: Vec<String> = PASSWORDS
+        .iter()
+        .map(|(user, password)| format!("DSYNC_{}_PASSWORD: \"{password}\"", user.to_uppercase()))
+        .collect();
+    more.push(std::fs::read_to_string(shipped)?);
+    let nats = Nats::with(NatsOptions {
+        more,
+        ..NatsOptions::default()
+    })
+    .await?;
+    let urls = PASSWORDS.map(|(user, password)| nats.url_as(user, password));
+    Ok((nats, urls))
+}
+
+/// Somebody who has a program's login.
+async fn intruder(nats: &Nats, login: usize) -> anyhow::Result<Client> {
+    let (user, password) = PASSWORDS[login];
+    let options = ConnectOptions::with_user_and_password(user.to_owned(), password.to_owned())
+        .custom_inbox_prefix(format!("_INBOX.dsync-{user}"))
+        .request_timeout(Some(Duration::from_secs(1)));
+    Ok(options.connect(nats.url_at("127.0.0.1")).await?)
+}
+
+/// Whether a question to the broker is answered without an error.
+async fn may(client: &Client, subject: &str, question: &str) -> bool {
+    match client
+        .request(subject.to_owned(), question.to_owned().into())
+        .await
+    {
+        Ok(answer) => !String::from_utf8_lossy(&answer.payload).contains("\"error\""),
+        Err(_) => false,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_three_programs_work_with_the_logins_that_are_shipped() -> anyhow::Result<()> {
+    let (postgres, (_nats, nats)) = tokio::try_join!(Postgres::start(), broker())?;
+    let settings = Settings {
+        nats,
+        nats_ca: None,
+        database: postgres.url(),
+        ingest: &[],
+    };
+    let pipeline = Pipeline::up(&settings).await?;
+    let pool = postgres.pool().await?;
+    pipeline.burst(&pipeline.ingest.listen_url(), None, &pool).await?;
+    for program in [&pipeline.ingest, &pipeline.projector, &pipeline.reconciler] {
+        let output = program.output();
+        ensure!(
+            !output.to_lowercase().contains("violation"),
+            "refused something:\n{output}"
+        );
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_programs_login_is_refused_what_is_not_its_own() -> anyhow::Result<()> {
+    let (nats, _) = broker().await?;
+    ensure!(
+        async_nats::connect(nats.url_at("127.0.0.1")).await.is_err(),
+        "a stranger is let in"
+    );
+    let ingest = intruder(&nats, 0).await?;
+    let create = r#"{"name":"DSYNC","subjects":["dsync.>"],"storage":"file","allow_direct":true}"#;
+    ensure!(may(&ingest, "$JS.API.STREAM.CREATE.DSYNC", create).await);
+    ensure!(
+        may(&ingest, "dsync.d.user.u.updated", "{}").await,
+        "it may append"
+    );
+    let own = r#"{"stream_name":"DSYNC","config":{"name":"x","ack_policy":"none","mem_storage":true}}"#;
+    let push =
+        r#"{"stream_name":"DSYNC","config":{"ack_policy":"none","deliver_subject":"_INBOX.dsync-ingest.x"}}"#;
+    for (login, refused) in [
+        (
+            0,
+            &[
+                ("$JS.API.STREAM.PURGE.DSYNC", "{}"),
+                ("$JS.API.STREAM.DELETE.DSYNC", ""),
+                ("$JS.API.STREAM.UPDATE.DSYNC", create),
+                ("$JS.API.STREAM.MSG.DELETE.DSYNC", r#"{"seq":1}"#),
+                ("$JS.API.STREAM.MSG.GET.DSYNC", r#"{"seq":1}"#),
+                ("$JS.API.DIRECT.GET.DSYNC", r#"{"seq":1}"#),
+                ("$JS.API.CONSUMER.CREATE.DSYNC.x", own),
+                ("$JS.API.CONSUMER.CREATE.DSYNC", push),
+                (
+                    "$JS.API.STREAM.CREATE.OTHER",
+                    r#"{"name":"OTHER","sources":[{"name":"DSYNC"}]}"#,
+                ),
+            ][..],
+        ),
+        (
+            1,
+            &[
+                ("dsync.d.user.u.deleted", "{}"),
+                ("$JS.API.STREAM.PURGE.DSYNC", "{}"),
+                ("$JS.API.STREAM.DELETE.DSYNC", ""),
+                ("$JS.API.STREAM.UPDATE.DSYNC", create),
+                ("$JS.API.STREAM.CREATE.OTHER", r#"{"name":"OTHER"}"#),
+            ],
+        ),
+        (
+            2,
+            &[
+                ("$JS.API.STREAM.PURGE.DSYNC", "{}"),
+                ("$JS.API.STREAM.DELETE.DSYNC", ""),
+                ("$JS.API.STREAM.UPDATE.DSYNC", create),
+                ("$JS.API.STREAM.MSG.DELETE.DSYNC", r#"{"seq":1}"#),
+                ("$JS.API.STREAM.CREATE.OTHER", r#"{"name":"OTHER"}"#),
+            ],
+        ),
+    ] {
+        let intruder = intruder(&nats, login).await?;
+        ensure!(
+            may(&intruder, "$JS.API.STREAM.INFO.DSYNC", "").await,
+            "{login} may ask how far the log is"
+        );
+        for (subject, question) in refused {
+            ensure!(!may(&intruder, subject, question).await, "{login} may {subject}");
+        }
+    }
+    let projector = intruder(&nats, 1).await?;
+    ensure!(
+        may(&projector, "$JS.API.STREAM.MSG.GET.DSYNC", r#"{"seq":1}"#).await,
+        "it may read"
+    );
+    ensure!(
+        may(&projector, "$JS.API.STREAM.MSG.DELETE.DSYNC", r#"{"seq":1}"#).await,
+        "it may erase"
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_program_is_sent_no_other_can_listen_to() -> anyhow::Result<()> {
+    let (nats, _) = broker().await?;
+    let (ingest, projector) = (intruder(&nats, 0).await?, intruder(&nats, 1).await?);
+    let mut heard = Vec::new();
+    for subject in [">", "_INBOX.>", "_INBOX.dsync-projector.>", "dsync.>", "$JS.>"] {
+        heard.push(ingest.subscribe(subject).await?);
+    }
+    ingest.flush().await?;
+    let create = r#"{"name":"DSYNC","subjects":["dsync.>"],"storage":"file"}"#;
+    ensure!(may(&ingest, "$JS.API.STREAM.CREATE.DSYNC", create).await);
+    let reconciler = intruder(&nats, 2).await?;
+    ensure!(may(&reconciler, "dsync.d.user.u.updated", "{}").await);
+    let log = jetstream::new(projector).get_stream_no_info("DSYNC").await?;
+    let reader = log
+        .create_consumer(consumer::pull::OrderedConfig::default())
+        .await?;
+    let first = reader.messages().await?.next().await.context("nothing")??;
+    ensure!(first.payload.as_ref() == b"{}", "the projector reads it");
+    ingest.flush().await?;
+    for mut listener in heard {
+        let word = tokio::time::timeout(Duration::from_millis(50), listener.next()).await;
+        ensure!(!matches!(word, Ok(Some(_))), "{word:?}");
+    }
+    Ok(())
+}
