@@ -30,7 +30,7 @@ impl Cluster {
         let mut lines = BTreeMap::new();
         for from in 0..size {
             for (to, port) in ports.iter().enumerate().filter(|(to, _)| *to != from) {
-                lines.insert((from, to), Proxy::to(port.address()).await?);
+                lines.insert((from, to), Proxy::to(port.address())?);
             }
         }
         let mut servers = Vec::new();

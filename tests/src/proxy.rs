@@ -68,8 +68,8 @@ struct Shared {
 }
 
 impl Proxy {
-    /// A proxy that passes everything on to `target`, an address like `127.0.0.1:4222`.
-    pub async fn to(target: impl Into<String>) -> anyhow::Result<Proxy> {
+    /// A proxy that passes everything on to `target`, an address like `127.0.0.1:4222`. Needs a tokio runtime.
+    pub fn to(target: impl Into<String>) -> anyhow::Result<Proxy> {
         let port = Port::reserve()?;
         let listener = listen(&port.address()).context("cannot listen as a proxy")?;
         let shared = Arc::new(Shared {
@@ -277,7 +277,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_url_keeps_all_but_its_address() {
-        let proxy = Proxy::to("127.0.0.1:1").await.unwrap();
+        let proxy = Proxy::to("127.0.0.1:1").unwrap();
         let address = proxy.address();
         for (url, rest) in [
             ("nats://127.0.0.1:4222", ("nats://", "")),

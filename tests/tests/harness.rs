@@ -202,9 +202,17 @@ async fn hears(client: &mut TcpStream, word: &[u8]) -> anyhow::Result<()> {
     Ok(())
 }
 
+async fn nobody_is_left(proxy: &Proxy) -> anyhow::Result<()> {
+    eventually(BOUND, async || {
+        anyhow::ensure!(proxy.open() == 0, "{} are open", proxy.open());
+        Ok(())
+    })
+    .await
+}
+
 #[tokio::test]
 async fn a_proxy_passes_on_and_cuts_in_two_ways() -> anyhow::Result<()> {
-    let proxy = Proxy::to(parrot(b'a').await?).await?;
+    let proxy = Proxy::to(parrot(b'a').await?)?;
     for (how, kind) in [
         (Cut::Finish, None),
         (Cut::Reset, Some(std::io::ErrorKind::ConnectionReset)),
@@ -216,17 +224,14 @@ async fn a_proxy_passes_on_and_cuts_in_two_ways() -> anyhow::Result<()> {
         let end = tokio::time::timeout(BOUND, client.read(&mut [0; 9])).await?;
         assert_eq!(end.as_ref().err().map(std::io::Error::kind), kind, "{end:?}");
     }
-    eventually(BOUND, async || {
-        Ok(anyhow::ensure!(proxy.open() == 0, "{} are open", proxy.open()))
-    })
-    .await?;
+    nobody_is_left(&proxy).await?;
     // It is not the proxy that ends.
     hears(&mut TcpStream::connect(proxy.address()).await?, b"a").await
 }
 
 #[tokio::test]
 async fn what_a_silent_line_swallowed_comes_when_it_speaks_again() -> anyhow::Result<()> {
-    let proxy = Proxy::to(parrot(b'a').await?).await?;
+    let proxy = Proxy::to(parrot(b'a').await?)?;
     let mut client = TcpStream::connect(proxy.address()).await?;
     hears(&mut client, b"a").await?;
     proxy.set(Line::Silent);
@@ -251,15 +256,12 @@ async fn what_a_silent_line_swallowed_comes_when_it_speaks_again() -> anyhow::Re
     })
     .await?;
     proxy.set(Line::Open);
-    eventually(BOUND, async || {
-        Ok(anyhow::ensure!(proxy.open() == 0, "{} are open", proxy.open()))
-    })
-    .await
+    nobody_is_left(&proxy).await
 }
 
 #[tokio::test]
 async fn a_slow_line_passes_so_many_bytes_a_second() -> anyhow::Result<()> {
-    let proxy = Proxy::to(parrot(b'a').await?).await?;
+    let proxy = Proxy::to(parrot(b'a').await?)?;
     let mut client = TcpStream::connect(proxy.address()).await?;
     hears(&mut client, b"a").await?;
     proxy.set(Line::Slow { bytes: 2_000 });
@@ -268,13 +270,13 @@ async fn a_slow_line_passes_so_many_bytes_a_second() -> anyhow::Result<()> {
     let took = began.elapsed();
     assert!(took >= Duration::from_millis(400), "1,000 bytes in {took:?}");
     proxy.set(Line::Open);
-    says(&mut client, &[8; 100_000]).await
+    says(&mut client, &vec![8; 100_000]).await
 }
 
 #[tokio::test]
 async fn a_line_that_refuses_lets_go_on_what_there_is_and_can_be_turned_to_another_server()
 -> anyhow::Result<()> {
-    let proxy = Proxy::to(parrot(b'a').await?).await?;
+    let proxy = Proxy::to(parrot(b'a').await?)?;
     let mut client = TcpStream::connect(proxy.address()).await?;
     hears(&mut client, b"a").await?;
     proxy.set(Line::Refused);

@@ -4,10 +4,10 @@
 
 use std::time::Duration;
 
-use service::postgres::{PoolSettings, Trouble, described, pool};
+use service::postgres::{PoolSettings, Trouble, answered_within, described, pool};
 use service::settings::Secret;
 use sqlx::postgres::PgPool;
-use tests::Postgres;
+use tests::{Postgres, Proxy, eventually};
 
 const SETTINGS: PoolSettings = PoolSettings {
     application_name: "service-test",
@@ -165,4 +165,38 @@ async fn a_server_that_is_not_there_is_transient_and_a_url_that_is_none_is_a_set
         .unwrap_err()
         .to_string();
     assert_eq!(error, "DATABASE_URL (--database-url) is not a Postgres URL");
+}
+
+/// The pool has one place, which the connection that is never answered holds.
+#[tokio::test]
+async fn a_connection_that_is_never_answered_is_given_up_and_gives_up_its_place() {
+    let (mut silent, other) = tokio::try_join!(Postgres::start(), Postgres::start()).unwrap();
+    let name = Proxy::to(silent.address()).unwrap();
+    let pool = pool(&Secret::from(name.instead_of(&silent.url())), &SETTINGS).unwrap();
+    let mut connection = pool.acquire().await.unwrap();
+    silent.pause().unwrap();
+    let asking = sqlx::query("select 1").execute(&mut *connection);
+    let given_up = answered_within(Duration::from_millis(200), asking)
+        .await
+        .unwrap_err();
+    assert_eq!(Trouble::of(&given_up), Trouble::Transient);
+    drop(connection);
+    name.turn_to(other.address());
+    eventually(Duration::from_secs(30), async || {
+        Ok(sqlx::query("select 1").execute(&pool).await?)
+    })
+    .await
+    .unwrap();
+    silent.resume().unwrap();
+}
+
+#[tokio::test]
+async fn a_standby_is_not_connected_to_until_it_is_promoted() {
+    let primary = Postgres::start().await.unwrap();
+    let standby = primary.standby(&primary.address()).await.unwrap();
+    let pool = pool_to(&standby);
+    let refused = sqlx::query("select 1").execute(&pool).await.unwrap_err();
+    assert_eq!(Trouble::of(&refused), Trouble::Transient, "{refused}");
+    standby.promote().await.unwrap();
+    sqlx::query("create table t ()").execute(&pool).await.unwrap();
 }

@@ -28,9 +28,9 @@ struct Stage {
 impl Stage {
     async fn set() -> anyhow::Result<Stage> {
         let (primary, nats) = tokio::try_join!(Postgres::migrated(), Nats::start())?;
-        let stream = Proxy::to(primary.address()).await?;
+        let stream = Proxy::to(primary.address())?;
         let standby = primary.standby(&stream.address()).await?;
-        let name = Proxy::to(primary.address()).await?;
+        let name = Proxy::to(primary.address())?;
         let sim = Sim::start(Options {
             tuning: Tuning {
                 events: EventsOptions::default(),

@@ -32,7 +32,7 @@ struct Stage {
 impl Stage {
     async fn set() -> anyhow::Result<Stage> {
         let (postgres, nats) = tokio::try_join!(Postgres::migrated(), Nats::start())?;
-        let to_broker = Proxy::to(nats.address()).await?;
+        let to_broker = Proxy::to(nats.address())?;
         let ingest = Program::new("dsync-ingest")
             .env("NATS_URL", to_broker.instead_of(&nats.url()))
             .env("WORKOS_WEBHOOK_SECRET", SECRET)

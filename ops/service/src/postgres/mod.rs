@@ -75,18 +75,24 @@ pub fn pool(url: &Secret, settings: &PoolSettings) -> Result<PgPool, SettingErro
 /// the connection. What is given up is dropped, and its connection with it.
 ///
 /// For single statements, and for few of them; every await of the database in a program that must go on belongs in here.
-pub async fn answered<T, E: From<sqlx::Error>>(asking: impl Future<Output = Result<T, E>>) -> Result<T, E> {
-    answered_within(GIVEN_UP_AFTER, asking).await
+pub fn answered<T, E: From<sqlx::Error>>(
+    asking: impl Future<Output = Result<T, E>>,
+) -> impl Future<Output = Result<T, E>> {
+    answered_within(GIVEN_UP_AFTER, asking)
 }
 
 /// The same for what may take as long as `limit`.
-pub async fn answered_within<T, E: From<sqlx::Error>>(
+pub fn answered_within<T, E: From<sqlx::Error>>(
     limit: Duration,
     asking: impl Future<Output = Result<T, E>>,
-) -> Result<T, E> {
-    match tokio::time::timeout(limit, asking).await {
-        Ok(answer) => answer,
-        Err(_) => Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()).into()),
+) -> impl Future<Output = Result<T, E>> {
+    // On the heap, as every caller's own future would hold it otherwise.
+    let asking = Box::pin(asking);
+    async move {
+        match tokio::time::timeout(limit, asking).await {
+            Ok(answer) => answer,
+            Err(_) => Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()).into()),
+        }
     }
 }
 

@@ -18,6 +18,8 @@ mod strikes;
 mod verdict;
 mod world;
 
+use std::fs::File;
+use std::io::Write as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
@@ -154,9 +156,8 @@ async fn conclude(cli: &Cli, mut stage: Stage, report: &Report, patience: Durati
     let verdict = stage.verdict(patience).await?;
     report.show(&verdict, &stage.supervision);
     if let Some(file) = &cli.json {
-        let mut lines = std::fs::read_to_string(file).unwrap_or_default();
-        lines.push_str(&format!("{}\n", report.json(&verdict, &stage.supervision)));
-        std::fs::write(file, lines)?;
+        let mut lines = File::options().create(true).append(true).open(file)?;
+        writeln!(lines, "{}", report.json(&verdict, &stage.supervision))?;
     }
     let good = verdict.is_good() && stage.supervision.ended.is_empty();
     if !good {

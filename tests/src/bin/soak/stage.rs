@@ -69,7 +69,7 @@ impl Stage {
         let dir = tempfile::Builder::new().prefix("dsync-soak-").tempdir()?;
         let (nats, postgres, disks) = servers(setting.disks).await?;
         let world = World::new(setting.seed).await?;
-        let mut lines = lines(&nats, &postgres, &world).await?;
+        let mut lines = lines(&nats, &postgres, &world)?;
         let mut clocks = BTreeMap::new();
         let mut programs = BTreeMap::new();
         let mut places = vec![Place::Ingest];
@@ -86,7 +86,7 @@ impl Stage {
             clocks.insert(place, clock);
         }
         let listens = programs[&Place::Ingest].listen_url();
-        let hooks = Proxy::to(listens.trim_start_matches("http://")).await?;
+        let hooks = Proxy::to(listens.trim_start_matches("http://"))?;
         let url = hooks.instead_of(&format!("{listens}/webhooks/workos"));
         lines.insert(Link::WorkosIngest, hooks);
         for program in programs.values_mut() {
@@ -214,19 +214,19 @@ async fn servers(small_disks: bool) -> anyhow::Result<(Nats, Postgres, BTreeMap<
     Ok((nats, postgres, disks))
 }
 
-async fn lines(nats: &Nats, postgres: &Postgres, world: &World) -> anyhow::Result<BTreeMap<Link, Proxy>> {
+fn lines(nats: &Nats, postgres: &Postgres, world: &World) -> anyhow::Result<BTreeMap<Link, Proxy>> {
     let mut lines = BTreeMap::new();
     for n in 0..PROJECTORS {
-        lines.insert(Link::ProjectorNats(n), Proxy::to(nats.address()).await?);
-        lines.insert(Link::ProjectorPostgres(n), Proxy::to(postgres.address()).await?);
+        lines.insert(Link::ProjectorNats(n), Proxy::to(nats.address())?);
+        lines.insert(Link::ProjectorPostgres(n), Proxy::to(postgres.address())?);
     }
-    lines.insert(Link::IngestNats, Proxy::to(nats.address()).await?);
-    lines.insert(Link::ReconcilerNats, Proxy::to(nats.address()).await?);
-    lines.insert(Link::ReconcilerPostgres, Proxy::to(postgres.address()).await?);
+    lines.insert(Link::IngestNats, Proxy::to(nats.address())?);
+    lines.insert(Link::ReconcilerNats, Proxy::to(nats.address())?);
+    lines.insert(Link::ReconcilerPostgres, Proxy::to(postgres.address())?);
     let api = world.sim.url();
     lines.insert(
         Link::ReconcilerWorkos,
-        Proxy::to(api.trim_start_matches("http://")).await?,
+        Proxy::to(api.trim_start_matches("http://"))?,
     );
     Ok(lines)
 }

@@ -90,7 +90,7 @@ impl Stage {
         let began = Instant::now();
         let since = Clock::system().now().rfc3339();
         let song = self.world.sing()?;
-        let mut sang = Instant::now();
+        let mut last = Instant::now();
         loop {
             self.supervise().await?;
             let why = match tokio::time::timeout(LOOK, self.is_well(song, catch_up.then_some(&since))).await {
@@ -101,9 +101,9 @@ impl Stage {
             if began.elapsed() > RECOVERS_WITHIN {
                 bail!("not well after {RECOVERS_WITHIN:?}: {why:#}");
             }
-            if sang.elapsed() > SING {
+            if last.elapsed() > SING {
                 self.world.sing()?;
-                sang = Instant::now();
+                last = Instant::now();
             }
             tokio::time::sleep(AGAIN).await;
         }
