@@ -10,6 +10,7 @@ use service::boot::Program;
 use service::healthcheck::HealthcheckArgs;
 use service::logging::LogArgs;
 use service::settings::{JournalArgs, JournalLimitArgs, Secret, SettingError, duration, size};
+use service::status::StatusArgs;
 
 use crate::sender::Networks;
 use crate::sign::SignArgs;
@@ -43,6 +44,8 @@ pub enum Command {
     Sign(SignArgs),
     /// Asks the dsync-ingest that runs with the same `ADMIN_ADDR` how it is; exit code 0 when it is well
     Healthcheck(HealthcheckArgs),
+    /// Show how everything is: what is connected, how far behind, what waits for a person
+    Status(StatusArgs),
 }
 
 /// Settings of this program alone.

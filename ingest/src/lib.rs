@@ -18,4 +18,5 @@ pub mod run;
 pub mod sender;
 pub mod sign;
 pub mod signature;
+pub mod status;
 pub mod stream;

@@ -9,7 +9,7 @@ use service::boot::Context;
 use service::http::{Limits, serve_with};
 use service::settings::SettingError;
 use service::tls::Tls;
-use service::{admin, healthcheck};
+use service::{admin, healthcheck, status};
 use tokio::net::TcpListener;
 
 use crate::accept::Acceptor;
@@ -20,6 +20,7 @@ use crate::routes::{Ingest, router};
 use crate::sender::Senders;
 use crate::sign;
 use crate::signature::Verifier;
+use crate::status::gather;
 use crate::stream::Stream;
 
 /// Connections fit, with room to spare, the 1,024 files that many systems allow a process; there are more of them than
@@ -39,8 +40,22 @@ pub async fn run(cli: Cli, context: Context) -> anyhow::Result<ExitCode> {
     match &cli.command {
         Some(Command::Sign(args)) => sign::run(args, &cli.webhook, &context.clock),
         Some(Command::Healthcheck(args)) => healthcheck::run(cli.webhook.admin_addr, *args).await,
+        Some(Command::Status(args)) => {
+            let journal = connect(&cli, &context).await?;
+            let admin = cli.webhook.admin_addr;
+            Box::pin(status::show(*args, &context.shutdown, async || {
+                gather(&context, &journal, admin).await
+            }))
+            .await
+        }
         None => receive(&cli, &context).await,
     }
+}
+
+async fn connect(cli: &Cli, context: &Context) -> anyhow::Result<Journal> {
+    Journal::connect(&cli.connection(context.name))
+        .await
+        .map_err(|error| SettingError::found_later(error.setting(), error))
 }
 
 async fn receive(cli: &Cli, context: &Context) -> anyhow::Result<ExitCode> {
@@ -66,9 +81,7 @@ async fn assemble(cli: &Cli, context: &Context) -> anyhow::Result<Ingest> {
     let webhook = &cli.webhook;
     let verifier = Verifier::new(&webhook.secrets()?, webhook.webhook_tolerance)?;
     let metrics = Metrics::new(&context.metrics)?;
-    let journal = Journal::connect(&cli.connection(context.name))
-        .await
-        .map_err(|error| SettingError::found_later(error.setting(), error))?;
+    let journal = connect(cli, context).await?;
     let stream = Stream::keep(journal.clone(), cli.limits(), context.shutdown.clone());
     stream.report_to(&context.readiness);
     Ok(Ingest {

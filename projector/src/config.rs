@@ -9,6 +9,7 @@ use service::boot::Program;
 use service::healthcheck::HealthcheckArgs;
 use service::logging::LogArgs;
 use service::settings::{DatabaseArgs, JournalArgs, duration, duration_or_off};
+use service::status::StatusArgs;
 
 /// Folds the log into Postgres: users, groups, memberships and roles as `WorkOS` reports them.
 ///
@@ -111,6 +112,8 @@ pub enum Command {
     },
     /// Ask the dsync-projector that runs with the same `ADMIN_ADDR` how it is; exit code 0 when it is well
     Healthcheck(HealthcheckArgs),
+    /// Show how everything is: what is connected, how far behind, what waits for a person
+    Status(StatusArgs),
     /// Look at records that could not be applied, try them again, or give them up
     DeadLetters {
         /// What to do with them; without, they are listed.

@@ -29,5 +29,6 @@ pub mod roles;
 pub mod roles_file;
 pub mod run;
 pub mod scrub;
+pub mod status;
 pub mod store;
 pub mod watch;

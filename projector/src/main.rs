@@ -11,7 +11,7 @@ use projector::metrics::Metrics;
 use projector::rebuild::Tools;
 use projector::run::{Tuning, Worker};
 use projector::scrub::Upkeep;
-use projector::{beside, dead_letters, erase, roles, store, watch};
+use projector::{beside, dead_letters, erase, roles, status, store, watch};
 use service::boot::{self, Context};
 use service::postgres::{self, PoolSettings, Trouble, described};
 use service::retry::Backoff;
@@ -37,6 +37,11 @@ async fn run(cli: Cli, context: Context) -> anyhow::Result<ExitCode> {
             output,
         }) => rebuild(&cli, &context, (*sweep, *undo), *limit, *output).await,
         Some(Command::Verify { limit, output }) => verify(&cli, &context, *limit, *output).await,
+        Some(Command::Status(args)) => {
+            let (pool, journal) = (pool(&cli)?, connect(&cli).await?);
+            let gather = async || status::gather(&pool, &journal, context.clock.now(), args.all).await;
+            Box::pin(service::status::show(*args, &context.shutdown, gather)).await
+        }
         Some(Command::Migrate(output)) => migrate(&pool(&cli)?, *output).await,
         Some(Command::DeadLetters { action, output }) => {
             let pool = pool(&cli)?;

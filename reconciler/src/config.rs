@@ -12,6 +12,7 @@ use service::logging::LogArgs;
 use service::settings::{
     DatabaseArgs, JournalArgs, JournalLimitArgs, Percent, Secret, SettingError, duration_or_off, percent,
 };
+use service::status::StatusArgs;
 
 /// Reads `WorkOS`'s Events API and state API and appends to the log what it lacks.
 ///
@@ -163,6 +164,8 @@ impl WorkosArgs {
 pub enum Command {
     /// Ask the dsync-reconciler that runs with the same `ADMIN_ADDR` how it is; exit code 0 when it is well
     Healthcheck(HealthcheckArgs),
+    /// Show how everything is: what is connected, how far behind, what waits for a person
+    Status(StatusArgs),
     /// Compare with `WorkOS` now, repair what differs, and report it
     Sweep(SweepArgs),
     /// Let through, at once, the deletions that the guard holds back in a directory

@@ -32,6 +32,7 @@ mod relist;
 pub mod report;
 pub mod run;
 pub mod snapshot;
+pub mod status;
 pub mod store;
 pub mod sweep;
 mod walk;

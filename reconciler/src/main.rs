@@ -13,12 +13,13 @@ use reconciler::store::applied;
 use reconciler::work::{Rules, Work};
 use reconciler::workos::client::{Api, ClientSettings};
 use reconciler::workos::pages::{List, Pages};
-use reconciler::{command, run};
+use reconciler::{command, run, status};
 use service::boot::{self, Context};
 use service::postgres::{self, PoolSettings, described};
 use service::retry::Backoff;
 use service::settings::SettingError;
 use service::{admin, healthcheck};
+use sqlx::PgPool;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -34,6 +35,11 @@ async fn main_async(cli: Cli, context: Context) -> anyhow::Result<ExitCode> {
     match &cli.command {
         None => serve(&cli, context.clone(), work(&cli, &context).await?).await,
         Some(Command::Healthcheck(args)) => healthcheck::run(cli.admin_addr, *args).await,
+        Some(Command::Status(args)) => {
+            let (pool, journal) = (pool(&cli)?, journal(&cli).await?);
+            let gather = async || status::gather(&pool, &journal, context.clock.now(), args.all).await;
+            Box::pin(service::status::show(*args, &context.shutdown, gather)).await
+        }
         Some(Command::Sweep(args)) => {
             attended(&cli, &context, async |work| {
                 command::run_sweep(work, args, &mut std::io::stdout()).await
@@ -76,18 +82,17 @@ async fn attended(
     code
 }
 
-async fn work(cli: &Cli, context: &Context) -> anyhow::Result<Work> {
-    let pool = postgres::pool(
-        &cli.database.url()?,
-        &PoolSettings {
-            application_name: NAME,
-            max_connections: 16,
-            statement_timeout: Duration::from_mins(1),
-        },
-    )?;
-    let metrics = Metrics::new(&context.metrics);
-    let settings = ClientSettings::new(cli.workos.workos_api_url.clone(), cli.workos.key()?);
-    let journal = Journal::connect(&Connection {
+fn pool(cli: &Cli) -> anyhow::Result<PgPool> {
+    let settings = PoolSettings {
+        application_name: NAME,
+        max_connections: 16,
+        statement_timeout: Duration::from_mins(1),
+    };
+    Ok(postgres::pool(&cli.database.url()?, &settings)?)
+}
+
+async fn journal(cli: &Cli) -> anyhow::Result<Journal> {
+    Journal::connect(&Connection {
         url: cli.journal.nats_url.expose().to_owned(),
         creds: cli.journal.nats_creds.clone(),
         ca: cli.journal.nats_ca.clone(),
@@ -95,7 +100,14 @@ async fn work(cli: &Cli, context: &Context) -> anyhow::Result<Work> {
         name: NAME.to_owned(),
     })
     .await
-    .map_err(|error| SettingError::found_later(error.setting(), error))?;
+    .map_err(|error| SettingError::found_later(error.setting(), error))
+}
+
+async fn work(cli: &Cli, context: &Context) -> anyhow::Result<Work> {
+    let pool = pool(cli)?;
+    let metrics = Metrics::new(&context.metrics);
+    let settings = ClientSettings::new(cli.workos.workos_api_url.clone(), cli.workos.key()?);
+    let journal = journal(cli).await?;
     let holder = format!("{}-{:016x}", std::process::id(), rand::random::<u64>());
     Ok(Work {
         leases: Leases::new(pool.clone(), &holder),

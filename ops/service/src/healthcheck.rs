@@ -79,17 +79,32 @@ fn from_here(mut addr: SocketAddr) -> SocketAddr {
     addr
 }
 
+async fn exchange(addr: SocketAddr, path: &str) -> io::Result<Vec<u8>> {
+    let mut stream = TcpStream::connect(addr).await?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = Vec::new();
+    stream.take(LONGEST_ANSWER).read_to_end(&mut answer).await?;
+    Ok(answer)
+}
+
 async fn ask(addr: SocketAddr, path: &str) -> Result<Answer, Silence> {
-    let exchange = async {
-        let mut stream = TcpStream::connect(addr).await?;
-        let request = format!("GET {path} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await?;
-        let mut answer = Vec::new();
-        stream.take(LONGEST_ANSWER).read_to_end(&mut answer).await?;
-        io::Result::Ok(answer)
-    };
-    let bytes = exchange.await.map_err(|e| Silence::Unreachable(addr, e))?;
+    let bytes = exchange(addr, path)
+        .await
+        .map_err(|e| Silence::Unreachable(addr, e))?;
     parse(&bytes).ok_or(Silence::Strange(addr))
+}
+
+/// The lines of `/metrics` of the program that runs with the same `ADMIN_ADDR`, and whether it is ready.
+pub async fn metrics(admin_addr: SocketAddr) -> anyhow::Result<(bool, Vec<String>)> {
+    let addr = from_here(admin_addr);
+    let ready = ask(addr, "/readyz").await?.status == 200;
+    let bytes = exchange(addr, "/metrics")
+        .await
+        .map_err(|e| Silence::Unreachable(addr, e))?;
+    let text = String::from_utf8_lossy(&bytes);
+    let (_, body) = text.split_once("\r\n\r\n").ok_or(Silence::Strange(addr))?;
+    Ok((ready, body.lines().map(str::to_owned).collect()))
 }
 
 /// Our own admin endpoint's answers, which are short and never chunked; not HTTP at large.

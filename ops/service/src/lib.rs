@@ -17,4 +17,5 @@ pub mod readiness;
 pub mod retry;
 pub mod settings;
 mod shutdown;
+pub mod status;
 pub mod tls;

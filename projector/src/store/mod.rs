@@ -15,6 +15,7 @@ mod groups;
 mod lock;
 mod memberships;
 mod organization;
+pub mod overview;
 pub mod progress;
 pub mod roles;
 pub mod shadow;

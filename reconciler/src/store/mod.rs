@@ -8,6 +8,7 @@ pub mod duties;
 pub mod groups;
 pub mod held;
 pub mod memberships;
+pub mod overview;
 pub mod sweeps;
 pub mod users;
 

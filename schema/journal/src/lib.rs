@@ -18,6 +18,7 @@ mod elsewhere;
 mod entry;
 mod error;
 mod forget;
+mod overview;
 mod reader;
 mod stream;
 
@@ -25,5 +26,6 @@ pub use append::Appended;
 pub use connection::{ConnectError, Connection, Journal};
 pub use entry::Entry;
 pub use error::{AppendError, Error, ReadError, Unavailable};
+pub use overview::{Overview, status};
 pub use reader::Reader;
 pub use stream::{Ensured, Identity, Limits};

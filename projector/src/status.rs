@@ -1,0 +1,134 @@
+//! The subcommand `status`: the log, the lanes, what waits for a person, and every directory's freshness.
+//!
+//! All of it is cheap enough to ask every two seconds of millions of rows: rows are counted by the planner's estimate, and
+//! all else is a row a lane, a directory or a rebuild.
+
+use journal::Journal;
+use schema::timestamp::Timestamp;
+use service::postgres::described;
+use service::status::{Part, Screen, Told};
+use sqlx::{PgConnection, PgPool};
+use time::OffsetDateTime;
+
+use crate::store::dead_letters;
+use crate::store::overview::{self, Totals};
+
+/// Directories that are listed unless all are wanted.
+const DIRECTORIES: i64 = 15;
+
+/// Looks at everything.
+pub async fn gather(pool: &PgPool, journal: &Journal, now: OffsetDateTime, all: bool) -> Screen {
+    let database = async {
+        let read = read(pool, journal, now, all).await;
+        read.map_err(|error| described(&error).to_string())
+    };
+    let database = Box::pin(Part::gathered("database", database));
+    let (log, database) = tokio::join!(Box::pin(journal::status(journal, now)), database);
+    Screen::new(
+        "dsync-projector",
+        env!("CARGO_PKG_VERSION"),
+        now,
+        vec![log, database],
+    )
+}
+
+async fn read(pool: &PgPool, journal: &Journal, now: OffsetDateTime, all: bool) -> sqlx::Result<Part> {
+    let mut connection = pool.acquire().await?;
+    let pending = match migrations::pending(&mut connection).await {
+        Ok(pending) => pending,
+        Err(migrations::Error::Database(error)) => return Err(error),
+        Err(_) => None,
+    };
+    let schema = match pending {
+        Some(0) => "up to date",
+        Some(_) => "behind this program: run `dsync-projector migrate`",
+        None => "not made yet: run `dsync-projector migrate`",
+    };
+    let part = Part::new("database").fact("schema", Told::text(Some(schema)));
+    if pending != Some(0) {
+        return Ok(part);
+    }
+    let Totals {
+        users,
+        memberships,
+        changes,
+        rewound_at,
+        rebuilt_at,
+        rebuilt_rows,
+    } = overview::totals(&mut connection).await?;
+    let dead = dead_letters::count(&mut *connection).await?;
+    let moment = |at| Told::moment(at, now);
+    let part = part
+        .fact("users_about", Told::count(users.unsigned_abs()))
+        .fact("memberships_about", Told::count(memberships.unsigned_abs()))
+        .fact("changes_about", Told::count(changes.unsigned_abs()))
+        .fact("dead_letters", Told::count(dead.unsigned_abs()))
+        .fact("log_rewound", moment(rewound_at))
+        .fact("rebuilt", moment(rebuilt_at))
+        .fact(
+            "rows_rebuilt",
+            rebuilt_rows.map_or(Told::text(None::<String>), |rows| {
+                Told::count(rows.unsigned_abs())
+            }),
+        );
+    let part = lanes(&mut connection, journal, now, part).await?;
+    directories(&mut connection, now, all, part).await
+}
+
+/// Both lanes, and how far behind the log's end.
+async fn lanes(
+    connection: &mut PgConnection,
+    journal: &Journal,
+    now: OffsetDateTime,
+    part: Part,
+) -> sqlx::Result<Part> {
+    let end = journal.identity().await.ok().flatten();
+    let lanes = overview::lanes(connection).await?.into_iter().map(|lane| {
+        let same = end.filter(|log| log.created == Timestamp::from(lane.stream_created));
+        let behind = same.map(|log| log.last_seq.saturating_sub(lane.seq.unsigned_abs()));
+        vec![
+            Told::text(Some(lane.lane)),
+            Told::count(lane.seq.unsigned_abs()),
+            behind.map_or(Told::text(None::<String>), Told::count),
+            Told::text(
+                lane.holder
+                    .filter(|_| lane.held_until.is_some_and(|until| until > now)),
+            ),
+            Told::moment(Some(lane.advanced_at), now),
+        ]
+    });
+    Ok(part.table(
+        "lanes",
+        &["lane", "position", "behind", "held_by", "advanced"],
+        lanes.collect(),
+        0,
+    ))
+}
+
+/// Every directory's freshness, the most worrying first.
+async fn directories(
+    connection: &mut PgConnection,
+    now: OffsetDateTime,
+    all: bool,
+    part: Part,
+) -> sqlx::Result<Part> {
+    let moment = |at| Told::moment(at, now);
+    let limit = if all { i64::MAX } else { DIRECTORIES };
+    let (directories, count) = overview::directories(connection, limit).await?;
+    let more = count.unsigned_abs().saturating_sub(directories.len() as u64);
+    let rows = directories.into_iter().map(|one| {
+        vec![
+            Told::text(Some(one.directory_id)),
+            Told::text(one.state),
+            moment(one.last_event_at),
+            moment(one.last_applied_at),
+            moment(one.last_swept_at),
+            one.last_drift.map_or(Told::text(None::<String>), |drift| {
+                Told::count(drift.unsigned_abs())
+            }),
+            Told::count(one.held_deletions.unsigned_abs()),
+        ]
+    });
+    let columns = &["directory", "state", "event", "applied", "swept", "drift", "held"];
+    Ok(part.table("directories", columns, rows.collect(), more))
+}
