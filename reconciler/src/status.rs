@@ -95,9 +95,8 @@ async fn read(pool: &PgPool, now: OffsetDateTime, all: bool) -> sqlx::Result<Par
             one.drift.map_or(Told::text(None::<String>), count),
             count(i64::from(one.failures)),
             moment(one.retry_at.filter(|at| *at > now)),
-            working(one.holder, one.held_until),
         ]
     });
-    let columns = &["directory", "swept", "drift", "failures", "retry", "swept_by"];
+    let columns = &["directory", "swept", "drift", "failures", "retry"];
     Ok(part.table("sweeps", columns, rows.collect(), more))
 }

@@ -74,12 +74,8 @@ pub async fn totals(connection: &mut PgConnection) -> sqlx::Result<Totals> {
 pub struct DirectoryRow {
     /// Its id.
     pub directory_id: String,
-    /// Its state.
-    pub state: Option<String>,
     /// When the newest thing applied happened.
     pub last_event_at: Option<OffsetDateTime>,
-    /// When something was last applied.
-    pub last_applied_at: Option<OffsetDateTime>,
     /// When the last whole sweep began.
     pub last_swept_at: Option<OffsetDateTime>,
     /// How many differences that found.
@@ -96,9 +92,9 @@ pub async fn directories(
     let rows = sqlx::query_as!(
         DirectoryRow,
         r#"
-        select s.directory_id as "directory_id!", d.state, s.last_event_at, s.last_applied_at, s.last_swept_at,
-            s.last_drift, s.held_deletions as "held_deletions!"
-        from directory.sync_status as s join directory.directories as d on d.id = s.directory_id
+        select s.directory_id as "directory_id!", s.last_event_at, s.last_swept_at, s.last_drift,
+            s.held_deletions as "held_deletions!"
+        from directory.sync_status as s
         order by s.held_deletions desc, s.last_drift desc nulls last, s.last_swept_at nulls first, s.directory_id
         limit $1
         "#,

@@ -107,10 +107,6 @@ pub struct SweepRow {
     pub failures: i32,
     /// Not before this is it tried again.
     pub retry_at: Option<OffsetDateTime>,
-    /// Who works on it.
-    pub holder: Option<String>,
-    /// Until when, unless renewed.
-    pub held_until: Option<OffsetDateTime>,
 }
 
 /// `limit` directories, the most worrying first.
@@ -118,7 +114,7 @@ pub async fn sweeps(connection: &mut PgConnection, limit: i64) -> sqlx::Result<V
     sqlx::query_as!(
         SweepRow,
         r#"
-        select directory_id, swept_at, drift, failures, retry_at, holder, held_until from dsync.sweeps
+        select directory_id, swept_at, drift, failures, retry_at from dsync.sweeps
         order by failures desc, drift desc nulls last, swept_at nulls first, directory_id limit $1
         "#,
         limit,

@@ -16,4 +16,5 @@ mod schema;
 mod soak;
 mod spine;
 mod stand;
+mod status;
 mod take_over;
