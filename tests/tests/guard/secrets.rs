@@ -110,23 +110,27 @@ async fn a_replay_changes_nothing_while_fresh_and_is_refused_when_stale() -> any
             .await?
             .contains("accepted")
     );
-    let state = async || -> anyhow::Result<(i64, i64, i64)> {
+    let tables = async || -> anyhow::Result<(i64, i64, i64)> {
         let users = "select (select count(*) from directory.users), (select count(*) from directory.changes),
             (select seq from dsync.progress where lane = 'all')";
         Ok(sqlx::query_as(users).fetch_one(&pool).await?)
     };
     eventually(BOUND, async || {
-        ensure!(state().await?.2 == 2);
+        ensure!(tables().await?.2 == 2);
         Ok(())
     })
     .await?;
-    let before = state().await?;
+    let before = tables().await?;
     // Somebody who heard the first one sends it again and again: the user must not come back.
     for _ in 0..20 {
         let answer = post(&url, Some(&fresh), &created).await?;
         ensure!(answer.status() == 200 && answer.text().await?.contains("duplicate"));
     }
-    ensure!(state().await? == before && before.0 == 0, "{:?}", state().await?);
+    ensure!(
+        tables().await? == before && before.0 == 0,
+        "{:?}",
+        tables().await?
+    );
     // An hour old, and from tomorrow; and the fresh one with another time written over its own.
     let stale = sign(workos_sim::Millis(now.0 - 3_600_000), &created);
     let early = sign(workos_sim::Millis(now.0 + 86_400_000), &created);
