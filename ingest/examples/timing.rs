@@ -27,7 +27,7 @@ fn main() -> anyhow::Result<()> {
         // A digit for a digit and a letter for a letter: reading hexadecimal may tell these apart, and may be seen to.
         header[at] = match header[at] {
             b'0' => b'1',
-            b'0'..=b'9' => b'0',
+            b'1'..=b'9' => b'0',
             b'a' => b'b',
             _ => b'a',
         };
