@@ -62,6 +62,11 @@ impl Running {
         Ok(running)
     }
 
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.program.name
+    }
+
     /// Its process id.
     pub fn pid(&self) -> Option<u32> {
         self.process.as_ref().map(Process::pid)
@@ -221,6 +226,38 @@ impl Running {
     }
 }
 
+/// Every program of every test is searched when it ends: what it said may hold none of its secrets, and nobody's address.
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.process = None;
+        if !std::thread::panicking() {
+            let leak = self.keeps_secrets(&[]).err().map(|error| error.to_string());
+            let leak =
+                leak.or_else(|| address_in(&self.output()).map(|line| format!("an address in line {line}")));
+            assert!(
+                leak.is_none(),
+                "{} gives something away: {leak:?}",
+                self.program.name
+            );
+        }
+    }
+}
+
+/// The line of a log that holds an e-mail address, if any does.
+fn address_in(log: &str) -> Option<usize> {
+    let of_a_name = |c: char| c.is_ascii_alphanumeric();
+    log.lines().position(|line| {
+        line.match_indices('@').any(|(at, _)| {
+            line[..at].ends_with(of_a_name)
+                && line[at + 1..].starts_with(of_a_name)
+                && line[at + 1..]
+                    .split(['"', ' ', ',', ')'])
+                    .next()
+                    .is_some_and(|host| host.contains('.'))
+        })
+    })
+}
+
 /// What is secret in a setting: of a URL its password, else each of its parts.
 fn secrets_in(value: &str) -> Vec<String> {
     if let Some((_, rest)) = value.split_once("://") {
@@ -242,6 +279,31 @@ fn secrets_in(value: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_leak_fails_the_test_that_leaked() {
+        assert_eq!(address_in("fine\nuser a.b@example.com left"), Some(1));
+        for fine in ["", "@", "a @ b.c", "rust@1", "at main.rs:1 @ 5"] {
+            assert_eq!(address_in(fine), None, "{fine}");
+        }
+        // A program that prints the password it was given, as one of ours never should.
+        let leaked = std::panic::catch_unwind(|| {
+            let dir = tempfile::tempdir().unwrap();
+            let log = dir.path().join("output.log");
+            std::fs::write(&log, "cannot connect with pw-0123456789").unwrap();
+            let program =
+                Program::new("none").env("DATABASE_URL", "postgres://me:pw-0123456789@127.0.0.1:1/x");
+            drop(Running {
+                program,
+                process: None,
+                admin: Port::reserve().unwrap(),
+                listen: Port::reserve().unwrap(),
+                log,
+                dir,
+            });
+        });
+        assert!(leaked.is_err());
+    }
 
     #[test]
     fn the_secret_of_a_url_is_its_password() {

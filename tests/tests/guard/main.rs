@@ -5,4 +5,6 @@
 
 mod accounts;
 mod pipeline;
+mod secrets;
+mod threat_model;
 mod tls;

@@ -101,3 +101,15 @@ impl Pipeline {
         })?)
     }
 }
+
+/// Posts a body as WorkOS would, with whatever header.
+pub(crate) async fn post(base: &str, header: Option<&str>, body: &str) -> anyhow::Result<reqwest::Response> {
+    let request = reqwest::Client::new()
+        .post(format!("{base}/webhooks/workos"))
+        .body(body.to_owned());
+    let request = match header {
+        Some(header) => request.header("WorkOS-Signature", header),
+        None => request,
+    };
+    Ok(request.send().await?)
+}

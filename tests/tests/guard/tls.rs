@@ -20,8 +20,8 @@ async fn broker(authority: &Authority, names: &[&str]) -> anyhow::Result<Nats> {
     .await
 }
 
-fn text(path: std::path::PathBuf) -> String {
-    path.display().to_string()
+fn text(path: impl AsRef<std::path::Path>) -> String {
+    path.as_ref().display().to_string()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
