@@ -12,6 +12,7 @@ use service::status::{Part, Screen, Told};
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 
+use crate::lane::Lane;
 use crate::store::dead_letters;
 use crate::store::overview::{self, Totals};
 
@@ -90,7 +91,10 @@ async fn lanes(
     let end = tokio::time::timeout(SHORTLY, journal.identity()).await;
     let end = end.ok().and_then(Result::ok).flatten();
     let lanes = overview::lanes(connection).await?.into_iter().map(|lane| {
-        let same = end.filter(|log| log.created == Timestamp::from(lane.stream_created));
+        // Of the other lane nobody can tell: it stands at its last removal, however long ago that was.
+        let same = end.filter(|log| {
+            lane.lane == Lane::All.as_str() && log.created == Timestamp::from(lane.stream_created)
+        });
         let behind = same.map(|log| log.last_seq.saturating_sub(lane.seq.unsigned_abs()));
         vec![
             Told::text(Some(lane.lane)),
