@@ -25,7 +25,7 @@ impl Journal {
             Err(Error::Unavailable(why)) => Err(*why),
             _ => Ok(()),
         };
-        self.heed(asked, answered).await;
+        self.heed(&self.silence, asked, answered).await;
         answer
     }
 

@@ -50,7 +50,7 @@ impl Journal {
             Err(AppendError::Unavailable(why)) => Err(*why),
             _ => Ok(()),
         };
-        self.heed(asked, answered).await;
+        self.heed(&self.unstored, asked, answered).await;
         outcome
     }
 

@@ -11,7 +11,7 @@ use async_nats::{Client, ConnectOptions, Event};
 use tokio::sync::watch;
 
 use crate::address::Servers;
-use crate::elsewhere::Silence;
+use crate::elsewhere::{Silence, Turns};
 use crate::error::{Error, Unavailable};
 
 /// How long one question, or one write, may take before it counts as unanswered.
@@ -78,7 +78,11 @@ pub struct Journal {
     pub(crate) stream: Arc<str>,
     pub(crate) context: jetstream::Context,
     pub(crate) client: Client,
+    /// Since when no question was answered.
     pub(crate) silence: Arc<Silence>,
+    /// Since when nothing was stored.
+    pub(crate) unstored: Arc<Silence>,
+    pub(crate) turns: Arc<Turns>,
     link: Link,
     /// Brokers named by the settings.
     named: usize,
@@ -119,6 +123,8 @@ impl Journal {
         }
         let (connects_tx, connects) = watch::channel(0);
         let (up_tx, up) = watch::channel(false);
+        let turns = Arc::new(Turns::default());
+        let choosing = turns.clone();
         let watcher = Arc::new(Watcher {
             connects: connects_tx,
             up: up_tx,
@@ -131,6 +137,7 @@ impl Journal {
             .request_timeout(Some(REQUEST_TIMEOUT))
             .retry_on_initial_connect()
             .reconnect_delay_callback(reconnect_pause)
+            .reconnect_to_server_callback(move |servers, _| std::future::ready(choosing.choose(servers)))
             .event_callback(move |event| {
                 watcher.see(event);
                 std::future::ready(())
@@ -147,6 +154,8 @@ impl Journal {
             context,
             client,
             silence: Arc::default(),
+            unstored: Arc::default(),
+            turns,
             link: Link { connects, up },
             named,
         })

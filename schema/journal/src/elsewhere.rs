@@ -1,10 +1,14 @@
 //! Leaving a broker that is connected and does not answer, where the cluster has others.
 //!
-//! One that a network split has cut off from the rest of its cluster keeps its clients: it answers their pings and stores
-//! nothing for them. To wait there for the split to end would be to refuse everything while most of the cluster works.
+//! One that a network split has cut off from the rest of its cluster keeps its clients: it answers their pings, and some
+//! questions from what it last knew, and stores nothing for them. To wait there for the split to end would be to refuse
+//! everything while most of the cluster works. So appends are watched by themselves, whatever else is answered.
 
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use async_nats::{ReconnectToServer, Server};
 
 use crate::connection::Journal;
 use crate::error::Unavailable;
@@ -12,7 +16,30 @@ use crate::error::Unavailable;
 /// For so long everything must have gone unanswered. Longer than an election takes, and than two requests may.
 const LEAVES_AFTER: Duration = Duration::from_secs(7);
 
-/// Since when nothing has been answered.
+/// Whose turn it is to be connected to, when a broker is left: each in turn, so that none is tried again before all were.
+#[derive(Debug, Default)]
+pub(crate) struct Turns {
+    leaving: AtomicBool,
+    turn: AtomicUsize,
+}
+
+impl Turns {
+    /// The server to connect to now, if one is being left; else whichever the client likes.
+    pub(crate) fn choose(&self, mut servers: Vec<Server>) -> Option<ReconnectToServer> {
+        if !self.leaving.swap(false, Ordering::Relaxed) {
+            return None;
+        }
+        servers.sort_by(|a, b| a.addr.as_url_str().cmp(b.addr.as_url_str()));
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let next = servers.get(turn.checked_rem(servers.len())?)?;
+        Some(ReconnectToServer {
+            addr: next.addr.clone(),
+            delay: Some(Duration::ZERO),
+        })
+    }
+}
+
+/// Since when nothing has been answered, or nothing stored.
 #[derive(Debug, Default)]
 pub(crate) struct Silence(Mutex<Option<Instant>>);
 
@@ -35,18 +62,19 @@ impl Silence {
 }
 
 impl Journal {
-    /// Takes note of what became of a question asked at `asked`: connects to another broker of the cluster when this one
-    /// has not answered anything for long.
-    pub(crate) async fn heed(&self, asked: Instant, outcome: Result<(), Unavailable>) {
+    /// Takes note of what became of a question asked at `asked`, or of an append: connects to another broker of the cluster
+    /// when this one has not answered any, or not stored any, for long.
+    pub(crate) async fn heed(&self, silence: &Silence, asked: Instant, outcome: Result<(), Unavailable>) {
         match outcome {
-            Ok(()) => self.silence.broken(),
+            Ok(()) => silence.broken(),
             // The client is looking for a broker already.
             Err(Unavailable::Disconnected) => {}
-            Err(_) if self.silence.lasts(asked) && self.has_a_choice() => {
+            Err(_) if silence.lasts(asked) && self.has_a_choice() => {
                 tracing::warn!(
                     seconds = LEAVES_AFTER.as_secs(),
                     "the log's broker is connected and answers nothing; trying another of its cluster"
                 );
+                self.turns.leaving.store(true, Ordering::Relaxed);
                 // It fails only when the client has ended.
                 let _ = self.client.force_reconnect().await;
             }

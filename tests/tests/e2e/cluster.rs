@@ -11,6 +11,9 @@ use workos_sim::{Delivery, DeliveryOptions, DirectoryOptions, Options, Seed, Sim
 
 use crate::stand::{BOUND, SECRET, a_bad_day};
 
+/// For one message of the log; the whole is asked for again after that.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
+
 struct Stage {
     cluster: Cluster,
     _postgres: Postgres,
@@ -109,7 +112,8 @@ impl Stage {
         let counts = tokio::time::timeout(BOUND, self.delivery.drained()).await?;
         ensure!(counts.gave_up == 0, "{counts:?}");
         eventually(BOUND, async || agrees(&self.pool, &self.sim.truth()).await).await?;
-        let logged = self.logged().await?;
+        // The log may be without a leader once more for a moment, now that all are together again.
+        let logged = eventually(BOUND, async || self.logged().await).await?;
         let acknowledged: BTreeSet<String> = self
             .delivery
             .acknowledged()
@@ -151,7 +155,11 @@ impl Stage {
         let config = async_nats::jetstream::consumer::pull::OrderedConfig::default();
         let mut messages = stream.create_consumer(config).await?.messages().await?;
         let mut ids = BTreeSet::new();
-        while let Some(message) = messages.next().await {
+        loop {
+            let next = tokio::time::timeout(ANSWERS_WITHIN, messages.next()).await;
+            let Some(message) = next.context("the log's end does not come")? else {
+                break;
+            };
             let message = message?;
             let id = message
                 .headers
