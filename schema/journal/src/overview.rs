@@ -46,10 +46,8 @@ impl Journal {
         let quarantined = subjects.filter_map(|(_, count)| count.as_u64()).sum();
         let info: Info = serde_json::from_value(answer).map_err(|_| Error::Unreadable)?;
         let identity = Identity::of(&info);
-        let newest = self
-            .entry(identity.last_seq)
-            .await?
-            .map(|entry| entry.appended_at);
+        // From the same answer: a login that may only append cannot read an entry.
+        let newest = (identity.messages > 0).then(|| info.state.last_timestamp.into());
         Ok(Some(Overview {
             stream: info.config.name.clone(),
             identity,
