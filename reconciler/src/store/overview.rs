@@ -1,6 +1,6 @@
 //! What a status screen shows of the reconciler's work.
 
-use sqlx::PgConnection;
+use sqlx::{Connection as _, PgConnection};
 use time::OffsetDateTime;
 
 /// What one reconciler does for all.
@@ -51,7 +51,12 @@ pub struct Waiting {
 
 /// How much waits. A row a directory, and what is looked for every second anyway.
 pub async fn waiting(connection: &mut PgConnection) -> sqlx::Result<Waiting> {
-    sqlx::query_as!(
+    let mut transaction = connection.begin().await?;
+    // As where they are read: the planner would go through whole tables for what a few indexes hold.
+    sqlx::raw_sql("set local enable_seqscan = off")
+        .execute(&mut *transaction)
+        .await?;
+    let waiting = sqlx::query_as!(
         Waiting,
         r#"
         select
@@ -67,8 +72,10 @@ pub async fn waiting(connection: &mut PgConnection) -> sqlx::Result<Waiting> {
         from dsync.sweeps
         "#,
     )
-    .fetch_one(connection)
-    .await
+    .fetch_one(&mut *transaction)
+    .await?;
+    transaction.rollback().await?;
+    Ok(waiting)
 }
 
 /// Deletions of a directory that wait for a person.

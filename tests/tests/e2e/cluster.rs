@@ -133,6 +133,11 @@ impl Stage {
             "only {} were acknowledged",
             acknowledged.len()
         );
+        Ok(())
+    }
+
+    /// Nobody took the log for another, or for one that lost its end.
+    async fn is_not_alarmed(&self) -> anyhow::Result<()> {
         let rewinds: i64 = sqlx::query_scalar("select count(*) from dsync.rewinds")
             .fetch_one(&self.pool)
             .await?;
@@ -193,11 +198,13 @@ async fn a_broker_killed_and_each_restarted_in_turn_lose_nothing() -> anyhow::Re
             .with_context(|| format!("without n{n}"))?;
         stage.cluster.servers[n].start_again().await?;
     }
-    stage.is_whole().await
+    stage.is_whole().await?;
+    stage.is_not_alarmed().await
 }
 
 /// The one that leads is split off, so that it believes for a while that it still does; then the one that ingest is
-/// connected to, which goes on answering its pings and stores nothing for it.
+/// connected to, which goes on answering its pings and stores nothing for it. A projector that meets one of these may take
+/// the log for one that lost its end, for the other part is ahead of it: that costs reading it again, and a sweep.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_split_loses_nothing_and_the_larger_part_goes_on() -> anyhow::Result<()> {
     let stage = Stage::set().await?;

