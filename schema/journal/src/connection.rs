@@ -82,6 +82,8 @@ pub struct Journal {
     pub(crate) silence: Arc<Silence>,
     /// Since when nothing was stored.
     pub(crate) unstored: Arc<Silence>,
+    /// Since when the broker has been without most of its cluster.
+    pub(crate) parted: Arc<Silence>,
     pub(crate) turns: Arc<Turns>,
     link: Link,
     /// Brokers named by the settings.
@@ -155,6 +157,7 @@ impl Journal {
             client,
             silence: Arc::default(),
             unstored: Arc::default(),
+            parted: Arc::default(),
             turns,
             link: Link { connects, up },
             named,

@@ -1,13 +1,13 @@
 //! The stream as a whole: made as the settings say, and told apart from another of the same name. What the settings do
 //! not name (placement, compression, a description) belongs to the operator and is never touched.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use async_nats::jetstream::stream::{Config, DiscardPolicy, Info, RetentionPolicy, StorageType};
+use async_nats::jetstream::stream::{Config, DiscardPolicy, Info, PeerInfo, RetentionPolicy, StorageType};
 use schema::timestamp::Timestamp;
 
 use crate::connection::Journal;
-use crate::error::Error;
+use crate::error::{Error, Unavailable};
 
 /// Everything the log holds; `interface` of the stream.
 const SUBJECTS: &str = "dsync.>";
@@ -53,6 +53,19 @@ pub struct Identity {
     pub bytes: u64,
 }
 
+/// A copy that its leader has not heard of for so long is out of touch. They hear of each other every second.
+const IN_TOUCH: Duration = Duration::from_secs(5);
+
+/// Whether the broker that told `info` is in touch with most of the stream's copies, its own among them.
+fn speaks_for_all(info: &Info) -> bool {
+    let Some(cluster) = info.cluster.as_ref().filter(|_| info.config.num_replicas > 1) else {
+        return true;
+    };
+    let heard = |peer: &&PeerInfo| !peer.offline && peer.active < IN_TOUCH;
+    let in_touch = 1 + cluster.replicas.iter().filter(heard).count();
+    cluster.leader.is_some() && in_touch * 2 > info.config.num_replicas
+}
+
 impl Journal {
     /// Creates the stream, or brings its settings in line with `limits`. Entries are lost only to a shorter `max_age`.
     /// [`Error::Refused`] says in the broker's words which setting it does not take. Several programs may call it at once.
@@ -70,10 +83,21 @@ impl Journal {
         }
     }
 
-    /// The stream's identity; `None` when there is no such stream.
+    /// The stream's identity; `None` when there is no such stream. [`Unavailable::Parted`] from a broker that a split cut off
+    /// from most of its cluster: it still answers, and what it says of the log's end may be long past.
     pub async fn identity(&self) -> Result<Option<Identity>, Error> {
+        let asked = Instant::now();
         match self.info().await {
-            Ok(info) => Ok(Some(Identity::of(&info))),
+            Ok(info) => {
+                let outcome = if speaks_for_all(&info) {
+                    Ok(())
+                } else {
+                    Err(Unavailable::Parted)
+                };
+                self.heed(&self.parted, asked, outcome).await;
+                outcome?;
+                Ok(Some(Identity::of(&info)))
+            }
             Err(Error::NoStream) => Ok(None),
             Err(error) => Err(error),
         }
@@ -161,6 +185,60 @@ impl Identity {
             last_seq: info.state.last_sequence,
             messages: info.state.messages,
             bytes: info.state.bytes,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn told(replicas: usize, cluster: serde_json::Value) -> Info {
+        let mut info = json!({
+            "config": Config { name: "DSYNC".to_owned(), num_replicas: replicas, ..Config::default() },
+            "created": "2026-01-01T00:00:00Z",
+            "ts": "2026-01-01T00:00:00Z",
+            "state": {"messages": 0, "bytes": 0, "first_seq": 0, "last_seq": 0, "consumer_count": 0,
+                "first_ts": "2026-01-01T00:00:00Z", "last_ts": "2026-01-01T00:00:00Z"},
+        });
+        info["cluster"] = cluster;
+        serde_json::from_value(info).unwrap()
+    }
+
+    fn peer(seconds: u64, offline: bool) -> serde_json::Value {
+        json!({"name": "n", "current": true, "active": seconds * 1_000_000_000, "offline": offline})
+    }
+
+    #[test]
+    fn only_who_is_in_touch_with_most_copies_speaks_for_the_log() {
+        let led = |peers: &[serde_json::Value]| json!({"leader": "n0", "replicas": peers});
+        for (replicas, cluster, speaks) in [
+            (1, serde_json::Value::Null, true),
+            (1, led(&[]), true),
+            (3, led(&[peer(0, false), peer(1, false)]), true),
+            (3, led(&[peer(0, false), peer(60, false)]), true),
+            (3, led(&[peer(0, false), peer(0, true)]), true),
+            (3, led(&[peer(7, false), peer(60, false)]), false),
+            (3, led(&[peer(7, false), peer(0, true)]), false),
+            (3, json!({"replicas": [peer(0, false), peer(0, false)]}), false),
+            (
+                5,
+                led(&[peer(0, false), peer(0, false), peer(9, false), peer(9, false)]),
+                true,
+            ),
+            (
+                5,
+                led(&[peer(0, false), peer(9, false), peer(9, false), peer(9, false)]),
+                false,
+            ),
+        ] {
+            assert_eq!(
+                speaks_for_all(&told(replicas, cluster.clone())),
+                speaks,
+                "{replicas} {cluster}"
+            );
         }
     }
 }
