@@ -134,7 +134,7 @@ async fn sweeps_loop(work: Work, every: Duration, shutdown: CancellationToken) {
                     running.spawn(async move {
                         // Told to stop: what was read is thrown away, nothing was written.
                         shutdown
-                            .run_until_cancelled(sweep(&work, &lease, Mode::default()))
+                            .run_until_cancelled(Box::pin(sweep(&work, &lease, Mode::default())))
                             .await;
                         lease.release().await;
                     });
