@@ -1,14 +1,14 @@
 //! The subcommands: one pass now, and letting held deletions through.
 
-use std::io::{IsTerminal as _, Write};
+use std::io::Write;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use futures_util::{StreamExt as _, stream};
-use indicatif::{ProgressBar, ProgressStyle};
 use schema::timestamp::Timestamp;
 use serde_json::json;
+use service::progress;
 
 use crate::config::SweepArgs;
 use crate::deletions::really_gone;
@@ -79,7 +79,8 @@ pub async fn pass(work: &Work, only: Option<&str>, mode: Mode) -> Report {
             }
         },
     };
-    let bar = progress(chosen.len());
+    let bar = progress::bar("directories");
+    bar.set_length(chosen.len() as u64);
     let mut swept: Vec<DirectoryReport> = stream::iter(chosen)
         .map(|directory| {
             let bar = bar.clone();
@@ -155,20 +156,6 @@ async fn lease(work: &Work, directory: &str, to_sweep: bool) -> sqlx::Result<Lea
         }
         tokio::time::sleep(Duration::from_millis(250)).await;
     }
-}
-
-/// A bar over directories, on a terminal only.
-fn progress(directories: usize) -> ProgressBar {
-    if directories == 0 || !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::new(directories as u64);
-    if let Ok(style) = ProgressStyle::with_template("{spinner} {pos}/{len} directories {wide_bar} {elapsed}")
-    {
-        bar.set_style(style);
-    }
-    bar.enable_steady_tick(Duration::from_millis(200));
-    bar
 }
 
 /// `approve`: lets the deletions through that are held back in a directory, each after one more look.
