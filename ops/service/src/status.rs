@@ -5,7 +5,7 @@
 
 use std::fmt::Write as _;
 use std::future::Future;
-use std::io::{IsTerminal as _, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -344,17 +344,11 @@ pub async fn show(
         let Some(screen) = shutdown.run_until_cancelled(gather()).await else {
             return Ok(ExitCode::SUCCESS);
         };
-        let mut out = std::io::stdout();
-        if args.json {
-            writeln!(out, "{}", screen.json())?;
-        } else {
-            if args.watch.is_some() && out.is_terminal() {
-                // Home, and everything below it cleared.
-                write!(out, "\x1b[H\x1b[2J")?;
-            }
-            write!(out, "{}", screen.text())?;
+        match draw(args, &screen) {
+            // Whoever read it has seen enough.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(ExitCode::SUCCESS),
+            drawn => drawn?,
         }
-        out.flush()?;
         let Some(pause) = args.watch else {
             return Ok(ExitCode::from(u8::from(!screen.is_whole())));
         };
@@ -366,6 +360,20 @@ pub async fn show(
             return Ok(ExitCode::SUCCESS);
         }
     }
+}
+
+fn draw(args: StatusArgs, screen: &Screen) -> io::Result<()> {
+    let mut out = io::stdout();
+    if args.json {
+        writeln!(out, "{}", screen.json())?;
+    } else {
+        if args.watch.is_some() && out.is_terminal() {
+            // Home, and everything below it cleared.
+            write!(out, "\x1b[H\x1b[2J")?;
+        }
+        write!(out, "{}", screen.text())?;
+    }
+    out.flush()
 }
 
 #[cfg(test)]
