@@ -2,7 +2,6 @@
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::json;
 
 /// The answer to one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,11 +88,14 @@ impl IntoResponse for Answer {
     fn into_response(self) -> Response {
         let status = self.status();
         let body = match self.outcome() {
-            Some(outcome) if status == StatusCode::OK => json!({"status": outcome}),
-            _ => json!({"error": status.canonical_reason().unwrap_or_default().to_ascii_lowercase()}),
+            Some(outcome) if status == StatusCode::OK => format!("{{\"status\":\"{outcome}\"}}\n"),
+            _ => {
+                let reason = status.canonical_reason().unwrap_or_default();
+                format!("{{\"error\":\"{}\"}}\n", reason.to_ascii_lowercase())
+            }
         };
         let json = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
-        let mut response = (status, json, format!("{body}\n")).into_response();
+        let mut response = (status, json, body).into_response();
         if let Some((name, value)) = self.header() {
             response
                 .headers_mut()

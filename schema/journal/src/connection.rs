@@ -94,7 +94,8 @@ pub struct Journal {
 #[derive(Clone)]
 struct Link {
     connects: watch::Receiver<u64>,
-    up: watch::Receiver<bool>,
+    /// Which connection there is, counted from 1.
+    up: watch::Receiver<Option<u64>>,
 }
 
 impl Journal {
@@ -124,7 +125,7 @@ impl Journal {
             options = options.custom_inbox_prefix(format!("_INBOX.{}", settings.name));
         }
         let (connects_tx, connects) = watch::channel(0);
-        let (up_tx, up) = watch::channel(false);
+        let (up_tx, up) = watch::channel(None);
         let turns = Arc::new(Turns::default());
         let choosing = turns.clone();
         let watcher = Arc::new(Watcher {
@@ -176,12 +177,12 @@ impl Journal {
 
     /// The largest message, headers included, in bytes, that the broker takes; `None` before the first connection.
     pub fn max_payload(&self) -> Option<usize> {
-        self.client.try_server_info().map(|info| info.max_payload)
+        (*self.link.connects.borrow() > 0).then(|| self.client.max_payload())
     }
 
     /// Whether the log can be used now: the broker is connected and answers for the stream.
     pub async fn ready(&self) -> Result<(), Error> {
-        if !*self.link.up.borrow() {
+        if self.link.up.borrow().is_none() {
             return Err(Unavailable::Disconnected.into());
         }
         self.info().await.map(|_| ())
@@ -198,8 +199,11 @@ impl Journal {
 
     /// Waits until there is a connection, at most as long as a request may take.
     pub(crate) async fn connected(&self) -> Result<(), Unavailable> {
+        if self.link.up.borrow().is_some() {
+            return Ok(());
+        }
         let mut up = self.link.up.clone();
-        match tokio::time::timeout(REQUEST_TIMEOUT, up.wait_for(|up| *up)).await {
+        match tokio::time::timeout(REQUEST_TIMEOUT, up.wait_for(Option::is_some)).await {
             Ok(Ok(_)) => Ok(()),
             _ => Err(Unavailable::Disconnected),
         }
@@ -207,12 +211,11 @@ impl Journal {
 
     /// Does what needs an answer, unless the connection is lost meanwhile: then the answer can no longer come.
     pub(crate) async fn while_connected<T>(&self, work: impl Future<Output = T>) -> Result<T, Unavailable> {
-        let (mut up, mut connects) = (self.link.up.clone(), self.link.connects.clone());
-        let this_one = *connects.borrow();
+        let mut up = self.link.up.clone();
+        let this_one = *up.borrow();
         tokio::select! {
             done = work => Ok(done),
-            _ = up.wait_for(|up| !up) => Err(Unavailable::Disconnected),
-            _ = connects.wait_for(|connects| *connects != this_one) => Err(Unavailable::Disconnected),
+            _ = up.wait_for(|now| now.is_none() || *now != this_one) => Err(Unavailable::Disconnected),
         }
     }
 }
@@ -230,7 +233,7 @@ async fn authorities(path: &Path) -> io::Result<()> {
 /// Turns the client's events into the two watches and a few log lines.
 struct Watcher {
     connects: watch::Sender<u64>,
-    up: watch::Sender<bool>,
+    up: watch::Sender<Option<u64>>,
     /// The last complaint logged since the last connection: attempts are many, their reason is one.
     complaint: Mutex<Option<String>>,
 }
@@ -242,14 +245,14 @@ impl Watcher {
                 self.complain_again();
                 tracing::info!("connected to the log's broker");
                 self.connects.send_modify(|connects| *connects += 1);
-                self.up.send_replace(true);
+                self.up.send_replace(Some(*self.connects.borrow()));
             }
             // By us: it was let go of.
             Event::Closed => {
-                self.up.send_replace(false);
+                self.up.send_replace(None);
             }
             Event::Disconnected => {
-                if self.up.send_replace(false) {
+                if self.up.send_replace(None).is_some() {
                     tracing::warn!("lost the connection to the log's broker; connecting again");
                 }
             }

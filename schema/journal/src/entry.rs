@@ -1,7 +1,7 @@
 //! One entry of the log, and how a record is written as a message and read back: the body byte for byte, the rest as
 //! headers. Reading never fails: what a foreign message lacks gets a sensible value, and what it has too much of is cut.
 
-use async_nats::header::{HeaderMap, HeaderValue};
+use async_nats::header::{HeaderMap, HeaderName, HeaderValue};
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::RawMessage;
 use bytes::Bytes;
@@ -12,11 +12,11 @@ use serde::{Deserialize, Serialize};
 use crate::connection::Journal;
 use crate::error::Error;
 
-const MESSAGE_ID: &str = "Nats-Msg-Id";
-const EVENT: &str = "Dsync-Event";
-const SOURCE: &str = "Dsync-Source";
-const RECEIVED_AT: &str = "Dsync-Received-At";
-const SIGNATURE: &str = "WorkOS-Signature";
+const MESSAGE_ID: HeaderName = HeaderName::from_static("Nats-Msg-Id");
+const EVENT: HeaderName = HeaderName::from_static("Dsync-Event");
+const SOURCE: HeaderName = HeaderName::from_static("Dsync-Source");
+const RECEIVED_AT: HeaderName = HeaderName::from_static("Dsync-Received-At");
+const SIGNATURE: HeaderName = HeaderName::from_static("WorkOS-Signature");
 /// Headers count towards the broker's size limit, and an event's type is whatever the body says: longer ones are cut.
 const LONGEST_HEADER: usize = 1024;
 /// The broker's error code for "no message found".
@@ -113,20 +113,18 @@ pub(crate) fn headers_of(record: &Record) -> HeaderMap {
     ];
     for (name, value) in pairs {
         if !value.is_empty() {
-            headers.insert(name, header_value(value));
+            headers.insert(name, HeaderValue::from(line(value)));
         }
     }
     headers
 }
 
-/// A header's value is one line of text.
-fn header_value(value: &str) -> HeaderValue {
-    HeaderValue::from(line(value))
-}
-
 /// One line of text, not too long. Also for what is read back: another may have written it, and it goes into tables,
 /// which hold no NUL, and into logs, which are read line by line.
 fn line(text: &str) -> String {
+    if text.len() <= LONGEST_HEADER && text.bytes().all(|b| matches!(b, b' '..=b'~')) {
+        return text.to_owned();
+    }
     let mut line: String = text
         .chars()
         .map(|c| if c.is_control() { ' ' } else { c })
@@ -143,7 +141,7 @@ impl Entry {
         headers: &HeaderMap,
         body: Bytes,
     ) -> Entry {
-        let header = |name: &str| headers.get(name).map(HeaderValue::as_str);
+        let header = |name: HeaderName| headers.get(name).map(HeaderValue::as_str);
         let source = header(SOURCE)
             .and_then(Source::parse)
             .unwrap_or_else(|| source_by_subject(subject));
