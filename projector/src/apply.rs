@@ -4,19 +4,19 @@
 //! goes to the dead letters while all others are applied, still in the one transaction. Trouble of the database itself
 //! is nobody's fault: the batch is left as it was, to be tried again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use journal::Entry;
 use schema::timestamp::Timestamp;
 use service::postgres::{Trouble, described};
-use sqlx::{Acquire as _, PgConnection, PgPool};
+use sqlx::{Acquire as _, PgConnection};
 use time::OffsetDateTime;
 
 use crate::erase_marks::{possible_ids, user_of};
 use crate::fold::{Outcome, Reason, Texts, fold};
 use crate::lane::Lane;
-use crate::store::progress::Position;
+use crate::store::progress::{News, Position};
 use crate::store::{self, Effects};
 
 /// What a batch did, record by record, in its order.
@@ -81,8 +81,12 @@ impl Batch<'_> {
 }
 
 /// Applies `batch` and moves its lane, both or neither, `now`.
-pub async fn apply(pool: &PgPool, batch: Batch<'_>, now: OffsetDateTime) -> Result<Applied, Error> {
-    match attempt(pool, batch, now, Care::Whole).await {
+pub async fn apply(
+    connection: &mut PgConnection,
+    batch: Batch<'_>,
+    now: OffsetDateTime,
+) -> Result<Applied, Error> {
+    match attempt(connection, batch, now, Care::Whole).await {
         Err(Error::Database(error)) if Trouble::of(&error) == Trouble::Data => {
             tracing::warn!(
                 lane = batch.lane.as_str(),
@@ -90,7 +94,7 @@ pub async fn apply(pool: &PgPool, batch: Batch<'_>, now: OffsetDateTime) -> Resu
                 error = %described(&error),
                 "a record in this batch is refused by Postgres; looking for it"
             );
-            attempt(pool, batch, now, Care::Halves).await
+            attempt(connection, batch, now, Care::Halves).await
         }
         outcome => outcome,
     }
@@ -105,14 +109,23 @@ enum Care {
     Halves,
 }
 
-async fn attempt(pool: &PgPool, batch: Batch<'_>, now: OffsetDateTime, care: Care) -> Result<Applied, Error> {
-    let mut transaction = pool.begin().await?;
+async fn attempt(
+    connection: &mut PgConnection,
+    batch: Batch<'_>,
+    now: OffsetDateTime,
+    care: Care,
+) -> Result<Applied, Error> {
+    let mut transaction = connection.begin().await?;
+    let mut news = News {
+        newest: BTreeMap::new(),
+        applied_at: now,
+    };
     let applied = match care {
-        Care::Whole => write(&mut transaction, batch, batch.entries, now).await?,
-        Care::Halves => write_in_halves(&mut transaction, batch, now).await?,
+        Care::Whole => write(&mut transaction, batch, batch.entries, &mut news).await?,
+        Care::Halves => write_in_halves(&mut transaction, batch, &mut news).await?,
     };
     let way = (batch.from, batch.to());
-    if !store::progress::advance(&mut transaction, batch.lane, way, batch.lease).await? {
+    if !store::progress::advance(&mut transaction, batch.lane, way, batch.lease, &news).await? {
         return Err(Error::Overtaken);
     }
     transaction.commit().await?;
@@ -124,12 +137,11 @@ async fn write(
     connection: &mut PgConnection,
     batch: Batch<'_>,
     entries: &[Entry],
-    now: OffsetDateTime,
+    news: &mut News,
 ) -> sqlx::Result<Applied> {
     let texts = Texts::of(entries);
     let fold = fold(entries, &texts);
     let effects = store::write(connection, &fold.picture).await?;
-    store::activity::note(connection, &fold.newest, now).await?;
     let erased = of_erased(connection, entries, &fold.outcomes, &effects).await?;
     let mut applied = Applied {
         to_purge: erased.len(),
@@ -148,6 +160,9 @@ async fn write(
     if !erased.is_empty() {
         let seqs: Vec<u64> = erased.into_iter().collect();
         store::erased::note_purges(connection, batch.from.stream_created, &seqs).await?;
+    }
+    for (directory, at) in fold.newest {
+        news.add(directory, at);
     }
     Ok(applied)
 }
@@ -198,7 +213,7 @@ fn fate(outcome: &Outcome<'_>, effects: &Effects) -> Fate {
 async fn write_in_halves(
     connection: &mut PgConnection,
     batch: Batch<'_>,
-    now: OffsetDateTime,
+    news: &mut News,
 ) -> sqlx::Result<Applied> {
     let mut applied = Applied::default();
     // Every part's locks at once: taken part by part, they would come after the one that history takes.
@@ -211,7 +226,7 @@ async fn write_in_halves(
     let mut parts = vec![batch.entries];
     while let Some(part) = parts.pop() {
         let mut savepoint = connection.begin().await?;
-        match write(&mut savepoint, batch, part, now).await {
+        match write(&mut savepoint, batch, part, news).await {
             Ok(done) => {
                 savepoint.commit().await?;
                 applied.records.extend(done.records);

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use journal::{Entry, Journal, Reader};
 use schema::timestamp::Timestamp;
 use service::clock::Clock;
-use service::postgres::{Trouble, answered, answered_within, described};
+use service::postgres::{Kept, Trouble, answered, answered_within, described};
 use service::retry::Backoff;
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
@@ -178,6 +178,7 @@ impl Worker {
     async fn follow(&self, lane: Lane, mut position: Position, mut reader: Reader) -> Result<End, Stop> {
         let mut connections = self.journal.connections();
         connections.mark_unchanged();
+        let mut connection = Kept::from(&self.pool).await?;
         let Tuning {
             batch_records: records,
             batch_bytes: bytes,
@@ -211,7 +212,8 @@ impl Worker {
                 lease: (&self.holder, self.tuning.lease),
             };
             let began = Instant::now();
-            match answered_within(APPLIED_WITHIN, apply::apply(&self.pool, batch, self.clock.now())).await {
+            let connection = connection.ready().await?;
+            match answered_within(APPLIED_WITHIN, apply::apply(connection, batch, self.clock.now())).await {
                 Ok(applied) => {
                     position = batch.to();
                     self.count(lane, &entries, &applied, began.elapsed());

@@ -12,6 +12,7 @@
     reason = "a benchmark"
 )]
 
+mod load;
 mod webhooks;
 
 use std::path::Path;
@@ -19,9 +20,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use load::load;
 use sqlx::PgPool;
 use tests::{Durability, Nats, Postgres, Program, Running, cpu_seconds, peak_rss, rss};
-use webhooks::{SECRET, load, request};
+use webhooks::{SECRET, request};
 
 const CONNECTIONS: usize = 64;
 const AT: &str = "2026-01-01T00:00:00.000Z";

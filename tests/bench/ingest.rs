@@ -13,6 +13,7 @@
     reason = "a benchmark"
 )]
 
+mod load;
 mod webhooks;
 
 use std::process::Stdio;
@@ -32,7 +33,8 @@ use sha2::Sha256;
 use tests::{Nats, NatsOptions, Program, Running, cpu_seconds, peak_rss};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 
-use webhooks::{SECRET, load, request};
+use load::load;
+use webhooks::{SECRET, request};
 
 /// The other headers of the log's messages, in the length they have: the broker is given the same bytes either way.
 const LIKE_OURS: [(&str, &str); 4] = [
@@ -237,6 +239,9 @@ impl Round {
     }
 }
 
+/// Which of the three.
+type Of = fn(&Round) -> Cost;
+
 fn told(rounds: &[Round]) -> anyhow::Result<()> {
     let median = |of: &dyn Fn(&Round) -> f64| {
         let mut all: Vec<f64> = rounds.iter().map(of).collect();
@@ -247,7 +252,7 @@ fn told(rounds: &[Round]) -> anyhow::Result<()> {
         "{:>28}  {:>9}  {:>8}  {:>9}  {:>8}",
         "CPU s per 1,000", "program", "broker", "generator", "rate /s"
     );
-    let costs: [(&str, fn(&Round) -> Cost); 3] = [
+    let costs: [(&str, Of); 3] = [
         ("bare axum, verifying", |round| round.endpoint),
         ("bare publish", |round| round.publish),
         ("dsync-ingest", |round| round.ours),

@@ -11,26 +11,28 @@
     reason = "a benchmark"
 )]
 
-use std::sync::Arc;
+mod webhooks;
+
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
-use hmac::{Hmac, KeyInit as _, Mac as _};
 use journal::{Connection, Journal};
 use schema::record::{Received, Record, Source};
 use schema::timestamp::Timestamp;
 use serde_json::Value;
 use service::clock::Clock;
-use sha2::Sha256;
 use sqlx::{Connection as _, PgConnection, PgPool};
 use tests::{Durability, Nats, NatsOptions, Postgres, Program, Running, cpu_seconds, peak_rss};
 
-const SECRET: &str = "whsec_of_the_benchmark_0123456789";
+use webhooks::{Client, SECRET, request};
+
 const PEOPLE: usize = 20_000;
 /// Events a second beside the removals that are measured.
-const RATE: usize = 500;
+const RATE: u32 = 500;
+/// Connections they come over.
+const SENDERS: u32 = 16;
 /// Removals that are measured, a second.
 const PROBES: u64 = 10;
 
@@ -52,19 +54,11 @@ fn event(id: &str, kind: &str, n: usize) -> String {
     format!(r#"{{"object":"event","id":"event_{id}","event":"{kind}","created_at":"{at}","data":{data}}}"#)
 }
 
-fn signature(body: &str) -> String {
-    let at = now().as_micros() / 1_000;
-    let mut mac = Hmac::<Sha256>::new_from_slice(SECRET.as_bytes()).unwrap();
-    mac.update(format!("{at}.{body}").as_bytes());
-    format!("t={at}, v1={}", hex::encode(mac.finalize().into_bytes()))
-}
-
 struct Bench {
     postgres: Postgres,
     nats: Nats,
     ingest: Running,
     pool: PgPool,
-    client: reqwest::Client,
 }
 
 impl Bench {
@@ -87,7 +81,6 @@ impl Bench {
             nats,
             ingest,
             pool,
-            client: reqwest::Client::new(),
         })
     }
 
@@ -109,18 +102,8 @@ impl Bench {
         Ok(Journal::connect(&settings).await?)
     }
 
-    async fn send(&self, body: String) -> anyhow::Result<()> {
-        let url = format!("{}/webhooks/workos", self.ingest.listen_url());
-        let signed = signature(&body);
-        let answer = self
-            .client
-            .post(url)
-            .header("WorkOS-Signature", signed)
-            .body(body)
-            .send()
-            .await?;
-        ensure!(answer.status() == 200, "{}", answer.status());
-        Ok(())
+    async fn client(&self) -> anyhow::Result<Client> {
+        Client::to(self.ingest.listen_url().trim_start_matches("http://")).await
     }
 
     /// Puts events straight into the log, `count` of them from the person `from` on.
@@ -163,11 +146,12 @@ impl Bench {
         Ok(())
     }
 
-    /// Deletes the person `n` by webhook and answers how long that person was still shown.
-    async fn removal(&self, reader: &mut PgConnection, n: usize) -> anyhow::Result<Duration> {
+    /// Deletes the person `n` by webhook and answers when the log had it, and how long that person was still shown.
+    async fn removal(client: &mut Client, reader: &mut PgConnection, n: usize) -> anyhow::Result<Removal> {
+        let webhook = request(&event(&format!("gone{n:020}"), "dsync.user.deleted", n));
         let began = Instant::now();
-        self.send(event(&format!("gone{n:020}"), "dsync.user.deleted", n))
-            .await?;
+        client.send(&webhook).await?;
+        let answered = began.elapsed();
         let id = format!("directory_user_{n:026}");
         loop {
             let shown: bool = sqlx::query_scalar("select exists (select from directory.users where id = $1)")
@@ -175,9 +159,11 @@ impl Bench {
                 .fetch_one(&mut *reader)
                 .await?;
             if !shown {
-                return Ok(began.elapsed());
+                return Ok(Removal {
+                    answered,
+                    visible: began.elapsed(),
+                });
             }
-            tokio::time::sleep(Duration::from_micros(500)).await;
         }
     }
 
@@ -186,8 +172,9 @@ impl Bench {
         &self,
         from: usize,
         mut done: impl AsyncFnMut() -> anyhow::Result<bool>,
-    ) -> anyhow::Result<Vec<Duration>> {
+    ) -> anyhow::Result<Vec<Removal>> {
         let mut reader = PgConnection::connect(&self.postgres.url()).await?;
+        let mut client = self.client().await?;
         let mut every = tokio::time::interval(Duration::from_secs(1) / u32::try_from(PROBES)?);
         let mut times = Vec::new();
         for n in from.. {
@@ -195,44 +182,56 @@ impl Bench {
             if done().await? {
                 break;
             }
-            times.push(self.removal(&mut reader, n).await?);
+            times.push(Self::removal(&mut client, &mut reader, n).await?);
         }
-        times.sort();
         Ok(times)
     }
 }
 
-fn told(what: &str, times: &[Duration]) {
-    let of = |percent: usize| times[(times.len() * percent / 100).min(times.len() - 1)].as_secs_f64() * 1e3;
-    println!(
-        "{what}: {} removals, visible after p50 {:.1} ms, p99 {:.1} ms, at most {:.1} ms",
-        times.len(),
-        of(50),
-        of(99),
-        of(100)
-    );
+/// How long it took from sending a webhook on.
+struct Removal {
+    answered: Duration,
+    visible: Duration,
 }
 
-async fn quiet(bench: &Arc<Bench>, seconds: u64) -> anyhow::Result<()> {
-    let background = bench.clone();
-    let traffic = tokio::spawn(async move {
-        let mut every = tokio::time::interval(Duration::from_secs(1) / u32::try_from(RATE)?);
-        every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Burst);
-        for n in 0.. {
-            every.tick().await;
-            let bench = background.clone();
-            tokio::spawn(async move {
-                let person = 10_000 + n % 10_000;
-                let _ = bench
-                    .send(event(&format!("quiet{n:020}"), "dsync.user.updated", person))
-                    .await;
-            });
-        }
-        anyhow::Ok(())
-    });
+fn told(what: &str, removals: &[Removal]) {
+    println!("{what}, {} removals:", removals.len());
+    let steps: [(&str, fn(&Removal) -> Duration); 2] =
+        [("answered", |one| one.answered), ("visible", |one| one.visible)];
+    for (step, of) in steps {
+        let mut times: Vec<Duration> = removals.iter().map(of).collect();
+        times.sort();
+        let at =
+            |percent: usize| times[(times.len() * percent / 100).min(times.len() - 1)].as_secs_f64() * 1e3;
+        println!(
+            "  {step} after p50 {:.1} ms, p99 {:.1} ms, at most {:.1} ms",
+            at(50),
+            at(99),
+            at(100)
+        );
+    }
+}
+
+async fn quiet(bench: &Bench, seconds: u64) -> anyhow::Result<()> {
+    let mut traffic = tokio::task::JoinSet::new();
+    for sender in 0..SENDERS {
+        let mut client = bench.client().await?;
+        traffic.spawn(async move {
+            let mut every = tokio::time::interval(Duration::from_secs(1) * SENDERS / RATE);
+            for n in (sender..).step_by(SENDERS as usize) {
+                every.tick().await;
+                let (id, person) = (format!("quiet{n:020}"), 10_000 + n as usize % 10_000);
+                client
+                    .send(&request(&event(&id, "dsync.user.updated", person)))
+                    .await?;
+            }
+            anyhow::Ok(())
+        });
+    }
     let until = Instant::now() + Duration::from_secs(seconds);
     let times = bench.probe(0, async || Ok(Instant::now() > until)).await?;
-    traffic.abort();
+    ensure!(traffic.try_join_next().is_none(), "nobody stopped sending");
+    traffic.abort_all();
     told(&format!("without a backlog, at {RATE} events/s"), &times);
     bench.applied().await
 }
@@ -241,7 +240,7 @@ async fn quiet(bench: &Arc<Bench>, seconds: u64) -> anyhow::Result<()> {
 async fn main() -> anyhow::Result<()> {
     let size = |name: &str, default: usize| std::env::var(name).map_or(Ok(default), |text| text.parse());
     let (backlog, seconds) = (size("BACKLOG", 100_000)?, size("SECONDS", 20)?);
-    let bench = Arc::new(Bench::up().await?);
+    let bench = Bench::up().await?;
     let projector = bench.projector().start().await?;
     bench.fill("dsync.user.created", "new", 0, PEOPLE).await?;
     bench.applied().await?;

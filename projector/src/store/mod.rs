@@ -4,7 +4,6 @@
 //! statements keep the greater of every register, so that writing twice, late or in another order changes nothing.
 //! Nothing is read, compared here and written back: the comparison is in the statement.
 
-pub mod activity;
 mod columns;
 pub mod dead_letters;
 pub mod differing;

@@ -1,8 +1,4 @@
-//! Webhooks for benchmarks: signed, and sent over as few or as many connections as wanted, at little cost of their own.
-
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+//! Webhooks for benchmarks: signed, and sent at little cost of their own.
 
 use anyhow::ensure;
 use hmac::{Hmac, KeyInit as _, Mac as _};
@@ -31,48 +27,41 @@ pub(crate) fn request(body: &str) -> Vec<u8> {
     [head.as_bytes(), body.as_bytes()].concat()
 }
 
-/// Sends every request over so many connections, each waiting for its answer. Answers how long each took.
-pub(crate) async fn load(
-    address: &str,
-    requests: Arc<Vec<Vec<u8>>>,
-    connections: usize,
-) -> anyhow::Result<Vec<Duration>> {
-    let next = Arc::new(AtomicUsize::new(0));
-    let mut tasks = tokio::task::JoinSet::new();
-    for _ in 0..connections {
-        let (requests, next, address) = (requests.clone(), next.clone(), address.to_owned());
-        tasks.spawn(async move {
-            let mut socket = BufReader::new(TcpStream::connect(address).await?);
-            socket.get_ref().set_nodelay(true)?;
-            let mut times = Vec::new();
-            let mut line = String::new();
-            loop {
-                let Some(request) = requests.get(next.fetch_add(1, Ordering::Relaxed)) else {
-                    return anyhow::Ok(times);
-                };
-                let began = Instant::now();
-                socket.get_mut().write_all(request).await?;
-                line.clear();
-                socket.read_line(&mut line).await?;
-                ensure!(line.starts_with("HTTP/1.1 200"), "{line}");
-                let mut length = 0;
-                while line != "\r\n" {
-                    line.clear();
-                    socket.read_line(&mut line).await?;
-                    if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
-                        length = value.trim().parse()?;
-                    }
-                }
-                let mut answer = vec![0; length];
-                socket.read_exact(&mut answer).await?;
-                times.push(began.elapsed());
+/// One connection to ingest, kept.
+pub(crate) struct Client {
+    socket: BufReader<TcpStream>,
+    line: String,
+    answer: Vec<u8>,
+}
+
+impl Client {
+    pub(crate) async fn to(address: &str) -> anyhow::Result<Self> {
+        let socket = BufReader::new(TcpStream::connect(address).await?);
+        socket.get_ref().set_nodelay(true)?;
+        Ok(Self {
+            socket,
+            line: String::new(),
+            answer: Vec::new(),
+        })
+    }
+
+    /// Sends a request and waits for its answer, which must be 200.
+    pub(crate) async fn send(&mut self, request: &[u8]) -> anyhow::Result<()> {
+        let Self { socket, line, answer } = self;
+        socket.get_mut().write_all(request).await?;
+        line.clear();
+        socket.read_line(line).await?;
+        ensure!(line.starts_with("HTTP/1.1 200"), "{line}");
+        let mut length = 0;
+        while line != "\r\n" {
+            line.clear();
+            socket.read_line(line).await?;
+            if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                length = value.trim().parse()?;
             }
-        });
+        }
+        answer.resize(length, 0);
+        socket.read_exact(answer).await?;
+        Ok(())
     }
-    let mut all = Vec::new();
-    while let Some(times) = tasks.join_next().await {
-        all.extend(times??);
-    }
-    all.sort();
-    Ok(all)
 }

@@ -94,7 +94,8 @@ async fn work(pool: &PgPool, log: &[Entry], rule: Rule, seed: u64) -> anyhow::Re
             entries: batch,
             lease: ("worker", std::time::Duration::ZERO),
         };
-        match apply::apply(pool, batch, Clock::system().now()).await {
+        let mut connection = pool.acquire().await?;
+        match apply::apply(&mut connection, batch, Clock::system().now()).await {
             // A mark does not go back: what was written behind it was written, and it stays.
             Ok(_) if last < now.seq => mark(pool, now.seq).await?,
             Ok(_) => {}

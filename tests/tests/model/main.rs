@@ -275,7 +275,7 @@ async fn projectors_that_all_hold_the_lease_at_once_give_equal_tables() -> anyho
         let mut tasks = JoinSet::new();
         for number in 0..projectors {
             let worker = Worker {
-                pool: pool.clone(),
+                pool: postgres.pool().await?,
                 journal: log(&nats).await?,
                 stream: "DSYNC".to_owned(),
                 holder: format!("projector {number}"),

@@ -2,10 +2,11 @@
 
 mod trouble;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use sqlx::Connection as _;
+use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::{Connection as _, PgConnection, Postgres};
 
 pub use trouble::{Described, Trouble, described};
 pub(crate) use trouble::{UNPROVEN, is_unproven};
@@ -71,6 +72,37 @@ pub fn pool(url: &Secret, settings: &PoolSettings) -> Result<PgPool, SettingErro
         .connect_lazy_with(options))
 }
 
+/// After so long without a statement a connection is looked at before it is used.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// A connection that one task keeps, for transaction after transaction: the pool would look at it before each and after
+/// each, which is three round trips on top of a small transaction's ten.
+pub struct Kept {
+    connection: PoolConnection<Postgres>,
+    used_at: Instant,
+}
+
+impl Kept {
+    /// Takes one out of `pool`, which gets it back when this is dropped.
+    pub async fn from(pool: &PgPool) -> Result<Self, sqlx::Error> {
+        let connection = answered(pool.acquire()).await?;
+        Ok(Self {
+            connection,
+            used_at: Instant::now(),
+        })
+    }
+
+    /// The connection. An error when it was idle and does not answer any more, or only for reading: then this is to be
+    /// dropped, and another to be taken.
+    pub async fn ready(&mut self) -> Result<&mut PgConnection, sqlx::Error> {
+        if self.used_at.elapsed() > IDLE {
+            answered_within(ACQUIRED_WITHIN, must_be_writable(&mut self.connection)).await?;
+        }
+        self.used_at = Instant::now();
+        Ok(&mut self.connection)
+    }
+}
+
 /// Waits for what the database was asked, but not for ever: a server whose host is gone answers nothing, nor does it close
 /// the connection. What is given up is dropped, and its connection with it.
 ///
@@ -96,13 +128,13 @@ pub fn answered_within<T, E: From<sqlx::Error>>(
     }
 }
 
-async fn answers(connection: &mut sqlx::PgConnection) -> Result<bool, sqlx::Error> {
+async fn answers(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
     answered_within(ACQUIRED_WITHIN, connection.ping()).await?;
     Ok(true)
 }
 
 /// A name that leads to a standby, before it is promoted: nothing can be done there.
-async fn must_be_writable(connection: &mut sqlx::PgConnection) -> Result<(), sqlx::Error> {
+async fn must_be_writable(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
     if is_writable(connection).await? {
         Ok(())
     } else {
@@ -132,7 +164,7 @@ fn authorities(url: &str) -> Result<(), SettingError> {
 
 /// False for a server that has become read-only (after a fail-over, say): the pool then drops the connection, and the
 /// next one is made to whichever server the name leads to by then.
-async fn is_writable(connection: &mut sqlx::PgConnection) -> Result<bool, sqlx::Error> {
+async fn is_writable(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
     sqlx::query_scalar("select current_setting('transaction_read_only') = 'off'")
         .fetch_one(connection)
         .await
