@@ -194,10 +194,12 @@ struct Removal {
     visible: Duration,
 }
 
+/// One of the two.
+type Step = fn(&Removal) -> Duration;
+
 fn told(what: &str, removals: &[Removal]) {
     println!("{what}, {} removals:", removals.len());
-    let steps: [(&str, fn(&Removal) -> Duration); 2] =
-        [("answered", |one| one.answered), ("visible", |one| one.visible)];
+    let steps: [(&str, Step); 2] = [("answered", |one| one.answered), ("visible", |one| one.visible)];
     for (step, of) in steps {
         let mut times: Vec<Duration> = removals.iter().map(of).collect();
         times.sort();
