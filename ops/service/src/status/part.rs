@@ -1,0 +1,141 @@
+//! The parts of a status screen: each one thing that was looked at, or that could not be.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+
+use super::columns::{COLUMNS, cut, wide};
+use super::table::Table;
+use super::told::Told;
+
+/// How long one part may take to be gathered.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// One thing that was looked at.
+#[derive(Clone, Debug)]
+pub struct Part {
+    name: &'static str,
+    trouble: Option<String>,
+    facts: Vec<(&'static str, Told)>,
+    tables: Vec<Table>,
+}
+
+impl Part {
+    /// A part that was reached.
+    pub fn new(name: &'static str) -> Self {
+        Self {
+            name,
+            trouble: None,
+            facts: Vec::new(),
+            tables: Vec::new(),
+        }
+    }
+
+    /// What `gathering` gathers, or that it could not be within a few seconds.
+    pub async fn gathered<E: std::fmt::Display>(
+        name: &'static str,
+        gathering: impl Future<Output = Result<Part, E>>,
+    ) -> Self {
+        match tokio::time::timeout(PATIENCE, gathering).await {
+            Ok(Ok(part)) => part,
+            Ok(Err(error)) => Self::lost(name, error.to_string()),
+            Err(_) => Self::lost(name, format!("no answer within {} s", PATIENCE.as_secs())),
+        }
+    }
+
+    /// A part that was not reached.
+    pub(super) fn lost(name: &'static str, trouble: String) -> Self {
+        Self {
+            trouble: Some(trouble),
+            ..Self::new(name)
+        }
+    }
+
+    pub(super) fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Whether it was reached.
+    pub(super) fn is_whole(&self) -> bool {
+        self.trouble.is_none()
+    }
+
+    /// With something told.
+    #[must_use]
+    pub fn fact(mut self, name: &'static str, told: Told) -> Self {
+        self.facts.push((name, told));
+        self
+    }
+
+    /// With a list; `more` rows were left out.
+    #[must_use]
+    pub fn table(
+        mut self,
+        name: &'static str,
+        columns: &'static [&'static str],
+        rows: Vec<Vec<Told>>,
+        more: u64,
+    ) -> Self {
+        self.tables.push(Table {
+            name,
+            columns,
+            rows,
+            more,
+        });
+        self
+    }
+
+    pub(super) fn json(&self) -> Value {
+        let mut object = Map::new();
+        object.insert("trouble".to_owned(), json!(self.trouble));
+        for (name, told) in &self.facts {
+            object.insert((*name).to_owned(), told.json.clone());
+        }
+        for table in &self.tables {
+            object.insert(table.name.to_owned(), table.json());
+        }
+        Value::Object(object)
+    }
+
+    pub(super) fn text(&self, text: &mut String) {
+        let state = self
+            .trouble
+            .as_ref()
+            .map_or_else(String::new, |trouble| format!("  NOT REACHED: {trouble}"));
+        let _ = writeln!(
+            text,
+            "{}",
+            cut(&format!("{}{state}", self.name.to_uppercase()), COLUMNS)
+        );
+        let mut line = String::new();
+        for (name, told) in &self.facts {
+            let fact = cut(&format!("{} {}", name.replace('_', " "), told.shown), COLUMNS - 2);
+            if wide(&line) + wide(&fact) + 5 > COLUMNS {
+                let _ = writeln!(text, "  {line}");
+                line.clear();
+            }
+            if !line.is_empty() {
+                line.push_str(" · ");
+            }
+            line.push_str(&fact);
+        }
+        if !line.is_empty() {
+            let _ = writeln!(text, "  {line}");
+        }
+        for table in &self.tables {
+            table.text(text);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_does_not_answer_is_told_as_such() {
+        let part = Part::gathered("log", std::future::pending::<Result<Part, std::io::Error>>()).await;
+        assert_eq!(part.trouble.as_deref(), Some("no answer within 3 s"));
+    }
+}
