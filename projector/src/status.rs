@@ -1,20 +1,19 @@
 //! The subcommand `status`: the log, the lanes, what waits for a person, and every directory's freshness.
 //!
-//! All of it is cheap enough to ask every two seconds of millions of rows: rows are counted by the planner's estimate, and
-//! all else is a row a lane, a directory or a rebuild.
+//! All of it is cheap enough to ask every two seconds of millions of rows: rows are counted by the planner's estimate, what
+//! waits is counted up to a limit, and all else is a row a lane, a directory or a rebuild.
 
 use std::time::Duration;
 
 use journal::Journal;
 use schema::timestamp::Timestamp;
-use service::postgres::described;
+use service::postgres::{self, described};
 use service::status::{Part, Screen, Told};
-use sqlx::{PgConnection, PgPool};
+use sqlx::{Connection as _, PgConnection, PgPool};
 use time::OffsetDateTime;
 
 use crate::lane::Lane;
-use crate::store::dead_letters;
-use crate::store::overview::{self, Totals};
+use crate::store::overview::{self, COUNTED, Totals};
 
 /// How long the lanes wait for the log's end.
 const SHORTLY: Duration = Duration::from_secs(1);
@@ -23,10 +22,7 @@ const DIRECTORIES: i64 = 15;
 
 /// Looks at everything.
 pub async fn gather(pool: &PgPool, journal: &Journal, now: OffsetDateTime, all: bool) -> Screen {
-    let database = async {
-        let read = read(pool, journal, now, all).await;
-        read.map_err(|error| described(&error).to_string())
-    };
+    let database = async { read(pool, journal, now, all).await.map_err(described) };
     let database = Box::pin(Part::gathered("database", database));
     let (log, database) = tokio::join!(Box::pin(journal::status(journal, now)), database);
     Screen::new(
@@ -38,7 +34,7 @@ pub async fn gather(pool: &PgPool, journal: &Journal, now: OffsetDateTime, all: 
 }
 
 async fn read(pool: &PgPool, journal: &Journal, now: OffsetDateTime, all: bool) -> sqlx::Result<Part> {
-    let mut connection = pool.acquire().await?;
+    let mut connection = postgres::look(pool).await?;
     let pending = match migrations::pending(&mut connection).await {
         Ok(pending) => pending,
         Err(migrations::Error::Database(error)) => return Err(error),
@@ -49,10 +45,24 @@ async fn read(pool: &PgPool, journal: &Journal, now: OffsetDateTime, all: bool) 
         Some(_) => "behind this program: run `dsync-projector migrate`",
         None => "not made yet: run `dsync-projector migrate`",
     };
-    let part = Part::new("database").fact("schema", Told::text(Some(schema)));
-    if pending != Some(0) {
-        return Ok(part);
+    let mut part = Part::new("database").fact("schema", Told::text(Some(schema)));
+    if pending == Some(0) {
+        let totals = totals(&mut connection, now).await.map_err(described);
+        let dead = dead_letters(&mut connection).await.map_err(described);
+        let lanes = lanes(&mut connection, journal, now).await.map_err(described);
+        let directories = directories(&mut connection, now, all).await.map_err(described);
+        part = part
+            .with("totals", totals)
+            .with("dead letters", dead)
+            .with("lanes", lanes)
+            .with("directories", directories);
     }
+    connection.close().await?;
+    Ok(part)
+}
+
+/// How many rows there are about, and what was last done about all of them.
+async fn totals(connection: &mut PgConnection, now: OffsetDateTime) -> sqlx::Result<Part> {
     let Totals {
         users,
         memberships,
@@ -60,14 +70,12 @@ async fn read(pool: &PgPool, journal: &Journal, now: OffsetDateTime, all: bool) 
         rewound_at,
         rebuilt_at,
         rebuilt_rows,
-    } = overview::totals(&mut connection).await?;
-    let dead = dead_letters::count(&mut *connection).await?;
+    } = overview::totals(connection).await?;
     let moment = |at| Told::moment(at, now);
-    let part = part
+    Ok(Part::new("totals")
         .fact("users_about", Told::count(users.unsigned_abs()))
         .fact("memberships_about", Told::count(memberships.unsigned_abs()))
         .fact("changes_about", Told::count(changes.unsigned_abs()))
-        .fact("dead_letters", Told::count(dead.unsigned_abs()))
         .fact("log_rewound", moment(rewound_at))
         .fact("rebuilt", moment(rebuilt_at))
         .fact(
@@ -75,18 +83,20 @@ async fn read(pool: &PgPool, journal: &Journal, now: OffsetDateTime, all: bool) 
             rebuilt_rows.map_or(Told::text(None::<String>), |rows| {
                 Told::count(rows.unsigned_abs())
             }),
-        );
-    let part = lanes(&mut connection, journal, now, part).await?;
-    directories(&mut connection, now, all, part).await
+        ))
+}
+
+async fn dead_letters(connection: &mut PgConnection) -> sqlx::Result<Part> {
+    let dead = overview::dead_letters(connection).await?;
+    Ok(Part::new("dead letters").fact("dead_letters", counted(dead)))
+}
+
+fn counted(count: i64) -> Told {
+    Told::counted(count.unsigned_abs(), COUNTED.unsigned_abs())
 }
 
 /// Both lanes, and how far behind the log's end.
-async fn lanes(
-    connection: &mut PgConnection,
-    journal: &Journal,
-    now: OffsetDateTime,
-    part: Part,
-) -> sqlx::Result<Part> {
+async fn lanes(connection: &mut PgConnection, journal: &Journal, now: OffsetDateTime) -> sqlx::Result<Part> {
     // A log that is away is told in its own part; this one does not wait for it.
     let end = tokio::time::timeout(SHORTLY, journal.identity()).await;
     let end = end.ok().and_then(Result::ok).flatten();
@@ -107,7 +117,7 @@ async fn lanes(
             Told::moment(Some(lane.advanced_at), now),
         ]
     });
-    Ok(part.table(
+    Ok(Part::new("lanes").table(
         "lanes",
         &["lane", "position", "behind", "held_by", "advanced"],
         lanes.collect(),
@@ -116,15 +126,11 @@ async fn lanes(
 }
 
 /// Every directory's freshness, the most worrying first.
-async fn directories(
-    connection: &mut PgConnection,
-    now: OffsetDateTime,
-    all: bool,
-    part: Part,
-) -> sqlx::Result<Part> {
+async fn directories(connection: &mut PgConnection, now: OffsetDateTime, all: bool) -> sqlx::Result<Part> {
     let moment = |at| Told::moment(at, now);
     let limit = if all { i64::MAX } else { DIRECTORIES };
-    let (directories, count) = overview::directories(connection, limit).await?;
+    let directories = overview::directories(connection, limit).await?;
+    let count = directories.first().map_or(0, |one| one.of);
     let more = count.unsigned_abs().saturating_sub(directories.len() as u64);
     let rows = directories.into_iter().map(|one| {
         vec![
@@ -134,9 +140,9 @@ async fn directories(
             one.last_drift.map_or(Told::text(None::<String>), |drift| {
                 Told::count(drift.unsigned_abs())
             }),
-            Told::count(one.held_deletions.unsigned_abs()),
+            counted(one.held_deletions),
         ]
     });
     let columns = &["directory", "event", "swept", "drift", "held"];
-    Ok(part.table("directories", columns, rows.collect(), more))
+    Ok(Part::new("directories").table("directories", columns, rows.collect(), more))
 }

@@ -1,22 +1,19 @@
 //! The subcommand `status`: the log, the catch-up, the sweeps, and what waits: to be read again, or for a person.
 
 use journal::Journal;
-use service::postgres::described;
+use service::postgres::{self, described};
 use service::status::{Part, Screen, Told};
-use sqlx::PgPool;
+use sqlx::{Connection as _, PgConnection, PgPool};
 use time::OffsetDateTime;
 
-use crate::store::overview::{self, Waiting};
+use crate::store::overview::{self, COUNTED, DOUBTS_COUNTED, Waiting};
 
 /// Directories that are listed unless all are wanted.
 const DIRECTORIES: i64 = 15;
 
 /// Looks at everything.
 pub async fn gather(pool: &PgPool, journal: &Journal, now: OffsetDateTime, all: bool) -> Screen {
-    let database = async {
-        let read = read(pool, now, all).await;
-        read.map_err(|error| described(&error).to_string())
-    };
+    let database = async { read(pool, now, all).await.map_err(described) };
     let database = Box::pin(Part::gathered("database", database));
     let (log, database) = tokio::join!(Box::pin(journal::status(journal, now)), database);
     Screen::new(
@@ -28,19 +25,22 @@ pub async fn gather(pool: &PgPool, journal: &Journal, now: OffsetDateTime, all: 
 }
 
 async fn read(pool: &PgPool, now: OffsetDateTime, all: bool) -> sqlx::Result<Part> {
-    let mut connection = pool.acquire().await?;
-    let moment = |at| Told::moment(at, now);
-    let working = |holder: Option<String>, until: Option<OffsetDateTime>| {
-        Told::text(holder.filter(|_| until.is_some_and(|until| until > now)))
-    };
-    let duties = overview::duties(&mut connection).await?.into_iter().map(|duty| {
-        vec![
-            Told::text(Some(duty.duty)),
-            moment(duty.position),
-            moment(duty.done_at),
-            working(duty.holder, duty.held_until),
-        ]
-    });
+    let mut connection = postgres::look(pool).await?;
+    let limit = if all { i64::MAX } else { DIRECTORIES };
+    let waiting = waiting(&mut connection, now).await.map_err(described);
+    let duties = duties(&mut connection, now).await.map_err(described);
+    let held = held(&mut connection, now, limit).await.map_err(described);
+    let sweeps = sweeps(&mut connection, now, limit).await.map_err(described);
+    connection.close().await?;
+    Ok(Part::new("database")
+        .with("what waits", waiting)
+        .with("duties", duties)
+        .with("held deletions", held)
+        .with("sweeps", sweeps))
+}
+
+/// How much waits for what.
+async fn waiting(connection: &mut PgConnection, now: OffsetDateTime) -> sqlx::Result<Part> {
     let Waiting {
         directories,
         never_swept,
@@ -51,52 +51,77 @@ async fn read(pool: &PgPool, now: OffsetDateTime, all: bool) -> sqlx::Result<Par
         rereads,
         checks,
         held,
-    } = overview::waiting(&mut connection).await?;
-    let count = |count: i64| Told::count(count.unsigned_abs());
-    let part = Part::new("database")
+    } = overview::waiting(connection).await?;
+    Ok(Part::new("what waits")
         .fact("directories", count(directories))
         .fact("never_swept", count(never_swept))
-        .fact("oldest_sweep", moment(oldest))
+        .fact("oldest_sweep", Told::moment(oldest, now))
         .fact("being_swept", count(running))
         .fact("failing", count(failing))
         .fact("to_be_listed_whole", count(to_list))
-        .fact("to_be_read_again", count(rereads))
-        .fact("in_doubt", count(checks))
-        .fact("deletions_held", count(held))
-        .table(
-            "duties",
-            &["duty", "read_until", "done", "held_by"],
-            duties.collect(),
-            0,
-        );
-    let limit = if all { i64::MAX } else { DIRECTORIES };
-    let held = overview::held(&mut connection, limit)
-        .await?
-        .into_iter()
-        .map(|one| {
-            vec![
-                Told::text(Some(format!("dsync-reconciler approve {}", one.directory_id))),
-                count(one.deletions),
-                moment(Some(one.since)),
-            ]
-        });
-    let part = part.table(
-        "held",
-        &["to let deletions through", "count", "held"],
-        held.collect(),
-        0,
-    );
-    let sweeps = overview::sweeps(&mut connection, limit).await?;
-    let more = directories.unsigned_abs().saturating_sub(sweeps.len() as u64);
+        .fact("to_be_read_again", counted(rereads, COUNTED))
+        .fact("in_doubt", counted(checks, DOUBTS_COUNTED))
+        .fact("deletions_held", counted(held, COUNTED)))
+}
+
+/// What one reconciler does for all.
+async fn duties(connection: &mut PgConnection, now: OffsetDateTime) -> sqlx::Result<Part> {
+    let working = |holder: Option<String>, until: Option<OffsetDateTime>| {
+        Told::text(holder.filter(|_| until.is_some_and(|until| until > now)))
+    };
+    let duties = overview::duties(connection).await?.into_iter().map(|duty| {
+        vec![
+            Told::text(Some(duty.duty)),
+            Told::moment(duty.position, now),
+            Told::moment(duty.done_at, now),
+            working(duty.holder, duty.held_until),
+        ]
+    });
+    let columns = &["duty", "read_until", "done", "held_by"];
+    Ok(Part::new("duties").table("duties", columns, duties.collect(), 0))
+}
+
+/// Whose deletions are held, and how they are let through.
+async fn held(connection: &mut PgConnection, now: OffsetDateTime, limit: i64) -> sqlx::Result<Part> {
+    let held = overview::held(connection, limit).await?;
+    let more = left_out(held.first().map(|one| one.of), held.len());
+    let rows = held.into_iter().map(|one| {
+        vec![
+            Told::text(Some(format!("dsync-reconciler approve {}", one.directory_id))),
+            counted(one.deletions, COUNTED),
+            Told::moment(Some(one.since), now),
+        ]
+    });
+    let columns = &["to let deletions through", "count", "held"];
+    Ok(Part::new("held deletions").table("held", columns, rows.collect(), more))
+}
+
+/// Every directory's sweeps, the most worrying first.
+async fn sweeps(connection: &mut PgConnection, now: OffsetDateTime, limit: i64) -> sqlx::Result<Part> {
+    let sweeps = overview::sweeps(connection, limit).await?;
+    let more = left_out(sweeps.first().map(|one| one.of), sweeps.len());
     let rows = sweeps.into_iter().map(|one| {
         vec![
             Told::text(Some(one.directory_id)),
-            moment(one.swept_at),
+            Told::moment(one.swept_at, now),
             one.drift.map_or(Told::text(None::<String>), count),
             count(i64::from(one.failures)),
-            moment(one.retry_at.filter(|at| *at > now)),
+            Told::moment(one.retry_at.filter(|at| *at > now), now),
         ]
     });
     let columns = &["directory", "swept", "drift", "failures", "retry"];
-    Ok(part.table("sweeps", columns, rows.collect(), more))
+    Ok(Part::new("sweeps").table("sweeps", columns, rows.collect(), more))
+}
+
+fn count(count: i64) -> Told {
+    Told::count(count.unsigned_abs())
+}
+
+fn counted(count: i64, most: i64) -> Told {
+    Told::counted(count.unsigned_abs(), most.unsigned_abs())
+}
+
+/// How many of so many are not among those shown.
+fn left_out(of: Option<i64>, shown: usize) -> u64 {
+    of.unwrap_or(0).unsigned_abs().saturating_sub(shown as u64)
 }

@@ -70,6 +70,21 @@ pub async fn totals(connection: &mut PgConnection) -> sqlx::Result<Totals> {
     .await
 }
 
+/// How far dead letters and held deletions are counted: a failure may leave more than a screen has time for.
+pub const COUNTED: i64 = 10_000;
+
+/// How many dead letters wait, at most one more than [`COUNTED`].
+pub async fn dead_letters(connection: &mut PgConnection) -> sqlx::Result<i64> {
+    sqlx::query_scalar!(
+        r#"
+        select count(*) as "count!" from (select from dsync.dead_letters where state = 'dead' limit $1) as d
+        "#,
+        COUNTED + 1,
+    )
+    .fetch_one(connection)
+    .await
+}
+
 /// A directory's freshness.
 pub struct DirectoryRow {
     /// Its id.
@@ -80,30 +95,35 @@ pub struct DirectoryRow {
     pub last_swept_at: Option<OffsetDateTime>,
     /// How many differences that found.
     pub last_drift: Option<i64>,
-    /// Deletions that wait for approval.
+    /// Deletions that wait for approval, at most one more than [`COUNTED`].
     pub held_deletions: i64,
+    /// How many directories there are.
+    pub of: i64,
 }
 
-/// `limit` directories, the most worrying first, and how many there are.
-pub async fn directories(
-    connection: &mut PgConnection,
-    limit: i64,
-) -> sqlx::Result<(Vec<DirectoryRow>, i64)> {
-    let rows = sqlx::query_as!(
+/// `limit` directories, the most worrying first. As `directory.sync_status` has them, which counts all that is held. The
+/// primary key's order keeps the planner from reading all of that for each directory.
+pub async fn directories(connection: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<DirectoryRow>> {
+    sqlx::query_as!(
         DirectoryRow,
         r#"
-        select s.directory_id as "directory_id!", s.last_event_at, s.last_swept_at, s.last_drift,
-            s.held_deletions as "held_deletions!"
-        from directory.sync_status as s
-        order by s.held_deletions desc, s.last_drift desc nulls last, s.last_swept_at nulls first, s.directory_id
+        select d.id as "directory_id!", a.last_event_at as "last_event_at?", s.swept_at as "last_swept_at?",
+            s.drift as "last_drift?", h.held as "held_deletions!", count(*) over () as "of!"
+        from directory.directories as d
+        left join dsync.directory_activity as a on a.directory_id = d.id
+        left join dsync.sweeps as s on s.directory_id = d.id
+        cross join lateral (
+            select count(*) as held from (
+                select from dsync.held_deletions as h where h.directory_id = d.id
+                order by h.directory_id, h.entity, h.group_id, h.user_id limit $2
+            ) as h
+        ) as h
+        order by h.held desc, s.drift desc nulls last, s.swept_at nulls first, d.id
         limit $1
         "#,
         limit,
+        COUNTED + 1,
     )
-    .fetch_all(&mut *connection)
-    .await?;
-    let count = sqlx::query_scalar!(r#"select count(*) as "count!" from directory.directories"#)
-        .fetch_one(connection)
-        .await?;
-    Ok((rows, count))
+    .fetch_all(connection)
+    .await
 }

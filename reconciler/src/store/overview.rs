@@ -27,13 +27,18 @@ pub async fn duties(connection: &mut PgConnection) -> sqlx::Result<Vec<DutyRow>>
     .await
 }
 
+/// How far rereads and held deletions are counted: a failure may leave more than a screen has time for.
+pub const COUNTED: i64 = 10_000;
+/// How far doubts are counted: each costs a look into other tables.
+pub const DOUBTS_COUNTED: i64 = 1_000;
+
 /// How much waits for what.
 pub struct Waiting {
     /// Directories that are swept.
     pub directories: i64,
     /// Of them, those that never were.
     pub never_swept: i64,
-    /// The oldest last sweep of the others.
+    /// The oldest last sweep of the others, but for those that are gone: no sweep renews theirs.
     pub oldest: Option<OffsetDateTime>,
     /// Directories that a reconciler works on now.
     pub running: i64,
@@ -41,11 +46,11 @@ pub struct Waiting {
     pub failing: i64,
     /// Directories a rebuild wants to be listed whole.
     pub to_list: i64,
-    /// What is read again once the margin has passed.
+    /// What is read again once the margin has passed, at most one more than [`COUNTED`].
     pub rereads: i64,
-    /// What fails closed in doubt, up to 1,000.
+    /// What fails closed in doubt, at most one more than [`DOUBTS_COUNTED`].
     pub checks: i64,
-    /// Deletions held back.
+    /// Deletions held back, at most one more than [`COUNTED`].
     pub held: i64,
 }
 
@@ -61,16 +66,19 @@ pub async fn waiting(connection: &mut PgConnection) -> sqlx::Result<Waiting> {
         r#"
         select
             count(*) as "directories!",
-            count(*) filter (where swept_at is null) as "never_swept!",
-            min(swept_at) as oldest,
-            count(*) filter (where held_until > now() and holder is not null) as "running!",
-            count(*) filter (where failures > 0) as "failing!",
-            count(*) filter (where relist_at > coalesce(relisted_at, '-infinity')) as "to_list!",
-            (select count(*) from dsync.rereads) as "rereads!",
-            (select count(*) from (select from dsync.checks limit 1000) as c) as "checks!",
-            (select count(*) from dsync.held_deletions) as "held!"
-        from dsync.sweeps
+            count(*) filter (where s.swept_at is null) as "never_swept!",
+            min(s.swept_at) filter (where d.id is not null) as oldest,
+            count(*) filter (where s.held_until > now() and s.holder is not null) as "running!",
+            count(*) filter (where s.failures > 0) as "failing!",
+            count(*) filter (where s.relist_at > coalesce(s.relisted_at, '-infinity')) as "to_list!",
+            (select count(*) from (select from dsync.rereads limit $1) as r) as "rereads!",
+            (select count(*) from (select from dsync.checks limit $2) as c) as "checks!",
+            (select count(*) from (select from dsync.held_deletions limit $1) as h) as "held!"
+        from dsync.sweeps as s
+        left join directory.directories as d on d.id = s.directory_id
         "#,
+        COUNTED + 1,
+        DOUBTS_COUNTED + 1,
     )
     .fetch_one(&mut *transaction)
     .await?;
@@ -82,21 +90,45 @@ pub async fn waiting(connection: &mut PgConnection) -> sqlx::Result<Waiting> {
 pub struct HeldRow {
     /// The directory.
     pub directory_id: String,
-    /// How many.
+    /// How many, at most one more than [`COUNTED`].
     pub deletions: i64,
-    /// Since when.
+    /// Since when, of those that were counted.
     pub since: OffsetDateTime,
+    /// How many directories have any.
+    pub of: i64,
 }
 
-/// Directories with held deletions, `limit` at most.
+/// Directories with held deletions, `limit` at most. They are looked up one after another in the primary key, and counted
+/// in its order, as each may have any number.
 pub async fn held(connection: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<HeldRow>> {
     sqlx::query_as!(
         HeldRow,
         r#"
-        select directory_id, count(*) as "deletions!", min(held_since) as "since!" from dsync.held_deletions
-        group by directory_id order by 2 desc, 1 limit $1
+        with recursive holding as (
+            (select directory_id from dsync.held_deletions order by directory_id limit 1)
+            union all
+            select (
+                select h.directory_id from dsync.held_deletions as h
+                where h.directory_id > holding.directory_id
+                order by h.directory_id limit 1
+            )
+            from holding where holding.directory_id is not null
+        )
+        select d.directory_id as "directory_id!", c.deletions as "deletions!", c.since as "since!",
+            count(*) over () as "of!"
+        from holding as d
+        cross join lateral (
+            select count(*) as deletions, min(h.held_since) as since from (
+                select held_since from dsync.held_deletions where directory_id = d.directory_id
+                order by directory_id, entity, group_id, user_id limit $2
+            ) as h
+        ) as c
+        where d.directory_id is not null
+        order by c.deletions desc, d.directory_id
+        limit $1
         "#,
         limit,
+        COUNTED + 1,
     )
     .fetch_all(connection)
     .await
@@ -114,6 +146,8 @@ pub struct SweepRow {
     pub failures: i32,
     /// Not before this is it tried again.
     pub retry_at: Option<OffsetDateTime>,
+    /// How many directories there are.
+    pub of: i64,
 }
 
 /// `limit` directories, the most worrying first.
@@ -121,7 +155,7 @@ pub async fn sweeps(connection: &mut PgConnection, limit: i64) -> sqlx::Result<V
     sqlx::query_as!(
         SweepRow,
         r#"
-        select directory_id, swept_at, drift, failures, retry_at from dsync.sweeps
+        select directory_id, swept_at, drift, failures, retry_at, count(*) over () as "of!" from dsync.sweeps
         order by failures desc, drift desc nulls last, swept_at nulls first, directory_id limit $1
         "#,
         limit,

@@ -2,7 +2,7 @@
 
 use anyhow::ensure;
 use serde_json::{Value, json};
-use tests::{Output, Program, Running};
+use tests::{Nats, Output, Postgres, Program, Running};
 use workos_sim::Faults;
 
 use crate::stand::Stand;
@@ -125,7 +125,11 @@ async fn and_of_what_is_gone(
     drop(running);
     stand.postgres.kill()?;
     let seen = read(&reconciler, 1).await?;
-    ensure!(seen["database"]["trouble"].is_string(), "{seen}");
+    let trouble = seen["database"]["trouble"].as_str().unwrap_or_default();
+    ensure!(
+        trouble.contains("refused"),
+        "the cause, not only that there was no answer: {seen}"
+    );
     let text = status(&reconciler, &[]).await?;
     ensure!(text.stdout.contains("DATABASE  NOT REACHED"), "{text:?}");
     let elsewhere = ingest.env("ADMIN_ADDR", "127.0.0.1:1");
@@ -136,3 +140,85 @@ async fn and_of_what_is_gone(
     );
     Ok(())
 }
+
+/// Where a failure has left more than anybody counts, and some of it cannot be read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_read_or_counted_hides_nothing_else() -> anyhow::Result<()> {
+    let (postgres, nats) = (Postgres::migrated().await?, Nats::start().await?);
+    let pool = postgres.pool().await?;
+    let program = |name: &'static str| {
+        Program::new(name)
+            .env("DATABASE_URL", postgres.url())
+            .env("NATS_URL", nats.url())
+    };
+    let (projector, reconciler) = (program("dsync-projector"), program("dsync-reconciler"));
+    sqlx::raw_sql(OVERFLOWING).execute(&pool).await?;
+
+    // No stream was made: that alone is wrong with the log.
+    let seen = &read(&projector, 1).await?["database"];
+    ensure!(seen["trouble"] == Value::Null, "{seen}");
+    ensure!(seen["dead_letters"] == 10_001, "{seen}");
+    let first = &seen["directories"][0];
+    ensure!(
+        first["directory"] == "directory_b" && first["held"] == 10_001,
+        "{seen}"
+    );
+    let text = status(&projector, &[]).await?.stdout;
+    ensure!(
+        text.contains("dead letters over 10,000") && text.contains("over 10,000\n"),
+        "{text}"
+    );
+
+    let seen = &read(&reconciler, 1).await?["database"];
+    ensure!(seen["trouble"] == Value::Null, "{seen}");
+    ensure!(
+        seen["deletions_held"] == 10_001 && seen["to_be_read_again"] == 10_001 && seen["in_doubt"] == 1_001,
+        "{seen}"
+    );
+    let held: Vec<_> = (0..3).map(|n| seen["held"][n]["count"].clone()).collect();
+    ensure!(held == [json!(10_001), json!(2), Value::Null], "{seen}");
+    ensure!(
+        seen["oldest_sweep"] == "2026-02-02T00:00:00Z",
+        "of those that are not gone: {seen}"
+    );
+
+    // A table that is locked, and one that is not there.
+    let mut locking = pool.begin().await?;
+    sqlx::raw_sql("lock table dsync.dead_letters")
+        .execute(&mut *locking)
+        .await?;
+    let seen = &read(&projector, 1).await?["database"];
+    let trouble = seen["trouble"].as_str().unwrap_or_default();
+    ensure!(trouble.starts_with("dead letters: SQLSTATE 55P03"), "{seen}");
+    ensure!(seen["directories"][0]["held"] == 10_001, "{seen}");
+    locking.rollback().await?;
+    sqlx::raw_sql("alter table dsync.rereads rename to elsewhere")
+        .execute(&pool)
+        .await?;
+    let text = status(&reconciler, &[]).await?.stdout;
+    ensure!(
+        text.contains("what waits NOT READ: SQLSTATE 42P01") && text.contains("approve directory_b"),
+        "{text}"
+    );
+    Ok(())
+}
+
+/// Of three directories one is gone; more waits than is counted.
+const OVERFLOWING: &str = "
+    insert into dsync.directories (id, seen_at, gone_at) values
+        ('directory_a', '2026-01-01', '-infinity'),
+        ('directory_b', '2026-01-01', '-infinity'),
+        ('directory_gone', '2025-01-01', '2026-01-01');
+    insert into dsync.sweeps (directory_id, swept_at) values
+        ('directory_a', '2026-02-02'), ('directory_b', '2026-02-03'), ('directory_gone', '2025-01-01');
+    insert into dsync.held_deletions (directory_id, entity, user_id)
+        select 'directory_b', 'user', n::text from generate_series(1, 12000) as n;
+    insert into dsync.held_deletions (directory_id, entity, user_id) values
+        ('directory_a', 'user', 'one'), ('directory_a', 'user', 'two');
+    insert into dsync.rereads (target, id, directory_id, due_at)
+        select 'user', n::text, 'directory_b', now() from generate_series(1, 12000) as n;
+    insert into dsync.users (id, directory_id, seen_at, gone_at, version_observed_at)
+        select n::text, 'directory_b', '2026-01-01', '2026-01-02', '2026-01-03' from generate_series(1, 1200) as n;
+    insert into dsync.dead_letters (stream_created, seq, subject, event_type, source, received_at, reason)
+        select now(), n, 'dsync.x', 'x', 'webhook', now(), 'x' from generate_series(1, 12000) as n;
+";

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
-use sqlx::{Connection as _, PgConnection, Postgres};
+use sqlx::{ConnectOptions as _, Connection as _, PgConnection, Postgres};
 
 pub use trouble::{Described, Trouble, described};
 pub(crate) use trouble::{UNPROVEN, is_unproven};
@@ -101,6 +101,18 @@ impl Kept {
         self.used_at = Instant::now();
         Ok(&mut self.connection)
     }
+}
+
+/// How long a statement may take whose answer somebody waits for at a terminal, and how long it may wait for a lock.
+const LOOKED_WITHIN: [(&str, &str); 2] = [("statement_timeout", "2s"), ("lock_timeout", "1s")];
+
+/// A connection to look at the database with, for a person: outside of the pool, or at once why there is none. The pool
+/// goes on asking a server that refuses, and then knows only that its time is up. A table that is locked keeps nobody for
+/// long. A standby will do.
+pub async fn look(pool: &PgPool) -> sqlx::Result<PgConnection> {
+    let options = PgConnectOptions::clone(&pool.connect_options());
+    // The last of several counts.
+    options.options(LOOKED_WITHIN).connect().await
 }
 
 /// Waits for what the database was asked, but not for ever: a server whose host is gone answers nothing, nor does it close

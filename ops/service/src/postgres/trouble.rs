@@ -1,5 +1,6 @@
 //! What a database error means for whoever must go on: the only place that says so.
 
+use std::borrow::Borrow;
 use std::fmt;
 
 use sqlx::Error;
@@ -66,18 +67,19 @@ pub(crate) fn is_unproven(error: &Error) -> bool {
 }
 
 /// Shows `error` without any value that was sent: Postgres repeats values in messages about them.
-pub fn described(error: &Error) -> Described<'_> {
+pub fn described<E: Borrow<Error>>(error: E) -> Described<E> {
     Described(error)
 }
 
 /// See [`described`].
 #[derive(Debug)]
-pub struct Described<'a>(&'a Error);
+pub struct Described<E>(E);
 
-impl fmt::Display for Described<'_> {
+impl<E: Borrow<Error>> fmt::Display for Described<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Error::Database(error) = self.0 else {
-            return match self.0 {
+        let all = self.0.borrow();
+        let Error::Database(error) = all else {
+            return match all {
                 Error::Encode(_) => f.write_str("a value cannot be encoded"),
                 Error::Decode(_) | Error::ColumnDecode { .. } => f.write_str("a value cannot be decoded"),
                 other if is_unproven(other) => write!(f, "{other} ({UNPROVEN})"),
@@ -90,7 +92,7 @@ impl fmt::Display for Described<'_> {
                 write!(f, ", {what} {name}")?;
             }
         }
-        if Trouble::of(self.0) == Trouble::Data {
+        if Trouble::of(all) == Trouble::Data {
             Ok(())
         } else {
             write!(f, ": {}", error.message())

@@ -16,7 +16,10 @@ const PATIENCE: Duration = Duration::from_secs(3);
 #[derive(Clone, Debug)]
 pub struct Part {
     name: &'static str,
+    /// Why it was not reached.
     trouble: Option<String>,
+    /// What of it could not be read, and why.
+    lacking: Vec<(&'static str, String)>,
     facts: Vec<(&'static str, Told)>,
     tables: Vec<Table>,
 }
@@ -27,6 +30,7 @@ impl Part {
         Self {
             name,
             trouble: None,
+            lacking: Vec::new(),
             facts: Vec::new(),
             tables: Vec::new(),
         }
@@ -56,9 +60,30 @@ impl Part {
         self.name
     }
 
-    /// Whether it was reached.
+    /// Whether all of it was reached.
     pub(super) fn is_whole(&self) -> bool {
-        self.trouble.is_none()
+        self.trouble.is_none() && self.lacking.is_empty()
+    }
+
+    /// With all that was `read` of something, or that this could not be, beside what could.
+    #[must_use]
+    pub fn with<E: std::fmt::Display>(mut self, what: &'static str, read: Result<Part, E>) -> Self {
+        match read {
+            Ok(read) => {
+                self.lacking.extend(read.lacking);
+                self.facts.extend(read.facts);
+                self.tables.extend(read.tables);
+            }
+            Err(error) => self.lacking.push((what, error.to_string())),
+        }
+        self
+    }
+
+    /// All that is wrong with it.
+    fn troubles(&self) -> Option<String> {
+        let lacking = self.lacking.iter().map(|(what, why)| format!("{what}: {why}"));
+        let troubles: Vec<_> = self.trouble.iter().cloned().chain(lacking).collect();
+        (!troubles.is_empty()).then(|| troubles.join("; "))
     }
 
     /// With something told.
@@ -88,7 +113,7 @@ impl Part {
 
     pub(super) fn json(&self) -> Value {
         let mut object = Map::new();
-        object.insert("trouble".to_owned(), json!(self.trouble));
+        object.insert("trouble".to_owned(), json!(self.troubles()));
         for (name, told) in &self.facts {
             object.insert((*name).to_owned(), told.json.clone());
         }
@@ -108,6 +133,9 @@ impl Part {
             "{}",
             cut(&format!("{}{state}", self.name.to_uppercase()), COLUMNS)
         );
+        for (what, why) in &self.lacking {
+            let _ = writeln!(text, "  {}", cut(&format!("{what} NOT READ: {why}"), COLUMNS - 2));
+        }
         let mut line = String::new();
         for (name, told) in &self.facts {
             let fact = cut(&format!("{} {}", name.replace('_', " "), told.shown), COLUMNS - 2);
@@ -132,6 +160,31 @@ impl Part {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_could_not_be_read_is_told_beside_what_could() {
+        let part = Part::new("database")
+            .with("lanes", Err::<Part, _>("because ".repeat(20)))
+            .with::<&str>("totals", Ok(Part::new("totals").fact("users", Told::count(7))));
+        assert!(!part.is_whole());
+        assert_eq!(part.json()["users"], json!(7));
+        assert!(
+            part.json()["trouble"]
+                .as_str()
+                .unwrap()
+                .starts_with("lanes: because")
+        );
+        let mut text = String::new();
+        part.text(&mut text);
+        let lines: Vec<_> = text.lines().collect();
+        assert!(
+            lines[0] == "DATABASE"
+                && lines[1].starts_with("  lanes NOT READ: because")
+                && lines[2] == "  users 7",
+            "{text}"
+        );
+        assert!(lines[1].chars().count() <= COLUMNS);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn what_does_not_answer_is_told_as_such() {

@@ -32,6 +32,18 @@ impl Told {
         }
     }
 
+    /// A number of things that were counted to `most` and one further, as there may be too many to count. That one further
+    /// stands for any number, in JSON too.
+    pub fn counted(count: u64, most: u64) -> Self {
+        if count <= most {
+            return Self::count(count);
+        }
+        Self {
+            json: json!(count),
+            shown: format!("over {}", HumanCount(most)),
+        }
+    }
+
     /// A size in bytes.
     pub fn bytes(bytes: u64) -> Self {
         Self {
@@ -79,6 +91,13 @@ fn spoken(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_too_many_to_count_is_told_as_such() {
+        let (most, more) = (Told::counted(10_000, 10_000), Told::counted(10_001, 10_000));
+        assert_eq!((most.shown.as_str(), &most.json), ("10,000", &json!(10_000)));
+        assert_eq!((more.shown.as_str(), &more.json), ("over 10,000", &json!(10_001)));
+    }
 
     #[test]
     fn moments_are_told_by_their_distance() {
