@@ -211,6 +211,7 @@ async fn a_connection_whose_time_is_up_finishes_its_request_and_no_other() {
         .await
         .unwrap();
     server.entered().await;
+    // The request outlasts the connection's time; nothing shows from outside that this is up.
     tokio::time::sleep(HEADER_READ * 2).await;
     server.release.notify_one();
     let last = rest(&mut busy).await;
