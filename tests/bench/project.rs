@@ -12,107 +12,23 @@
     reason = "a benchmark"
 )]
 
+mod events;
+
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
-use bytes::Bytes;
-use futures_util::{StreamExt as _, stream};
-use journal::{Connection, Journal, Limits};
-use projector::lane::Lane;
-use projector::metrics::Metrics;
-use projector::run::{Tuning, Worker};
-use projector::store::progress;
-use schema::record::{Received, Record, Source};
-use schema::timestamp::Timestamp;
-use service::clock::Clock;
 use sqlx::PgPool;
 use tests::{Durability, Nats, Postgres};
-use tokio_util::sync::CancellationToken;
+
+use events::{Mix, Numbers, applied, fill, log_on, median};
 
 const ROUNDS: usize = 3;
 const EVENTS: usize = 10_000;
 
-#[derive(Clone, Copy)]
-enum Mix {
-    /// First contact: every user new.
-    FirstSync,
-    /// Every user there already, updated.
-    Updates,
-    /// Memberships, each with both objects embedded.
-    Memberships,
-}
-
-fn user(n: usize, updated: usize) -> String {
-    let filler = "x".repeat(400);
-    format!(
-        r#"{{"id":"directory_user_{n:026}","directory_id":"directory_{}","organization_id":"org_1","idp_id":"idp_{n}",
-            "email":"user{n}@example.com","first_name":"First","last_name":"Last{n}","state":"active",
-            "raw_attributes":{{"a":"{filler}","b":[1,2,3]}},"custom_attributes":{{"department":"d{}"}},
-            "role":{{"slug":"member"}},"created_at":"2026-01-01T00:00:00.000Z","updated_at":"2026-01-01T00:00:{updated:02}.000Z"}}"#,
-        n % 10,
-        n % 7
-    )
-}
-
-fn record(mix: Mix, round: usize, n: usize) -> Record {
-    let (kind, data) = match mix {
-        Mix::FirstSync => ("dsync.user.created", user(round * EVENTS + n, 0)),
-        Mix::Updates => ("dsync.user.updated", user(n, round + 1)),
-        Mix::Memberships => (
-            "dsync.group.user_added",
-            format!(
-                r#"{{"directory_id":"directory_{}","user":{},"group":{{"id":"directory_group_{:026}","directory_id":"directory_{}",
-                    "name":"Group","updated_at":"2026-01-01T00:00:00.000Z"}}}}"#,
-                n % 10,
-                user(n % 2_000, 0),
-                round * 100 + n / 2_000,
-                n % 10
-            ),
-        ),
-    };
-    let body = format!(
-        r#"{{"object":"event","id":"event_{round:04}{n:022}","event":"{kind}","created_at":"2026-01-01T00:01:00.000Z","data":{data}}}"#
-    );
-    match Record::receive(
-        Bytes::from(body),
-        Source::Webhook,
-        None,
-        Timestamp::from_micros(0),
-    ) {
-        Received::Event(record) => record,
-        other => panic!("{other:?}"),
-    }
-}
-
-/// Applies what waits in the log and answers events a second.
-async fn ours(pool: &PgPool, journal: &Journal, last: u64) -> anyhow::Result<f64> {
-    let shutdown = CancellationToken::new();
-    let worker = Worker {
-        pool: pool.clone(),
-        journal: journal.clone(),
-        stream: "DSYNC".to_owned(),
-        holder: "bench".to_owned(),
-        clock: Clock::system(),
-        metrics: Metrics::new(&prometheus::Registry::new()),
-        tuning: Tuning::default(),
-        shutdown: shutdown.clone(),
-    };
-    let began = Instant::now();
-    let task = tokio::spawn(worker.work(Lane::All));
-    loop {
-        let at = progress::position(pool, Lane::All)
-            .await?
-            .map_or(0, |position| position.seq);
-        if at >= last {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-    let took = began.elapsed();
-    shutdown.cancel();
-    task.await?;
-    Ok(EVENTS as f64 / took.as_secs_f64())
-}
+const NUMBERS: Numbers = Numbers {
+    events: EVENTS,
+    people: 2_000,
+    group: |round, n| round * 100 + n / 2_000,
+};
 
 /// Upserts the same final rows into a table of the same columns and indexes, last writer wins: each value a column of an
 /// array, as ours sends them.
@@ -159,11 +75,11 @@ async fn bare_users(
 async fn bare_memberships(pool: &PgPool, batch: &[usize], round: usize) -> anyhow::Result<Duration> {
     let groups: Vec<String> = batch
         .iter()
-        .map(|n| format!("directory_group_{:026}", round * 100 + n / 2_000))
+        .map(|n| format!("directory_group_{:026}", (NUMBERS.group)(round, *n)))
         .collect();
     let users: Vec<String> = batch
         .iter()
-        .map(|n| format!("directory_user_{:026}", n % 2_000))
+        .map(|n| format!("directory_user_{:026}", n % NUMBERS.people))
         .collect();
     let began = Instant::now();
     sqlx::query(BARE_MEMBERSHIPS)
@@ -201,11 +117,6 @@ const BARE_MEMBERSHIPS: &str = "
     on conflict (group_id, user_id) do update set seen_at = excluded.seen_at
 ";
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> anyhow::Result<()> {
     println!("project: {EVENTS} events a round, one lane; fsync on; medians of {ROUNDS} rounds in turn\n");
@@ -213,43 +124,16 @@ async fn main() -> anyhow::Result<()> {
         "{:>12}  {:>12}  {:>12}  {:>12}",
         "events", "ours /s", "bare rows /s", "ours ÷ bare"
     );
-    for (name, mix) in [
-        ("first sync", Mix::FirstSync),
-        ("updates", Mix::Updates),
-        ("memberships", Mix::Memberships),
-    ] {
+    for (name, mix) in Mix::EVERY {
         let (postgres, nats) = (Postgres::with(Durability::Full).await?, Nats::start().await?);
         postgres.migrate().await?;
         let pool = postgres.pool().await?;
         sqlx::raw_sql(BARE_TABLES).execute(&pool).await?;
-        let settings = Connection {
-            url: nats.url(),
-            creds: None,
-            ca: None,
-            stream: "DSYNC".to_owned(),
-            name: "bench".to_owned(),
-        };
-        let journal = Journal::connect(&settings).await?;
-        let window = Duration::from_hours(96);
-        let limits = Limits {
-            replicas: 1,
-            max_age: Duration::ZERO,
-            max_bytes: 0,
-            dedup_window: window,
-        };
-        journal.ensure(&limits).await?;
+        let journal = log_on(&nats).await?;
         let (mut a, mut b, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
         for round in 0..=ROUNDS {
-            stream::iter(0..EVENTS)
-                .map(|n| {
-                    let journal = &journal;
-                    async move { journal.append(&record(mix, round, n)).await.unwrap() }
-                })
-                .buffer_unordered(512)
-                .for_each(async |_| {})
-                .await;
-            let last = journal.identity().await?.context("the stream")?.last_seq;
-            let ours = ours(&pool, &journal, last).await?;
+            let last = fill(&journal, mix, NUMBERS, round).await?;
+            let ours = applied(&pool, &journal, last, EVENTS).await?;
             let bare = bare(&pool, mix, round).await?;
             if round > 0 {
                 a.push(ours);

@@ -12,29 +12,26 @@
     reason = "a benchmark"
 )]
 
+mod events;
+
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
-use bytes::Bytes;
-use futures_util::{StreamExt as _, stream};
-use journal::{Connection, Journal, Limits};
-use projector::lane::Lane;
-use projector::metrics::Metrics;
 use projector::roles::apply;
 use projector::roles_file::Rules;
-use projector::run::{Tuning, Worker};
-use projector::store::progress;
 use rand::prelude::*;
-use schema::record::{Received, Record, Source};
-use schema::timestamp::Timestamp;
-use service::clock::Clock;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{AssertSqlSafe, PgPool, Row as _};
+use sqlx::{AssertSqlSafe, Row as _};
 use tests::{Durability, Nats, Postgres};
-use tokio_util::sync::CancellationToken;
+
+use events::{Mix, Numbers, applied, fill, log_on, median};
 
 const ROUNDS: usize = 5;
 const EVENTS: usize = 20_000;
+const NUMBERS: Numbers = Numbers {
+    events: EVENTS,
+    people: 4_000,
+    group: |round, n| (round * 100 + n / 4_000) * 10 + n % 10,
+};
 const LOGINS: usize = 10_000;
 
 /// `users` people in directories of a thousand, ten groups each directory, four groups each person.
@@ -156,117 +153,10 @@ async fn login() -> anyhow::Result<()> {
     Ok(())
 }
 
-#[derive(Clone, Copy)]
-enum Mix {
-    /// First contact: every user new.
-    FirstSync,
-    /// Every user there already, updated.
-    Updates,
-    /// Memberships, each with both objects embedded.
-    Memberships,
-}
-
-fn user(n: usize, updated: usize) -> String {
-    let filler = "x".repeat(400);
-    format!(
-        r#"{{"id":"directory_user_{n:026}","directory_id":"directory_{}","organization_id":"org_1","idp_id":"idp_{n}",
-            "email":"user{n}@example.com","first_name":"First","last_name":"Last{n}","state":"active",
-            "raw_attributes":{{"a":"{filler}","b":[1,2,3]}},"custom_attributes":{{"department":"d{}"}},
-            "role":{{"slug":"member"}},"created_at":"2026-01-01T00:00:00.000Z","updated_at":"2026-01-01T00:00:{updated:02}.000Z"}}"#,
-        n % 10,
-        n % 7
-    )
-}
-
-fn record(mix: Mix, round: usize, n: usize) -> Record {
-    let (kind, data) = match mix {
-        Mix::FirstSync => ("dsync.user.created", user(round * EVENTS + n, 0)),
-        Mix::Updates => ("dsync.user.updated", user(n, round + 1)),
-        Mix::Memberships => (
-            "dsync.group.user_added",
-            format!(
-                r#"{{"directory_id":"directory_{}","user":{},"group":{{"id":"directory_group_{:026}","directory_id":"directory_{}",
-                    "name":"Group","updated_at":"2026-01-01T00:00:00.000Z"}}}}"#,
-                n % 10,
-                user(n % 4_000, 0),
-                (round * 100 + n / 4_000) * 10 + n % 10,
-                n % 10
-            ),
-        ),
-    };
-    let body = format!(
-        r#"{{"object":"event","id":"event_{round:04}{n:022}","event":"{kind}","created_at":"2026-01-01T00:01:00.000Z","data":{data}}}"#
-    );
-    match Record::receive(
-        Bytes::from(body),
-        Source::Webhook,
-        None,
-        Timestamp::from_micros(0),
-    ) {
-        Received::Event(record) => record,
-        other => panic!("{other:?}"),
-    }
-}
-
-/// Applies what waits in the log and answers events a second.
-async fn applied(pool: &PgPool, journal: &Journal, last: u64) -> anyhow::Result<f64> {
-    let shutdown = CancellationToken::new();
-    let worker = Worker {
-        pool: pool.clone(),
-        journal: journal.clone(),
-        stream: "DSYNC".to_owned(),
-        holder: "bench".to_owned(),
-        clock: Clock::system(),
-        metrics: Metrics::new(&prometheus::Registry::new()),
-        tuning: Tuning::default(),
-        shutdown: shutdown.clone(),
-    };
-    let began = Instant::now();
-    let task = tokio::spawn(worker.work(Lane::All));
-    while progress::position(pool, Lane::All)
-        .await?
-        .is_none_or(|position| position.seq < last)
-    {
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-    let took = began.elapsed();
-    shutdown.cancel();
-    task.await?;
-    Ok(EVENTS as f64 / took.as_secs_f64())
-}
-
-async fn log_on(nats: &Nats) -> anyhow::Result<Journal> {
-    let settings = Connection {
-        url: nats.url(),
-        creds: None,
-        ca: None,
-        stream: "DSYNC".to_owned(),
-        name: "bench".to_owned(),
-    };
-    let journal = Journal::connect(&settings).await?;
-    let limits = Limits {
-        replicas: 1,
-        max_age: Duration::ZERO,
-        max_bytes: 0,
-        dedup_window: Duration::from_hours(96),
-    };
-    journal.ensure(&limits).await?;
-    Ok(journal)
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
 /// The same events, applied with history and without, round by round in turn.
 async fn history() -> anyhow::Result<()> {
     println!("history: {EVENTS} events a round, one lane; fsync on; medians of {ROUNDS} rounds in turn");
-    for (name, mix) in [
-        ("first sync", Mix::FirstSync),
-        ("updates", Mix::Updates),
-        ("memberships", Mix::Memberships),
-    ] {
+    for (name, mix) in Mix::EVERY {
         let (postgres, nats) = (Postgres::with(Durability::Full).await?, Nats::start().await?);
         postgres.migrate().await?;
         let pool = postgres.pool().await?;
@@ -279,21 +169,13 @@ async fn history() -> anyhow::Result<()> {
         let journal = log_on(&nats).await?;
         let (mut with_history, mut without_history) = (Vec::new(), Vec::new());
         for round in 0..2 * (ROUNDS + 1) {
-            stream::iter(0..EVENTS)
-                .map(|n| {
-                    let journal = &journal;
-                    async move { journal.append(&record(mix, round, n)).await.unwrap() }
-                })
-                .buffer_unordered(512)
-                .for_each(async |_| {})
-                .await;
-            let last = journal.identity().await?.context("the stream")?.last_seq;
+            let last = fill(&journal, mix, NUMBERS, round).await?;
             let (pool, rates) = if round % 2 == 0 {
                 (&pool, &mut with_history)
             } else {
                 (&without, &mut without_history)
             };
-            let rate = applied(pool, &journal, last).await?;
+            let rate = applied(pool, &journal, last, EVENTS).await?;
             // The first round of each warms up.
             if round > 1 {
                 rates.push(rate);
