@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use tests::eventually;
+use tests::{Output, eventually};
 use workos_sim::{Change, DirectoryOptions, Seed, Sim};
 
 use crate::stand::{BOUND, Stand, drift, told};
@@ -36,6 +36,11 @@ async fn directory_of(users: usize) -> anyhow::Result<Guarded> {
 }
 
 impl Guarded {
+    async fn approve(&self) -> anyhow::Result<Output> {
+        let program = self.stand.program().arg("approve");
+        program.arg(&self.directory).run().await
+    }
+
     async fn delete_silently(&self, users: &[String]) -> anyhow::Result<()> {
         for user in users {
             self.stand.sim.change(Change::DeleteUser {
@@ -91,24 +96,12 @@ async fn an_honest_small_deletion_passes_and_a_mass_deletion_waits_for_approval(
             "{refused:?}"
         );
     }
-    let approve = guarded
-        .stand
-        .program()
-        .arg("approve")
-        .arg(&guarded.directory)
-        .run()
-        .await?;
+    let approve = guarded.approve().await?;
     ensure!(approve.status.success(), "{approve:?}");
     ensure!(approve.stdout.contains("20 deletions let through"), "{approve:?}");
     guarded.stand.agrees().await?;
     ensure!(guarded.held().await? == 0);
-    let nothing = guarded
-        .stand
-        .program()
-        .arg("approve")
-        .arg(&guarded.directory)
-        .run()
-        .await?;
+    let nothing = guarded.approve().await?;
     ensure!(
         nothing.status.code() == Some(1) && nothing.stderr.contains("nothing is held"),
         "{nothing:?}"
@@ -277,13 +270,7 @@ async fn approval_of_very_many_reads_the_list_again_and_takes_no_hour() -> anyho
     ensure!(report.held.len() == 120, "{report:?}");
     guarded.stand.settle();
     guarded.stand.sim.take_requests();
-    let approve = guarded
-        .stand
-        .program()
-        .arg("approve")
-        .arg(&guarded.directory)
-        .run()
-        .await?;
+    let approve = guarded.approve().await?;
     ensure!(
         approve.stdout.contains("120 deletions let through, 0"),
         "{approve:?}"
@@ -318,13 +305,7 @@ async fn directories_that_are_all_gone_wait_for_approval_each() -> anyhow::Resul
         "{}",
         report.text()
     );
-    let approve = guarded
-        .stand
-        .program()
-        .arg("approve")
-        .arg(&guarded.directory)
-        .run()
-        .await?;
+    let approve = guarded.approve().await?;
     ensure!(approve.status.success(), "{approve:?}");
     ensure!(guarded.shown().await? == 0);
     // The last one is alone now, and an honest deletion.

@@ -5,14 +5,10 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use futures_util::StreamExt as _;
 use tests::{Cluster, Postgres, Program, Running, agrees, eventually};
 use workos_sim::{Delivery, DeliveryOptions, DirectoryOptions, Options, Seed, Sim};
 
-use crate::stand::{BOUND, SECRET, a_bad_day};
-
-/// For one message of the log; the whole is asked for again after that.
-const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
+use crate::stand::{BOUND, SECRET, a_bad_day, logged};
 
 struct Stage {
     cluster: Cluster,
@@ -150,33 +146,14 @@ impl Stage {
     }
 
     async fn logged(&self) -> anyhow::Result<BTreeSet<String>> {
-        let nats = async_nats::connect(self.cluster.servers[0].url()).await?;
+        let url = self.cluster.servers[0].url();
+        let nats = async_nats::connect(&url).await?;
         let stream = async_nats::jetstream::new(nats).get_stream("DSYNC").await?;
         ensure!(
             stream.cached_info().config.num_replicas == 3,
             "the log is not replicated"
         );
-        let last = stream.cached_info().state.last_sequence;
-        let config = async_nats::jetstream::consumer::pull::OrderedConfig::default();
-        let mut messages = stream.create_consumer(config).await?.messages().await?;
-        let mut ids = BTreeSet::new();
-        loop {
-            let next = tokio::time::timeout(ANSWERS_WITHIN, messages.next()).await;
-            let Some(message) = next.context("the log's end does not come")? else {
-                break;
-            };
-            let message = message?;
-            let id = message
-                .headers
-                .as_ref()
-                .and_then(|headers| headers.get("Nats-Msg-Id"));
-            ids.insert(id.context("a record without an id")?.to_string());
-            let info = message.info().map_err(|error| anyhow::anyhow!("{error}"))?;
-            if info.stream_sequence >= last {
-                break;
-            }
-        }
-        Ok(ids)
+        logged(&url).await
     }
 }
 

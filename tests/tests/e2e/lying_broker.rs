@@ -5,12 +5,11 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
-use futures_util::StreamExt as _;
+use anyhow::ensure;
 use tests::{Program, Running, agrees, eventually};
 use workos_sim::Faults;
 
-use crate::stand::{BOUND, Stand};
+use crate::stand::{BOUND, Stand, logged};
 
 fn reconciler(stand: &Stand) -> Program {
     Program::new("dsync-reconciler")
@@ -21,29 +20,6 @@ fn reconciler(stand: &Stand) -> Program {
         .env("EVENTS_POLL_INTERVAL", "1s")
         .env("EVENTS_HOLDBACK", "1s")
         .env("SWEEP_CLOCK_MARGIN", "2s")
-}
-
-/// Ids of everything in the log.
-async fn logged(stand: &Stand) -> anyhow::Result<BTreeSet<String>> {
-    let nats = async_nats::connect(stand.nats.url()).await?;
-    let stream = async_nats::jetstream::new(nats).get_stream("DSYNC").await?;
-    let last = stream.cached_info().state.last_sequence;
-    let config = async_nats::jetstream::consumer::pull::OrderedConfig::default();
-    let mut messages = stream.create_consumer(config).await?.messages().await?;
-    let mut ids = BTreeSet::new();
-    while let Some(message) = messages.next().await {
-        let message = message?;
-        let id = message
-            .headers
-            .as_ref()
-            .and_then(|headers| headers.get("Nats-Msg-Id"));
-        ids.insert(id.context("a record without an id")?.to_string());
-        let info = message.info().map_err(|error| anyhow::anyhow!("{error}"))?;
-        if info.stream_sequence >= last {
-            break;
-        }
-    }
-    Ok(ids)
 }
 
 /// Everything up, people in the tables, and the catch-up past it all.
@@ -103,7 +79,7 @@ async fn what_it_lost_comes_back_from_the_events_api() -> anyhow::Result<()> {
     // Though the tables already have it: a rebuild will want it, and so will whoever reads the log.
     let told: BTreeSet<String> = delivery.acknowledged().into_iter().map(|one| one.event).collect();
     eventually(BOUND, async || {
-        let logged = logged(&stand).await?;
+        let logged = logged(&stand.nats.url()).await?;
         let missing = stand.sim.events();
         let missing = missing
             .iter()

@@ -1,8 +1,10 @@
 //! The stand the tests play on: a simulated WorkOS, private servers, one ingest, and as many projectors as a test likes.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use futures_util::StreamExt as _;
 use sqlx::PgPool;
 use tests::{Nats, NatsOptions, Postgres, Program, Running, agrees, eventually};
 use workos_sim::{Delivery, DeliveryOptions, DirectoryOptions, Faults, Options, Seed, Sim};
@@ -125,6 +127,36 @@ impl Stand {
     pub(crate) async fn count(&self, sql: &'static str) -> anyhow::Result<i64> {
         Ok(sqlx::query_scalar(sql).fetch_one(&self.pool).await?)
     }
+}
+
+/// For one message of the log; whoever needs the whole asks again after that.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
+
+/// Ids of everything in the log on the broker at `url`.
+pub(crate) async fn logged(url: &str) -> anyhow::Result<BTreeSet<String>> {
+    let nats = async_nats::connect(url).await?;
+    let stream = async_nats::jetstream::new(nats).get_stream("DSYNC").await?;
+    let last = stream.cached_info().state.last_sequence;
+    let config = async_nats::jetstream::consumer::pull::OrderedConfig::default();
+    let mut messages = stream.create_consumer(config).await?.messages().await?;
+    let mut ids = BTreeSet::new();
+    loop {
+        let next = tokio::time::timeout(ANSWERS_WITHIN, messages.next()).await;
+        let Some(message) = next.context("the log's end does not come")? else {
+            break;
+        };
+        let message = message?;
+        let id = message
+            .headers
+            .as_ref()
+            .and_then(|headers| headers.get("Nats-Msg-Id"));
+        ids.insert(id.context("a record without an id")?.to_string());
+        let info = message.info().map_err(|error| anyhow::anyhow!("{error}"))?;
+        if info.stream_sequence >= last {
+            break;
+        }
+    }
+    Ok(ids)
 }
 
 /// What WorkOS does on a bad day: a fifth doubled, a fifth shuffled, a tenth again much later.

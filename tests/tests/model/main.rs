@@ -30,7 +30,7 @@ use schema::record::{Received, Record, Source};
 use schema::timestamp::Timestamp;
 use service::clock::Clock;
 use sqlx::{AssertSqlSafe, PgPool};
-use tests::{Nats, Postgres, eventually};
+use tests::{Nats, Postgres, eventually, shared_out};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -52,6 +52,16 @@ fn record(body: &Body, nth: usize) -> Record {
         Received::Event(record) => record,
         Received::Quarantined(..) | Received::NotOurs => panic!("histories are of addressable events"),
     }
+}
+
+/// A mixed history's records: the same for the same seed.
+fn records(seed: u64) -> Vec<Record> {
+    let bodies = history(seed, 150);
+    bodies
+        .iter()
+        .enumerate()
+        .map(|(nth, body)| record(body, nth))
+        .collect()
 }
 
 /// The projected tables, every register of every row, byte for byte.
@@ -167,22 +177,12 @@ fn batches(records: &[Record], rng: &mut StdRng) -> Vec<Vec<Record>> {
 
 /// Writers at the same time, each taking the next batch: nothing but the statements keeps the order from mattering.
 async fn write_concurrently(pool: &PgPool, batches: Vec<Vec<Record>>, writers: usize) -> anyhow::Result<()> {
-    let queue = std::sync::Arc::new(std::sync::Mutex::new(batches));
-    let mut tasks = JoinSet::new();
-    for _ in 0..writers {
-        let (queue, pool) = (queue.clone(), pool.clone());
-        tasks.spawn(async move {
-            loop {
-                let next = queue.lock().unwrap().pop();
-                let Some(batch) = next else { return anyhow::Ok(()) };
-                write(&pool, &batch).await?;
-            }
-        });
-    }
-    while let Some(done) = tasks.join_next().await {
-        done??;
-    }
-    Ok(())
+    let pool = pool.clone();
+    let written = move |batch: Vec<Record>| {
+        let pool = pool.clone();
+        async move { write(&pool, &batch).await }
+    };
+    shared_out(batches, writers, written).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -191,11 +191,7 @@ async fn any_order_duplication_and_batching_by_any_number_of_writers_gives_equal
     let postgres = Postgres::migrated().await?;
     let pool = postgres.pool().await?;
     for seed in 0..54 {
-        let records: Vec<_> = history(seed, 150)
-            .iter()
-            .enumerate()
-            .map(|(nth, body)| record(body, nth))
-            .collect();
+        let records = records(seed);
         let mut rng = StdRng::seed_from_u64(seed);
         clear(&pool).await?;
         write(&pool, &records).await?;
@@ -256,11 +252,7 @@ async fn projectors_that_all_hold_the_lease_at_once_give_equal_tables() -> anyho
     let (postgres, mut nats) = (Postgres::migrated().await?, Nats::start().await?);
     let pool = postgres.pool().await?;
     for seed in 100..112 {
-        let records: Vec<_> = history(seed, 150)
-            .iter()
-            .enumerate()
-            .map(|(nth, body)| record(body, nth))
-            .collect();
+        let records = records(seed);
         let mut rng = StdRng::seed_from_u64(seed);
         clear(&pool).await?;
         write(&pool, &records).await?;

@@ -17,8 +17,7 @@ use sqlx::{AssertSqlSafe, PgPool};
 use tests::{Nats, Postgres, eventually};
 use tokio_util::sync::CancellationToken;
 
-use crate::history::history;
-use crate::{append, clear, log, record, tables};
+use crate::{append, clear, log, records, tables};
 
 const BOUND: Duration = Duration::from_mins(1);
 
@@ -109,11 +108,7 @@ async fn wherever_the_lanes_stand_the_log_tells_what_was_tampered_with_and_puts_
     let (postgres, mut nats) = (Postgres::migrated().await?, Nats::start().await?);
     let pool = postgres.pool().await?;
     for seed in 200..208 {
-        let records: Vec<_> = history(seed, 150)
-            .iter()
-            .enumerate()
-            .map(|(nth, body)| record(body, nth))
-            .collect();
+        let records = records(seed);
         let mut rng = StdRng::seed_from_u64(seed);
         clear(&pool).await?;
         nats.wipe().await?;

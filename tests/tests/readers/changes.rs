@@ -10,8 +10,7 @@ use schema::record::Record;
 use serde_json::{Value, json};
 use sqlx::postgres::PgListener;
 use sqlx::{PgPool, Row as _};
-use tests::{Nats, Postgres, Program, agrees, eventually};
-use tokio::task::JoinSet;
+use tests::{Nats, Postgres, Program, agrees, eventually, shared_out};
 use workos_sim::{DirectoryOptions, Options, Seed, Sim};
 
 use super::{BOUND, append, events, log_on, random_records, rows, tell, text, write};
@@ -152,22 +151,12 @@ async fn poll(pool: PgPool, done: Arc<AtomicBool>) -> anyhow::Result<Vec<i64>> {
 
 /// Writers at the same time, each taking the next batch.
 async fn write_concurrently(pool: &PgPool, batches: Vec<Vec<Record>>, writers: usize) -> anyhow::Result<()> {
-    let queue = Arc::new(std::sync::Mutex::new(batches));
-    let mut tasks = JoinSet::new();
-    for _ in 0..writers {
-        let (queue, pool) = (queue.clone(), pool.clone());
-        tasks.spawn(async move {
-            loop {
-                let next = queue.lock().unwrap().pop();
-                let Some(batch) = next else { return anyhow::Ok(()) };
-                write(&pool, &batch).await?;
-            }
-        });
-    }
-    while let Some(done) = tasks.join_next().await {
-        done??;
-    }
-    Ok(())
+    let pool = pool.clone();
+    let written = move |batch: Vec<Record>| {
+        let pool = pool.clone();
+        async move { write(&pool, &batch).await }
+    };
+    shared_out(batches, writers, written).await
 }
 
 async fn clear(pool: &PgPool) -> anyhow::Result<()> {
