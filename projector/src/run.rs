@@ -55,8 +55,8 @@ impl Default for Tuning {
     fn default() -> Self {
         Self {
             lease: Duration::from_secs(5),
-            batch_records: 2_000,
-            batch_bytes: 8 << 20,
+            batch_records: 1_000,
+            batch_bytes: 4 << 20,
         }
     }
 }

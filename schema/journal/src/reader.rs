@@ -22,9 +22,9 @@ use crate::entry::Entry;
 use crate::error::{Error, ReadError, Unavailable};
 
 /// Entries asked for at once. Up to one and a half times as many wait in memory.
-const PULL_ENTRIES: usize = 4_000;
+const PULL_ENTRIES: usize = 2_000;
 /// Bytes asked for at once, or one largest message if that is more. Up to three times as many wait in memory.
-const PULL_BYTES: usize = 8 << 20;
+const PULL_BYTES: usize = 4 << 20;
 /// A consumer that is silent for two of these is taken for dead.
 const HEARTBEAT: Duration = Duration::from_secs(3);
 /// How long one pull stands at the broker before it is renewed.
