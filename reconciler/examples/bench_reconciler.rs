@@ -31,7 +31,7 @@ use service::clock::Clock;
 use service::postgres::PoolSettings;
 use service::settings::{Secret, percent};
 use sqlx::PgPool;
-use tests::{Nats, Postgres};
+use tests::{Nats, Postgres, database_cpu_seconds};
 use tokio_util::sync::CancellationToken;
 use workos_sim::{DirectoryOptions, Endpoint, Options, RateLimits, Request, Seed, Sim, peak};
 
@@ -222,7 +222,7 @@ async fn database(rows: usize) -> anyhow::Result<()> {
     let servers = servers().await?;
     let pool = &servers.work.pool;
     fill(pool, rows).await?;
-    let before = cpu(pool).await?;
+    let before = database_cpu_seconds(pool).await?;
     let began = Instant::now();
     let comparison = Comparison {
         entity: Entity::User,
@@ -239,31 +239,31 @@ async fn database(rows: usize) -> anyhow::Result<()> {
         .buffer_unordered(4)
         .try_fold(0, |sum, one| async move { Ok(sum + one) })
         .await?;
-    let users = cpu(pool).await? - before;
+    let users = database_cpu_seconds(pool).await? - before;
     println!(
         "{rows} users compared: {users:.1} s of database CPU, {:.1} s; {suspects} differ",
         began.elapsed().as_secs_f64()
     );
-    let (before, began) = (cpu(pool).await?, Instant::now());
+    let (before, began) = (database_cpu_seconds(pool).await?, Instant::now());
     let shown = reconciler::store::users::shown(pool, "directory_1").await?.len();
-    let listed = cpu(pool).await? - before;
+    let listed = database_cpu_seconds(pool).await? - before;
     println!(
         "their ids: {listed:.1} s of database CPU, {:.1} s; {shown} shown",
         began.elapsed().as_secs_f64()
     );
-    let (before, began, mut count) = (cpu(pool).await?, Instant::now(), 0);
+    let (before, began, mut count) = (database_cpu_seconds(pool).await?, Instant::now(), 0);
     memberships::shown(pool, "directory_1", |_| count += 1).await?;
-    let members = cpu(pool).await? - before;
+    let members = database_cpu_seconds(pool).await? - before;
     println!(
         "{count} memberships: {members:.1} s of database CPU, {:.1} s",
         began.elapsed().as_secs_f64()
     );
-    let (before, began) = (cpu(pool).await?, Instant::now());
+    let (before, began) = (database_cpu_seconds(pool).await?, Instant::now());
     for _ in 0..100 {
         let doubts = reconciler::store::checks::in_doubt(pool, servers.work.clock.now()).await?;
         ensure!(doubts.is_empty());
     }
-    let checks = cpu(pool).await? - before;
+    let checks = database_cpu_seconds(pool).await? - before;
     println!(
         "objects in doubt asked for 100 times: {checks:.2} s of database CPU, {:.1} s",
         began.elapsed().as_secs_f64()
@@ -321,34 +321,4 @@ async fn fill(pool: &PgPool, rows: usize) -> anyhow::Result<()> {
     }
     sqlx::query("vacuum analyze").execute(pool).await?;
     Ok(())
-}
-
-/// Seconds of CPU that the server and everything it started used so far.
-async fn cpu(pool: &PgPool) -> anyhow::Result<f64> {
-    const TICKS_A_SECOND: f64 = 100.0;
-    let pids: Vec<i32> = sqlx::query_scalar("select pid from pg_stat_activity")
-        .fetch_all(pool)
-        .await?;
-    let (mut ticks, mut server) = (0, None);
-    for pid in pids {
-        // One that ended meanwhile is counted by the server.
-        let Ok(fields) = stat(pid) else { continue };
-        ticks += fields[11] + fields[12];
-        server.get_or_insert(fields[1]);
-    }
-    let server = stat(i32::try_from(server.context("no server")?)?)?;
-    ticks += server[11] + server[12] + server[13] + server[14];
-    #[expect(clippy::cast_precision_loss, reason = "hundredths of seconds")]
-    Ok(ticks as f64 / TICKS_A_SECOND)
-}
-
-/// The fields of `/proc/<pid>/stat` after the name, numbers where they are: 1 = parent, 11 to 14 = ticks of CPU, its own
-/// and those of children that ended.
-fn stat(pid: i32) -> anyhow::Result<Vec<i64>> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let (_, fields) = text.rsplit_once(") ").context("no name")?;
-    Ok(fields
-        .split(' ')
-        .map(|field| field.trim().parse().unwrap_or_default())
-        .collect())
 }

@@ -13,7 +13,7 @@ use futures_util::{StreamExt as _, stream};
 use journal::{Connection, Journal, Limits};
 use schema::record::{Record, Source, Subject};
 use schema::timestamp::Timestamp;
-use tests::Nats;
+use tests::{Nats, eventually};
 
 const ROUNDS: usize = 5;
 
@@ -56,6 +56,13 @@ async fn bare(context: &jetstream::Context, from: usize, count: usize, in_flight
         .map(|n| async move {
             let mut headers = async_nats::HeaderMap::new();
             headers.insert("Nats-Msg-Id", format!("event_{n:026}"));
+            headers.insert("Dsync-Event", "dsync.user.updated");
+            headers.insert("Dsync-Source", "webhook");
+            headers.insert("Dsync-Received-At", "2026-09-21T14:13:20Z");
+            headers.insert(
+                "WorkOS-Signature",
+                format!("t=1790000000000, v1={}", "0".repeat(64)),
+            );
             let subject = format!("dsync.directory_1.user.directory_user_{:026}.updated", n % 5_000);
             context
                 .publish_with_headers(subject, headers, body(n))
@@ -80,34 +87,53 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
+/// Brokers, all of which hold the stream.
+async fn brokers(replicas: usize) -> anyhow::Result<(Vec<Nats>, Journal)> {
+    let servers = match replicas {
+        1 => vec![Nats::start().await?],
+        more => Nats::cluster(more).await?,
+    };
+    let settings = Connection {
+        url: servers[0].url(),
+        creds: None,
+        ca: None,
+        stream: "DSYNC".to_owned(),
+        name: "bench".to_owned(),
+    };
+    let journal = Journal::connect(&settings).await?;
+    let limits = Limits {
+        replicas,
+        max_age: Duration::ZERO,
+        max_bytes: 0,
+        dedup_window: Duration::from_hours(96),
+    };
+    // A cluster has to agree on a leader first.
+    eventually(Duration::from_secs(30), async || {
+        Ok(journal.ensure(&limits).await?)
+    })
+    .await?;
+    Ok((servers, journal))
+}
+
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> anyhow::Result<()> {
     println!(
         "append: records of 1.2 kB, acknowledged; sync_interval always; medians of {ROUNDS} rounds in turn\n"
     );
     println!(
-        "{:>9}  {:>12}  {:>12}  {:>12}",
-        "in flight", "ours /s", "bare /s", "ours ÷ bare"
+        "{:>8}  {:>9}  {:>12}  {:>12}  {:>12}",
+        "replicas", "in flight", "ours /s", "bare /s", "ours ÷ bare"
     );
-    for (in_flight, count) in [(1, 1_000), (64, 4_000), (1_024, 8_000)] {
-        let nats = Nats::start().await?;
-        let settings = Connection {
-            url: nats.url(),
-            creds: None,
-            ca: None,
-            stream: "DSYNC".to_owned(),
-            name: "bench".to_owned(),
-        };
-        let journal = Journal::connect(&settings).await?;
-        let window = Duration::from_hours(96);
-        let limits = Limits {
-            replicas: 1,
-            max_age: Duration::ZERO,
-            max_bytes: 0,
-            dedup_window: window,
-        };
-        journal.ensure(&limits).await?;
-        let context = jetstream::new(async_nats::connect(nats.url()).await?);
+    for (replicas, in_flight, count) in [
+        (1, 1, 1_000),
+        (1, 64, 4_000),
+        (1, 1_024, 8_000),
+        (3, 1, 500),
+        (3, 64, 4_000),
+        (3, 1_024, 8_000),
+    ] {
+        let (servers, journal) = brokers(replicas).await?;
+        let context = jetstream::new(async_nats::connect(servers[0].url()).await?);
         let (mut a, mut b, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
         for round in 0..=ROUNDS {
             let from = round * 2 * count;
@@ -121,7 +147,7 @@ async fn main() -> anyhow::Result<()> {
             }
         }
         println!(
-            "{in_flight:>9}  {:>12.0}  {:>12.0}  {:>12.2}",
+            "{replicas:>8}  {in_flight:>9}  {:>12.0}  {:>12.0}  {:>12.2}",
             median(a),
             median(b),
             median(ratios)

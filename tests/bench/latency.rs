@@ -24,13 +24,17 @@ use schema::timestamp::Timestamp;
 use serde_json::Value;
 use service::clock::Clock;
 use sqlx::{Connection as _, PgConnection, PgPool};
-use tests::{Durability, Nats, NatsOptions, Postgres, Program, Running, cpu_seconds, peak_rss};
+use tests::{
+    Durability, Nats, NatsOptions, Postgres, Program, Running, cpu_seconds, database_cpu_seconds, peak_rss,
+};
 
 use webhooks::{Client, SECRET, request};
 
 const PEOPLE: usize = 20_000;
 /// Events a second beside the removals that are measured.
 const RATE: u32 = 500;
+/// What is looked at for its cost; the database's holds that of whoever looks whether a person is gone.
+const PROGRAMS: [&str; 4] = ["ingest", "projector", "broker", "database"];
 /// Connections they come over.
 const SENDERS: u32 = 16;
 /// Removals that are measured, a second.
@@ -104,6 +108,16 @@ impl Bench {
 
     async fn client(&self) -> anyhow::Result<Client> {
         Client::to(self.ingest.listen_url().trim_start_matches("http://")).await
+    }
+
+    /// CPU seconds each has used so far, in the order of [`PROGRAMS`]; the projector is process `pid`.
+    async fn used(&self, pid: u32) -> anyhow::Result<[f64; 4]> {
+        Ok([
+            cpu_seconds(self.ingest.pid().context("its id")?)?,
+            cpu_seconds(pid)?,
+            cpu_seconds(self.nats.pid().context("its id")?)?,
+            database_cpu_seconds(&self.pool).await?,
+        ])
     }
 
     /// Puts events straight into the log, `count` of them from the person `from` on.
@@ -214,12 +228,14 @@ fn told(what: &str, removals: &[Removal]) {
     }
 }
 
-async fn quiet(bench: &Bench, seconds: u64) -> anyhow::Result<()> {
+async fn quiet(bench: &Bench, pid: u32, seconds: u64) -> anyhow::Result<()> {
     let mut traffic = tokio::task::JoinSet::new();
     for sender in 0..SENDERS {
         let mut client = bench.client().await?;
         traffic.spawn(async move {
-            let mut every = tokio::time::interval(Duration::from_secs(1) * SENDERS / RATE);
+            // One after the other, not all at once.
+            let first = tokio::time::Instant::now() + Duration::from_secs(1) * sender / RATE;
+            let mut every = tokio::time::interval_at(first, Duration::from_secs(1) * SENDERS / RATE);
             for n in (sender..).step_by(SENDERS as usize) {
                 every.tick().await;
                 let (id, person) = (format!("quiet{n:020}"), 10_000 + n as usize % 10_000);
@@ -230,11 +246,22 @@ async fn quiet(bench: &Bench, seconds: u64) -> anyhow::Result<()> {
             anyhow::Ok(())
         });
     }
-    let until = Instant::now() + Duration::from_secs(seconds);
+    let (before, until) = (
+        bench.used(pid).await?,
+        Instant::now() + Duration::from_secs(seconds),
+    );
     let times = bench.probe(0, async || Ok(Instant::now() > until)).await?;
+    let after = bench.used(pid).await?;
     ensure!(traffic.try_join_next().is_none(), "nobody stopped sending");
     traffic.abort_all();
     told(&format!("without a backlog, at {RATE} events/s"), &times);
+    let thousands = seconds as f64 * f64::from(RATE) / 1e3;
+    for (name, (before, after)) in PROGRAMS.into_iter().zip(before.into_iter().zip(after)) {
+        println!(
+            "  {name}: {:.2} CPU s per 1,000 events",
+            (after - before) / thousands
+        );
+    }
     bench.applied().await
 }
 
@@ -246,7 +273,7 @@ async fn main() -> anyhow::Result<()> {
     let mut projector = bench.projector().start().await?;
     bench.fill("dsync.user.created", "new", 0, PEOPLE).await?;
     bench.applied().await?;
-    quiet(&bench, seconds as u64).await?;
+    quiet(&bench, projector.pid().context("its id")?, seconds as u64).await?;
     // Gives its leases back: the next one need not wait for their end.
     projector.terminate().await?;
 

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use sqlx::PgPool;
 use tests::{Durability, Nats, Postgres};
 
-use events::{Mix, Numbers, applied, fill, log_on, median};
+use events::{Mix, Numbers, WINDOW, applied, fill, log_with, median};
 
 const ROUNDS: usize = 3;
 const EVENTS: usize = 10_000;
@@ -27,6 +27,7 @@ const EVENTS: usize = 10_000;
 const NUMBERS: Numbers = Numbers {
     events: EVENTS,
     people: 2_000,
+    apart: 1,
     group: |round, n| round * 100 + n / 2_000,
 };
 
@@ -129,7 +130,7 @@ async fn main() -> anyhow::Result<()> {
         postgres.migrate().await?;
         let pool = postgres.pool().await?;
         sqlx::raw_sql(BARE_TABLES).execute(&pool).await?;
-        let journal = log_on(&nats).await?;
+        let journal = log_with(&nats, WINDOW).await?;
         let (mut a, mut b, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
         for round in 0..=ROUNDS {
             let last = fill(&journal, mix, NUMBERS, round).await?;

@@ -23,13 +23,14 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Row as _};
 use tests::{Durability, Nats, Postgres};
 
-use events::{Mix, Numbers, applied, fill, log_on, median};
+use events::{Mix, Numbers, WINDOW, applied, fill, log_with, median};
 
 const ROUNDS: usize = 5;
 const EVENTS: usize = 20_000;
 const NUMBERS: Numbers = Numbers {
     events: EVENTS,
     people: 4_000,
+    apart: 1,
     group: |round, n| (round * 100 + n / 4_000) * 10 + n % 10,
 };
 const LOGINS: usize = 10_000;
@@ -166,7 +167,7 @@ async fn history() -> anyhow::Result<()> {
             .max_connections(4)
             .connect_with(options)
             .await?;
-        let journal = log_on(&nats).await?;
+        let journal = log_with(&nats, WINDOW).await?;
         let (mut with_history, mut without_history) = (Vec::new(), Vec::new());
         for round in 0..2 * (ROUNDS + 1) {
             let last = fill(&journal, mix, NUMBERS, round).await?;

@@ -35,5 +35,5 @@ pub use program::{Output, Program};
 pub use proxy::{Cut, Line, Proxy};
 pub use running::Running;
 pub use shared_out::shared_out;
-pub use usage::{cpu_seconds, peak_rss, rss};
+pub use usage::{cpu_seconds, database_cpu_seconds, peak_rss, rss};
 pub use watchdog::{Watchdog, Watched};

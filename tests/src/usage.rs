@@ -1,19 +1,53 @@
 //! What a process has used, as the kernel counts it: for benchmarks, where rates suffer from whatever else a machine does.
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
+use sqlx::PgPool;
 
 /// The kernel's clock ticks a second, the same on every Linux that matters here.
 const TICKS: f64 = 100.0;
 
 /// CPU seconds that process `pid` has used since it began, its threads together, in user and kernel mode.
 pub fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
+    let fields = stat(pid)?;
+    Ok((fields[11] + fields[12]) / TICKS)
+}
+
+/// CPU seconds that the database server behind `pool` and everything it started have used.
+pub async fn database_cpu_seconds(pool: &PgPool) -> anyhow::Result<f64> {
+    let pids: Vec<i32> = sqlx::query_scalar("select pid from pg_stat_activity")
+        .fetch_all(pool)
+        .await?;
+    let (mut ticks, mut server) = (0.0, None);
+    for pid in pids {
+        // One that ended meanwhile is counted by the server.
+        let Ok(fields) = stat(u32::try_from(pid)?) else {
+            continue;
+        };
+        ticks += fields[11] + fields[12];
+        server.get_or_insert(fields[1]);
+    }
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a process id"
+    )]
+    let server = stat(server.context("no server")? as u32)?;
+    ticks += server[11..15].iter().sum::<f64>();
+    Ok(ticks / TICKS)
+}
+
+/// The fields of `/proc/<pid>/stat` after the name, numbers where they are: 1 = parent, 11 to 14 = ticks of CPU, its own
+/// and those of children that ended.
+fn stat(pid: u32) -> anyhow::Result<Vec<f64>> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The name, in parentheses, may hold anything.
     let (_, fields) = stat.rsplit_once(") ").context("not a process's numbers")?;
-    let fields: Vec<&str> = fields.split(' ').collect();
-    let ticks =
-        |place: usize| -> anyhow::Result<f64> { Ok(fields.get(place).context("too few numbers")?.parse()?) };
-    Ok((ticks(11)? + ticks(12)?) / TICKS)
+    let fields: Vec<f64> = fields
+        .split(' ')
+        .map(|field| field.trim().parse().unwrap_or_default())
+        .collect();
+    ensure!(fields.len() > 15, "too few numbers");
+    Ok(fields)
 }
 
 /// The most memory process `pid` ever held, in bytes.

@@ -44,6 +44,8 @@ pub(crate) struct Numbers {
     pub(crate) events: usize,
     /// People who have memberships.
     pub(crate) people: usize,
+    /// How far apart the users are that are updated, by their numbers.
+    pub(crate) apart: usize,
     /// The group that a round's nth membership is in.
     pub(crate) group: fn(round: usize, n: usize) -> usize,
 }
@@ -63,7 +65,7 @@ fn user(n: usize, updated: usize) -> String {
 fn record(mix: Mix, numbers: Numbers, round: usize, n: usize) -> Record {
     let (kind, data) = match mix {
         Mix::FirstSync => ("dsync.user.created", user(round * numbers.events + n, 0)),
-        Mix::Updates => ("dsync.user.updated", user(n, round + 1)),
+        Mix::Updates => ("dsync.user.updated", user(n * numbers.apart, round + 1)),
         Mix::Memberships => (
             "dsync.group.user_added",
             format!(
@@ -90,8 +92,8 @@ fn record(mix: Mix, numbers: Numbers, round: usize, n: usize) -> Record {
     }
 }
 
-/// A log of its own.
-pub(crate) async fn log_on(nats: &Nats) -> anyhow::Result<Journal> {
+/// A log of its own, which knows repetitions for as long as `window`.
+pub(crate) async fn log_with(nats: &Nats, window: Duration) -> anyhow::Result<Journal> {
     let settings = Connection {
         url: nats.url(),
         creds: None,
@@ -104,11 +106,14 @@ pub(crate) async fn log_on(nats: &Nats) -> anyhow::Result<Journal> {
         replicas: 1,
         max_age: Duration::ZERO,
         max_bytes: 0,
-        dedup_window: Duration::from_hours(96),
+        dedup_window: window,
     };
     journal.ensure(&limits).await?;
     Ok(journal)
 }
+
+/// How long it is by default.
+pub(crate) const WINDOW: Duration = Duration::from_hours(96);
 
 /// Puts a round's events into the log and answers where it ends then.
 pub(crate) async fn fill(journal: &Journal, mix: Mix, numbers: Numbers, round: usize) -> anyhow::Result<u64> {
