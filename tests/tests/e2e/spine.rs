@@ -1,6 +1,6 @@
 //! From WorkOS to the tables, on a bad day.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use tests::eventually;
@@ -55,6 +55,41 @@ async fn source_and_tables_agree_after_doubled_shuffled_and_stale_webhooks() -> 
     }
     first.terminate().await?;
     second.terminate().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn records_that_come_one_by_one_share_transactions() -> anyhow::Result<()> {
+    let stand = Stand::up().await?;
+    let projector = stand.projector().start().await?;
+    let log = async_nats::jetstream::new(async_nats::connect(stand.nats.url()).await?);
+    let batches = async || {
+        projector
+            .metrics()
+            .await?
+            .get("dsync_projector_batch_events_count", &[])
+    };
+    let (before, began) = (batches().await?, Instant::now());
+    let mut count = 0;
+    while began.elapsed() < Duration::from_millis(600) {
+        count += 1;
+        let body = format!(
+            r#"{{"id":"event_{count}","event":"dsync.user.updated","created_at":"2026-01-01T00:00:00Z","data":{{"id":"directory_user_{count}","directory_id":"directory_1","state":"active"}}}}"#
+        );
+        log.publish("dsync.directory_1.user.directory_user_1.updated", body.into())
+            .await?
+            .await?;
+    }
+    stand.applied().await?;
+    // None of them takes access away, so they are of one lane, whose transactions begin 10 ms apart.
+    let (made, most) = (
+        batches().await? - before,
+        began.elapsed().as_secs_f64() * 100.0 + 2.0,
+    );
+    ensure!(
+        made >= 1.0 && made <= most,
+        "{made} transactions for {count} records, {most:.0} at most"
+    );
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
