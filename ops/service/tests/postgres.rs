@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use service::postgres::{PoolSettings, Trouble, answered_within, described, pool};
+use service::postgres::{Kept, PoolSettings, Trouble, answered_within, described, pool};
 use service::settings::Secret;
 use sqlx::postgres::PgPool;
 use tests::{Postgres, Proxy, eventually};
@@ -165,6 +165,32 @@ async fn a_server_that_is_not_there_is_transient_and_a_url_that_is_none_is_a_set
         .unwrap_err()
         .to_string();
     assert_eq!(error, "DATABASE_URL (--database-url) is not a Postgres URL");
+}
+
+#[tokio::test]
+async fn a_kept_connection_is_looked_at_when_it_was_idle() {
+    let server = Postgres::start().await.unwrap();
+    let pool = pool_to(&server);
+    let mut kept = Kept::from(&pool).await.unwrap();
+    sqlx::query("set default_transaction_read_only = on")
+        .execute(kept.ready().await.unwrap())
+        .await
+        .unwrap();
+    // Used a moment ago, it is taken at its word: that spares the round trip.
+    kept.ready().await.unwrap();
+    // That long it must be idle; nothing tells of it.
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    let Err(error) = kept.ready().await else {
+        panic!("it is good for reading only")
+    };
+    assert_eq!(Trouble::of(&error), Trouble::Transient);
+    drop(kept);
+    // Nor does the pool hand it out again.
+    let mut another = Kept::from(&pool).await.unwrap();
+    sqlx::query("create table written ()")
+        .execute(another.ready().await.unwrap())
+        .await
+        .unwrap();
 }
 
 /// The pool has one place, which the connection that is never answered holds.

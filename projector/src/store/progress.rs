@@ -1,7 +1,8 @@
 //! How far each lane has read the log: one row a lane, moved only by compare-and-set.
 //!
 //! The position is what is applied, because it moves in the transaction that applies. The lease in the same row is no
-//! lock: a holder that lost it can do no harm, its compare-and-set fails.
+//! lock: a holder that lost it can do no harm, its compare-and-set fails. Along with the position goes a note of when
+//! something of each directory was last applied, in the one statement that every batch ends with.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
