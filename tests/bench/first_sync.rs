@@ -13,6 +13,7 @@
 )]
 
 mod load;
+mod servers;
 mod webhooks;
 
 use std::path::Path;
@@ -21,9 +22,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use load::load;
-use sqlx::PgPool;
-use tests::{Durability, Nats, Postgres, Program, Running, cpu_seconds, peak_rss, rss};
-use webhooks::{SECRET, request};
+use servers::Servers;
+use tests::{cpu_seconds, peak_rss, rss};
+use webhooks::request;
 
 const CONNECTIONS: usize = 64;
 const AT: &str = "2026-01-01T00:00:00.000Z";
@@ -68,61 +69,10 @@ fn everything(users: usize) -> Vec<Vec<u8>> {
     all
 }
 
-struct Servers {
-    postgres: Postgres,
-    nats: Nats,
-    pool: PgPool,
-    ingest: Running,
-}
-
-impl Servers {
-    async fn up() -> anyhow::Result<Self> {
-        let (postgres, nats) = (Postgres::with(Durability::Full).await?, Nats::start().await?);
-        postgres.migrate().await?;
-        let ingest = Program::new("dsync-ingest")
-            .env("NATS_URL", nats.url())
-            .env("WORKOS_WEBHOOK_SECRET", SECRET)
-            .env("RUST_LOG", "warn")
-            .start()
-            .await?;
-        let pool = postgres.pool().await?;
-        Ok(Self {
-            postgres,
-            nats,
-            pool,
-            ingest,
-        })
-    }
-
-    fn projector(&self) -> Program {
-        Program::new("dsync-projector")
-            .env("NATS_URL", self.nats.url())
-            .env("DATABASE_URL", self.postgres.url())
-            .env("RUST_LOG", "warn")
-    }
-
-    async fn send(&self, users: usize) -> anyhow::Result<usize> {
-        let requests = Arc::new(everything(users));
-        load(
-            self.ingest.listen_url().trim_start_matches("http://"),
-            requests.clone(),
-            CONNECTIONS,
-        )
-        .await?;
-        Ok(requests.len())
-    }
-
-    async fn applied(&self, end: usize) -> anyhow::Result<()> {
-        loop {
-            let at: Option<i64> = sqlx::query_scalar("select seq from dsync.progress where lane = 'all'")
-                .fetch_optional(&self.pool)
-                .await?;
-            if at.unwrap_or_default() >= i64::try_from(end)? {
-                return Ok(());
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    }
+async fn send(servers: &Servers, users: usize) -> anyhow::Result<u64> {
+    let requests = Arc::new(everything(users));
+    load(&servers.address(), requests.clone(), CONNECTIONS).await?;
+    Ok(u64::try_from(requests.len())?)
 }
 
 fn bytes_under(path: &Path) -> std::io::Result<u64> {
@@ -175,7 +125,7 @@ async fn main() -> anyhow::Result<()> {
     let users: usize = std::env::var("USERS").map_or(Ok(10_000), |text| text.parse())?;
     let alone = Servers::up().await?;
     let began = Instant::now();
-    let count = alone.send(users).await?;
+    let count = send(&alone, users).await?;
     let ingest = began.elapsed();
     let began = Instant::now();
     let running = alone.projector().start().await?;
@@ -187,7 +137,7 @@ async fn main() -> anyhow::Result<()> {
     let both = Servers::up().await?;
     let running = both.projector().start().await?;
     let began = Instant::now();
-    both.send(users).await?;
+    send(&both, users).await?;
     both.applied(count).await?;
     let whole = began.elapsed();
     let rate = |took: Duration| count as f64 / took.as_secs_f64();

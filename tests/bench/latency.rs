@@ -11,6 +11,7 @@
     reason = "a benchmark"
 )]
 
+mod servers;
 mod webhooks;
 
 use std::time::{Duration, Instant};
@@ -23,12 +24,11 @@ use schema::record::{Received, Record, Source};
 use schema::timestamp::Timestamp;
 use serde_json::Value;
 use service::clock::Clock;
-use sqlx::{Connection as _, PgConnection, PgPool};
-use tests::{
-    Durability, Nats, NatsOptions, Postgres, Program, Running, cpu_seconds, database_cpu_seconds, peak_rss,
-};
+use sqlx::{Connection as _, PgConnection};
+use tests::{cpu_seconds, database_cpu_seconds, peak_rss};
 
-use webhooks::{Client, SECRET, request};
+use servers::Servers;
+use webhooks::{Client, request};
 
 const PEOPLE: usize = 20_000;
 /// Events a second beside the removals that are measured.
@@ -59,45 +59,13 @@ fn event(id: &str, kind: &str, n: usize) -> String {
 }
 
 struct Bench {
-    postgres: Postgres,
-    nats: Nats,
-    ingest: Running,
-    pool: PgPool,
+    servers: Servers,
 }
 
 impl Bench {
-    async fn up() -> anyhow::Result<Self> {
-        let lazy = NatsOptions {
-            lazy_sync: std::env::var("SYNC").is_ok_and(|sync| sync == "default"),
-            ..NatsOptions::default()
-        };
-        let (postgres, nats) = (Postgres::with(Durability::Full).await?, Nats::with(lazy).await?);
-        postgres.migrate().await?;
-        let ingest = Program::new("dsync-ingest")
-            .env("NATS_URL", nats.url())
-            .env("WORKOS_WEBHOOK_SECRET", SECRET)
-            .env("RUST_LOG", "warn")
-            .start()
-            .await?;
-        let pool = postgres.pool().await?;
-        Ok(Self {
-            postgres,
-            nats,
-            ingest,
-            pool,
-        })
-    }
-
-    fn projector(&self) -> Program {
-        Program::new("dsync-projector")
-            .env("NATS_URL", self.nats.url())
-            .env("DATABASE_URL", self.postgres.url())
-            .env("RUST_LOG", "warn")
-    }
-
     async fn journal(&self) -> anyhow::Result<Journal> {
         let settings = Connection {
-            url: self.nats.url(),
+            url: self.servers.nats.url(),
             creds: None,
             ca: None,
             stream: "DSYNC".to_owned(),
@@ -107,16 +75,16 @@ impl Bench {
     }
 
     async fn client(&self) -> anyhow::Result<Client> {
-        Client::to(self.ingest.listen_url().trim_start_matches("http://")).await
+        Client::to(&self.servers.address()).await
     }
 
     /// CPU seconds each has used so far, in the order of [`PROGRAMS`]; the projector is process `pid`.
     async fn used(&self, pid: u32) -> anyhow::Result<[f64; 4]> {
         Ok([
-            cpu_seconds(self.ingest.pid().context("its id")?)?,
+            cpu_seconds(self.servers.ingest.pid().context("its id")?)?,
             cpu_seconds(pid)?,
-            cpu_seconds(self.nats.pid().context("its id")?)?,
-            database_cpu_seconds(&self.pool).await?,
+            cpu_seconds(self.servers.nats.pid().context("its id")?)?,
+            database_cpu_seconds(&self.servers.pool).await?,
         ])
     }
 
@@ -139,13 +107,6 @@ impl Bench {
         Ok(())
     }
 
-    async fn position(&self) -> anyhow::Result<u64> {
-        let seq: Option<i64> = sqlx::query_scalar("select seq from dsync.progress where lane = 'all'")
-            .fetch_optional(&self.pool)
-            .await?;
-        Ok(seq.unwrap_or_default().unsigned_abs())
-    }
-
     async fn applied(&self) -> anyhow::Result<()> {
         let end = self
             .journal()
@@ -154,10 +115,7 @@ impl Bench {
             .await?
             .context("the stream")?
             .last_seq;
-        while self.position().await? < end {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        Ok(())
+        self.servers.applied(end).await
     }
 
     /// Deletes the person `n` by webhook and answers when the log had it, and how long that person was still shown.
@@ -187,7 +145,7 @@ impl Bench {
         from: usize,
         mut done: impl AsyncFnMut() -> anyhow::Result<bool>,
     ) -> anyhow::Result<Vec<Removal>> {
-        let mut reader = PgConnection::connect(&self.postgres.url()).await?;
+        let mut reader = PgConnection::connect(&self.servers.postgres.url()).await?;
         let mut client = self.client().await?;
         let mut every = tokio::time::interval(Duration::from_secs(1) / u32::try_from(PROBES)?);
         let mut times = Vec::new();
@@ -269,21 +227,23 @@ async fn quiet(bench: &Bench, pid: u32, seconds: u64) -> anyhow::Result<()> {
 async fn main() -> anyhow::Result<()> {
     let size = |name: &str, default: usize| std::env::var(name).map_or(Ok(default), |text| text.parse());
     let (backlog, seconds) = (size("BACKLOG", 100_000)?, size("SECONDS", 20)?);
-    let bench = Bench::up().await?;
-    let mut projector = bench.projector().start().await?;
+    let bench = Bench {
+        servers: Servers::up().await?,
+    };
+    let mut projector = bench.servers.projector().start().await?;
     bench.fill("dsync.user.created", "new", 0, PEOPLE).await?;
     bench.applied().await?;
     quiet(&bench, projector.pid().context("its id")?, seconds as u64).await?;
     // Gives its leases back: the next one need not wait for their end.
     projector.terminate().await?;
 
-    let from = bench.position().await?;
+    let from = bench.servers.position().await?;
     bench.fill("dsync.user.updated", "wait", 0, backlog).await?;
     let (end, began) = (from + backlog as u64, Instant::now());
-    let mut projector = bench.projector().start().await?;
+    let mut projector = bench.servers.projector().start().await?;
     let pid = projector.pid().context("its id")?;
     let times = bench
-        .probe(5_000, async || Ok(bench.position().await? >= end))
+        .probe(5_000, async || Ok(bench.servers.position().await? >= end))
         .await?;
     let took = began.elapsed().as_secs_f64();
     told(&format!("with {backlog} events waiting"), &times);
@@ -296,7 +256,13 @@ async fn main() -> anyhow::Result<()> {
     );
     projector.terminate().await?;
 
-    let output = bench.projector().arg("rebuild").arg("--json").run().await?;
+    let output = bench
+        .servers
+        .projector()
+        .arg("rebuild")
+        .arg("--json")
+        .run()
+        .await?;
     ensure!(output.status.success(), "{output:?}");
     let report: Value = serde_json::from_str(&output.stdout)?;
     let rate =

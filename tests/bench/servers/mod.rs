@@ -1,0 +1,72 @@
+//! What stands between a webhook and a row: private servers that sync as in production, our ingest, and a projector when
+//! it is wanted. `SYNC=default` gives the broker its own habit instead, of syncing every two minutes.
+
+use std::time::Duration;
+
+use sqlx::PgPool;
+use tests::{Durability, Nats, NatsOptions, Postgres, Program, Running};
+
+use crate::webhooks::SECRET;
+
+pub(crate) struct Servers {
+    pub(crate) postgres: Postgres,
+    pub(crate) nats: Nats,
+    pub(crate) ingest: Running,
+    pub(crate) pool: PgPool,
+}
+
+impl Servers {
+    /// Everything up but the projector.
+    pub(crate) async fn up() -> anyhow::Result<Self> {
+        let options = NatsOptions {
+            lazy_sync: std::env::var("SYNC").is_ok_and(|sync| sync == "default"),
+            ..NatsOptions::default()
+        };
+        let (postgres, nats) = (
+            Postgres::with(Durability::Full).await?,
+            Nats::with(options).await?,
+        );
+        postgres.migrate().await?;
+        let ingest = Program::new("dsync-ingest")
+            .env("NATS_URL", nats.url())
+            .env("WORKOS_WEBHOOK_SECRET", SECRET)
+            .env("RUST_LOG", "warn")
+            .start()
+            .await?;
+        let pool = postgres.pool().await?;
+        Ok(Self {
+            postgres,
+            nats,
+            ingest,
+            pool,
+        })
+    }
+
+    /// Where webhooks go.
+    pub(crate) fn address(&self) -> String {
+        self.ingest.listen_url().trim_start_matches("http://").to_owned()
+    }
+
+    pub(crate) fn projector(&self) -> Program {
+        Program::new("dsync-projector")
+            .env("NATS_URL", self.nats.url())
+            .env("DATABASE_URL", self.postgres.url())
+            .env("RUST_LOG", "warn")
+    }
+
+    /// How far the log is applied.
+    pub(crate) async fn position(&self) -> anyhow::Result<u64> {
+        let seq: Option<i64> = sqlx::query_scalar("select seq from dsync.progress where lane = 'all'")
+            .fetch_optional(&self.pool)
+            .await?;
+        Ok(seq.unwrap_or_default().unsigned_abs())
+    }
+
+    /// Waits until the log is applied up to `end`.
+    pub(crate) async fn applied(&self, end: u64) -> anyhow::Result<()> {
+        while self.position().await? < end {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
+    }
+}
