@@ -112,12 +112,13 @@ impl Stage {
 
 impl Stage {
     /// What the broker's default setting does when the power goes: what it acknowledged since its last sync is gone. The
-    /// store is set back to a copy; projectors that are too slow to have read it yet are frozen ones here.
+    /// store is set back to a copy. The projectors, which might have read it before, do not run meanwhile: to one that is
+    /// only frozen the broker goes on sending, and what waits in its socket is applied once it thaws.
     pub(crate) async fn lose_power(&mut self, seed: u64) -> anyhow::Result<()> {
         let traffic = self.world.traffic(seed)?;
         self.recovered(false).await?;
         for n in 0..PROJECTORS {
-            self.strike(Strike::Freeze(Place::Projector(n))).await?;
+            self.strike(Strike::Kill(Place::Projector(n))).await?;
         }
         let synced = self.nats.copy_of_store()?;
         let before = self.delivery.acknowledged().len();
@@ -130,7 +131,7 @@ impl Stage {
         drop(traffic);
         self.nats.set_back(&synced).await?;
         for n in 0..PROJECTORS {
-            self.lift(Strike::Freeze(Place::Projector(n))).await?;
+            self.lift(Strike::Kill(Place::Projector(n))).await?;
         }
         self.recovered(false).await?;
         Ok(())
