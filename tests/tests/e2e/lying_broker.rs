@@ -122,12 +122,12 @@ async fn what_it_lost_and_nobody_lists_is_swept_up() -> anyhow::Result<()> {
     delivery.drained().await;
     stand.agrees().await?;
     // More, of which the projector reads nothing before it is lost.
-    projector.pause()?;
+    projector.kill();
     stand.sim.burst(30)?;
     delivery.drained().await;
     stand.sim.tune(|tuning| tuning.events.retention = Duration::ZERO);
     stand.nats.set_back(&store).await?;
-    projector.resume()?;
+    projector.start_again()?;
     rewinds(&projector).await?;
     tables_heal(&stand).await
 }
