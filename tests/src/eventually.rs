@@ -21,10 +21,12 @@ pub async fn eventually<T>(
         match tokio::time::timeout(left, attempt()).await {
             Ok(Ok(value)) => return Ok(value),
             Ok(Err(error)) => last = Some(error),
-            Err(_) => {
-                let error = last.unwrap_or_else(|| anyhow::anyhow!("the attempt never came back"));
-                return Err(error).with_context(|| format!("not within {bound:?}"));
-            }
+            Err(_) => {}
+        }
+        // An attempt that fails without ever waiting is not timed out, not even when no time is left.
+        if start.elapsed() >= bound {
+            let error = last.unwrap_or_else(|| anyhow::anyhow!("the attempt never came back"));
+            return Err(error).with_context(|| format!("not within {bound:?}"));
         }
         let pause = (start.elapsed() / 10).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
         tokio::time::sleep(pause.min(bound.saturating_sub(start.elapsed()))).await;
@@ -40,5 +42,36 @@ pub async fn holds(span: Duration, mut check: impl AsyncFnMut() -> anyhow::Resul
             return Ok(());
         }
         tokio::time::sleep(LONGEST_PAUSE.min(span)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOUND: Duration = Duration::from_millis(30);
+
+    #[tokio::test]
+    async fn what_never_comes_true_ends_with_its_last_error() {
+        let mut attempts = 0;
+        let error = eventually(BOUND, async || {
+            attempts += 1;
+            anyhow::bail!("not at attempt {attempts}") as anyhow::Result<()>
+        });
+        let error = tokio::time::timeout(Duration::from_secs(20), error)
+            .await
+            .expect("it ends")
+            .unwrap_err();
+        let error = format!("{error:#}");
+        assert!(error.starts_with("not within 30ms: not at attempt "), "{error}");
+    }
+
+    #[tokio::test]
+    async fn an_attempt_that_hangs_is_given_up() {
+        let error = eventually(BOUND, async || std::future::pending::<anyhow::Result<()>>().await).await;
+        assert_eq!(
+            format!("{:#}", error.unwrap_err()),
+            "not within 30ms: the attempt never came back"
+        );
     }
 }

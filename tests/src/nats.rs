@@ -9,7 +9,6 @@ use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 
 use crate::authority::Identity;
-use crate::eventually::eventually;
 use crate::ports::Port;
 use crate::process::{Process, Signal};
 use crate::template::copy;
@@ -154,12 +153,10 @@ impl Nats {
         server.command().arg("--config").arg(&config);
         let mut process = Process::start("nats-server", server, &log, self.dir.path())?;
         let address = self.port.address();
-        eventually(STARTS_WITHIN, async || {
-            process.must_run()?;
-            greeting(&address).await
-        })
-        .await
-        .with_context(|| {
+        let up = process
+            .comes_up(STARTS_WITHIN, async || greeting(&address).await)
+            .await;
+        up.with_context(|| {
             format!(
                 "nats-server does not start; its last words:\n{}",
                 process.tail(20)

@@ -1,7 +1,7 @@
 //! A private Postgres: started in a fraction of a second, killed, frozen, and set back to an older copy.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use sqlx::postgres::PgPoolOptions;
@@ -10,13 +10,13 @@ use tempfile::TempDir;
 use tokio::net::TcpStream;
 
 use crate::authority::Identity;
-use crate::eventually::eventually;
 use crate::ports::Port;
 use crate::process::{Process, Signal, signal_pid};
 use crate::template::{DATABASE, Installation, PASSWORD, USER, copy, words_of};
 
 const STARTS_WITHIN: Duration = Duration::from_mins(1);
 const STOPS_WITHIN: Duration = Duration::from_mins(1);
+const DIES_WITHIN: Duration = Duration::from_secs(20);
 
 /// What a crash may cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -185,8 +185,7 @@ impl Postgres {
         let mut process = Process::start("postgres", server, &log, self.dir.path())?;
         let address = self.port.address();
         let url = self.url();
-        let up = eventually(STARTS_WITHIN, async || {
-            process.must_run()?;
+        let up = process.comes_up(STARTS_WITHIN, async || {
             TcpStream::connect(&address).await?;
             // It listens before it is ready, and says so.
             Ok(sqlx::PgConnection::connect(&url).await?.close().await?)
@@ -209,14 +208,19 @@ impl Postgres {
             .must_run()
     }
 
-    /// Kills it outright, every process of it.
+    /// Kills it outright, every process of it; back when they are gone, and what they shared in memory with them.
     pub fn kill(&mut self) -> anyhow::Result<()> {
         if let Some(mut process) = self.process.take() {
             let workers = workers(process.pid());
             process.kill();
-            for pid in workers {
+            for pid in &workers {
                 // It may have noticed already that its parent is gone.
-                signal_pid(pid, Signal::KILL).ok();
+                signal_pid(*pid, Signal::KILL).ok();
+            }
+            let began = Instant::now();
+            while workers.iter().any(|pid| holds_memory(*pid)) {
+                anyhow::ensure!(began.elapsed() < DIES_WITHIN, "a killed Postgres still runs");
+                std::thread::sleep(Duration::from_millis(1));
             }
         }
         Ok(())
@@ -306,6 +310,14 @@ impl Drop for Postgres {
     fn drop(&mut self) {
         self.kill().ok();
     }
+}
+
+/// Whether a process that was killed is still being taken down: it is no zombie yet.
+fn holds_memory(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The state comes after the name, which is in parentheses and may hold anything.
+    stat.rsplit_once(") ")
+        .is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }
 
 /// The processes a server forked.

@@ -10,6 +10,7 @@ use anyhow::{Context as _, bail};
 pub use rustix::process::Signal;
 use rustix::process::{Pid, kill_process};
 
+use crate::eventually::eventually;
 use crate::watchdog::{Watchdog, Watched};
 
 /// A running child process; its output goes to a file.
@@ -121,6 +122,19 @@ impl Process {
                 self.tail(30)
             ),
         }
+    }
+
+    /// Repeats `attempt` until it succeeds, `bound` at most. What has ended does not come up any more: that fails at once.
+    pub(crate) async fn comes_up(
+        &mut self,
+        bound: Duration,
+        mut attempt: impl AsyncFnMut() -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let up = eventually(bound, async || match self.must_run() {
+            Ok(()) => attempt().await.map(Ok),
+            Err(ended) => Ok(Err(ended)),
+        });
+        up.await?
     }
 
     /// The last lines of its output.

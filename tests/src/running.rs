@@ -7,7 +7,6 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use tempfile::TempDir;
 
-use crate::eventually::eventually;
 use crate::metrics::Metrics;
 use crate::ports::Port;
 use crate::process::{Process, Signal};
@@ -99,11 +98,9 @@ impl Running {
     pub async fn ready(&mut self) -> anyhow::Result<()> {
         let url = format!("{}/readyz", self.admin_url());
         let process = self.process.as_mut().context("the program is not running")?;
-        let ready = eventually(READY_WITHIN, async || {
-            let Ok(answer) = reqwest::get(&url).await else {
-                process.must_run()?;
-                anyhow::bail!("nothing answers at the admin address");
-            };
+        let ready = process.comes_up(READY_WITHIN, async || {
+            let answer = reqwest::get(&url).await;
+            let answer = answer.context("nothing answers at the admin address")?;
             let status = answer.status();
             ensure!(
                 status.is_success(),
