@@ -16,11 +16,12 @@ mod events;
 
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use projector::roles::apply;
 use projector::roles_file::Rules;
 use rand::prelude::*;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{AssertSqlSafe, Row as _};
+use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 use tests::{Durability, Nats, Postgres};
 
 use events::{Mix, Numbers, WINDOW, applied, fill, log_with, median};
@@ -151,6 +152,43 @@ async fn login() -> anyhow::Result<()> {
             percentile(&sorted, 100.0)
         );
     }
+    own_time(&mut connection, users, &mut rng).await
+}
+
+/// What of a login is the database's own time, planning and executing, by its own account.
+async fn own_time(connection: &mut PgConnection, users: usize, rng: &mut StdRng) -> anyhow::Result<()> {
+    sqlx::raw_sql("prepare login (text, text) as select * from directory.login($1, $2)")
+        .execute(&mut *connection)
+        .await?;
+    let mut times = Vec::with_capacity(LOGINS);
+    for nth in 0..LOGINS + 100 {
+        let user = rng.random_range(0..users);
+        let organization = format!("org_{}", user % users.div_ceil(1000));
+        let asked = format!(
+            "set dsync.organization_id = '{organization}';
+            explain (analyze, timing off, format json) execute login('{organization}', 'user{user}@example.com')"
+        );
+        let told = sqlx::raw_sql(AssertSqlSafe(asked))
+            .fetch_one(&mut *connection)
+            .await?;
+        let told: serde_json::Value = told.try_get(0)?;
+        let milliseconds = |name: &str| told[0][name].as_f64().context("no time");
+        if nth >= 100 {
+            times.push(milliseconds("Planning Time")? + milliseconds("Execution Time")?);
+        }
+    }
+    let mut sorted: Vec<Duration> = times
+        .iter()
+        .map(|time| Duration::from_secs_f64(time / 1e3))
+        .collect();
+    sorted.sort_unstable();
+    println!(
+        "{:>24}: p50 {:.2} ms, p99 {:.2} ms, worst {:.2} ms",
+        "the database's own",
+        percentile(&sorted, 50.0),
+        percentile(&sorted, 99.0),
+        percentile(&sorted, 100.0)
+    );
     Ok(())
 }
 

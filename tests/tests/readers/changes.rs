@@ -5,15 +5,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, ensure};
+use journal::Entry;
+use projector::fold::{Texts, fold};
+use projector::store;
 use rand::prelude::*;
-use schema::record::Record;
+use schema::record::{Record, Source};
+use schema::timestamp::Timestamp;
 use serde_json::{Value, json};
 use sqlx::postgres::PgListener;
-use sqlx::{PgPool, Row as _};
+use sqlx::{Connection as _, PgPool, Row as _};
 use tests::{Nats, Postgres, Program, agrees, eventually, shared_out};
 use workos_sim::{DirectoryOptions, Options, Seed, Sim};
 
-use super::{BOUND, append, events, log_on, random_records, rows, tell, text, write};
+use super::{BOUND, append, events, log_on, random_records, record, rows, tell, text, write};
 
 /// A change as a consumer sees it.
 #[derive(Debug, Clone)]
@@ -22,14 +26,16 @@ struct Change {
     entity: String,
     entity_id: String,
     operation: String,
+    organization_id: Option<String>,
+    changed: Vec<String>,
     before: Option<Value>,
     after: Option<Value>,
 }
 
 async fn changes(pool: &PgPool, after: i64, limit: i64) -> anyhow::Result<Vec<Change>> {
     let found = sqlx::query(
-        "select change_id, entity, entity_id, operation, before, after from directory.changes
-         where change_id > $1 order by change_id limit $2",
+        "select change_id, entity, entity_id, operation, organization_id, changed, before, after
+         from directory.changes where change_id > $1 order by change_id limit $2",
     )
     .bind(after)
     .bind(limit)
@@ -43,6 +49,8 @@ async fn changes(pool: &PgPool, after: i64, limit: i64) -> anyhow::Result<Vec<Ch
                 entity: row.try_get("entity")?,
                 entity_id: row.try_get("entity_id")?,
                 operation: row.try_get("operation")?,
+                organization_id: row.try_get("organization_id")?,
+                changed: row.try_get("changed")?,
                 before: row.try_get("before")?,
                 after: row.try_get("after")?,
             })
@@ -59,6 +67,34 @@ fn essence(row: &Value) -> Value {
     row
 }
 
+/// The columns in which two rows differ, by name.
+fn differing(before: &Value, after: &Value) -> Vec<String> {
+    let (before, after) = (essence(before), essence(after));
+    let names = after.as_object().unwrap().keys();
+    let mut names: Vec<String> = names
+        .filter(|name| before[*name] != after[*name])
+        .cloned()
+        .collect();
+    names.sort_unstable();
+    names
+}
+
+/// Whether a change is what it says of itself.
+fn fits(change: &Change) -> bool {
+    let tenant = |row: &Value| row["organization_id"].as_str() == change.organization_id.as_deref();
+    match (change.operation.as_str(), &change.before, &change.after) {
+        ("created", None, Some(after)) => change.changed.is_empty() && tenant(after),
+        ("deleted", Some(before), None) => change.changed.is_empty() && tenant(before),
+        ("updated", Some(before), Some(after)) => {
+            !change.changed.is_empty()
+                && change.changed == differing(before, after)
+                && tenant(before)
+                && tenant(after)
+        }
+        _ => false,
+    }
+}
+
 /// What the changes add up to. Every change must fit what came before it.
 fn added_up(changes: &[Change]) -> anyhow::Result<BTreeMap<(String, String), Value>> {
     let mut rows: BTreeMap<(String, String), Value> = BTreeMap::new();
@@ -69,17 +105,7 @@ fn added_up(changes: &[Change]) -> anyhow::Result<BTreeMap<(String, String), Val
             shown == change.before.as_ref().map(essence),
             "{change:?} does not follow from {shown:?}"
         );
-        let fits = match change.operation.as_str() {
-            "created" => change.before.is_none() && change.after.is_some(),
-            "updated" => {
-                change.before.is_some()
-                    && change.after.is_some()
-                    && change.before.as_ref().map(essence) != change.after.as_ref().map(essence)
-            }
-            "deleted" => change.before.is_some() && change.after.is_none(),
-            _ => false,
-        };
-        ensure!(fits, "{change:?} is not what it says");
+        ensure!(fits(change), "{change:?} is not what it says");
         match &change.after {
             Some(after) => rows.insert(key, after.clone()),
             None => rows.remove(&key),
@@ -490,4 +516,62 @@ async fn a_rebuild_may_write_without_history() -> anyhow::Result<()> {
     assert_eq!(changes(&pool, 0, 10).await?.len(), 0);
     assert_eq!(rows(&pool, "select id from directory.users").await?.len(), 1);
     Ok(())
+}
+
+/// A session plans the functions that write history once. Planned while there was no membership, they must not go on to
+/// read all of them for each batch of users.
+#[tokio::test]
+async fn what_users_take_along_is_looked_up_by_key_whenever_that_was_planned() -> anyhow::Result<()> {
+    const BEFORE: u32 = 10;
+    let postgres = Postgres::migrated().await?;
+    let mut session = sqlx::PgConnection::connect(&postgres.url()).await?;
+    for second in 1..=BEFORE {
+        read_by(&mut session, second).await?;
+    }
+    let mut other = sqlx::PgConnection::connect(&postgres.url()).await?;
+    sqlx::raw_sql(
+        "set session_replication_role = replica;
+        insert into dsync.groups (id, directory_id, seen_at)
+            select 'g' || n, 'd1', '2026-01-01' from generate_series(1, 100) as n;
+        insert into dsync.memberships (group_id, user_id, directory_id, seen_at)
+            select 'g' || g, 'u' || u, 'd1', '2026-01-01'
+            from generate_series(1, 100) as g, generate_series(1, 100) as u;",
+    )
+    .execute(&mut other)
+    .await?;
+    let (memberships, groups) = read_by(&mut session, BEFORE + 1).await?;
+    // Users changed, and nobody came or went.
+    ensure!(
+        memberships == 0 && groups == 0,
+        "{memberships} memberships and {groups} groups were read"
+    );
+    Ok(())
+}
+
+/// Updates many users; how many rows of memberships and of groups that read.
+async fn read_by(session: &mut sqlx::PgConnection, second: u32) -> anyhow::Result<(i64, i64)> {
+    let entries: Vec<Entry> = (0..1_000)
+        .map(|n| {
+            let data = user(&format!("u{n}"), second, json!({"job_title": second.to_string()}));
+            let told = event(&format!("e{second}_{n}"), "dsync.user.updated", second, data);
+            Entry {
+                seq: n,
+                appended_at: Timestamp::from_micros(0),
+                record: record(told.to_string().as_bytes(), Source::Webhook),
+            }
+        })
+        .collect();
+    let texts = Texts::of(&entries);
+    let mut transaction = session.begin().await?;
+    let effects = store::write(&mut transaction, &fold(&entries, &texts).picture).await?;
+    ensure!(effects.has(&format!("e{second}_0")), "nothing was written");
+    let read = sqlx::query_as(
+        "select
+            (sum(seq_tup_read + coalesce(idx_tup_fetch, 0)) filter (where relname = 'memberships'))::bigint,
+            (sum(seq_tup_read + coalesce(idx_tup_fetch, 0)) filter (where relname = 'groups'))::bigint
+        from pg_stat_xact_user_tables where schemaname = 'dsync'",
+    );
+    let read = read.fetch_one(&mut *transaction).await?;
+    transaction.commit().await?;
+    Ok(read)
 }
