@@ -16,12 +16,11 @@ mod events;
 
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
 use projector::roles::apply;
 use projector::roles_file::Rules;
 use rand::prelude::*;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{AssertSqlSafe, PgConnection, Row as _};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
 use tests::{Durability, Nats, Postgres};
 
 use events::{Mix, Numbers, WINDOW, applied, fill, log_with, median};
@@ -110,86 +109,90 @@ async fn login() -> anyhow::Result<()> {
     sqlx::raw_sql("create role app login password 'app' in role dsync_tenant")
         .execute(&pool)
         .await?;
-    let options: PgConnectOptions = postgres.url_as("app", "app").parse()?;
-    let tenant = PgPoolOptions::new()
-        .max_connections(1)
-        .connect_with(options)
-        .await?;
+    let mut tenant = PgConnection::connect(&postgres.url_as("app", "app")).await?;
     let mut rng = StdRng::seed_from_u64(1);
     let mut times = Vec::with_capacity(LOGINS);
-    let mut connection = tenant.acquire().await?;
-    for nth in 0..LOGINS + 100 {
-        let user = rng.random_range(0..users);
-        let organization = format!("org_{}", user % users.div_ceil(1000));
-        let began = Instant::now();
-        // What an application does: say who asks, then ask.
-        sqlx::query("select set_config('dsync.organization_id', $1, false)")
-            .bind(&organization)
-            .execute(&mut *connection)
-            .await?;
-        let asked = Instant::now();
-        let row = sqlx::query("select * from directory.login($1, $2)")
-            .bind(&organization)
-            .bind(format!("user{user}@example.com"))
-            .fetch_one(&mut *connection)
-            .await?;
-        let (whole, query) = (began.elapsed(), asked.elapsed());
-        anyhow::ensure!(row.get::<String, _>("user_id") == format!("directory_user_{user}"));
-        if nth >= 100 {
-            times.push((query, whole));
-        }
+    for _ in 0..LOGINS + 100 {
+        times.push(ask(&mut tenant, users, &mut rng).await?);
     }
-    for (name, of) in [("the query", 0), ("with setting the tenant", 1)] {
-        let mut sorted: Vec<Duration> = times
-            .iter()
-            .map(|time| if of == 0 { time.0 } else { time.1 })
-            .collect();
-        sorted.sort_unstable();
-        println!(
-            "{name:>24}: p50 {:.2} ms, p99 {:.2} ms, worst {:.2} ms",
-            percentile(&sorted, 50.0),
-            percentile(&sorted, 99.0),
-            percentile(&sorted, 100.0)
-        );
-    }
-    own_time(&mut connection, users, &mut rng).await
+    let (queries, whole) = times.split_off(100).into_iter().unzip();
+    tell("the query", queries);
+    tell("with setting the tenant", whole);
+    own_time(&postgres, users, &mut rng).await
 }
 
-/// What of a login is the database's own time, planning and executing, by its own account.
-async fn own_time(connection: &mut PgConnection, users: usize, rng: &mut StdRng) -> anyhow::Result<()> {
-    sqlx::raw_sql("prepare login (text, text) as select * from directory.login($1, $2)")
-        .execute(&mut *connection)
-        .await?;
-    let mut times = Vec::with_capacity(LOGINS);
-    for nth in 0..LOGINS + 100 {
-        let user = rng.random_range(0..users);
-        let organization = format!("org_{}", user % users.div_ceil(1000));
-        let asked = format!(
-            "set dsync.organization_id = '{organization}';
-            explain (analyze, timing off, format json) execute login('{organization}', 'user{user}@example.com')"
-        );
-        let told = sqlx::raw_sql(AssertSqlSafe(asked))
-            .fetch_one(&mut *connection)
-            .await?;
-        let told: serde_json::Value = told.try_get(0)?;
-        let milliseconds = |name: &str| told[0][name].as_f64().context("no time");
-        if nth >= 100 {
-            times.push(milliseconds("Planning Time")? + milliseconds("Execution Time")?);
+/// What of a login is the database's own time, binding and executing, as its log tells.
+async fn own_time(postgres: &Postgres, users: usize, rng: &mut StdRng) -> anyhow::Result<()> {
+    let pool = postgres.pool().await?;
+    sqlx::raw_sql(
+        "create role timed login password 'timed' in role dsync_tenant;
+        alter role timed set log_min_duration_statement = 0",
+    )
+    .execute(&pool)
+    .await?;
+    let mut connection = PgConnection::connect(&postgres.url_as("timed", "timed")).await?;
+    for _ in 0..LOGINS + 100 {
+        ask(&mut connection, users, rng).await?;
+    }
+    let log = postgres.data().with_file_name("postgres.log");
+    let log = std::fs::read_to_string(log)?;
+    let durations = log
+        .lines()
+        .filter(|line| line.contains("directory.login"))
+        .filter_map(|line| {
+            let (milliseconds, what) = line.split_once("duration: ")?.1.split_once(" ms  ")?;
+            Some((what.split(' ').next()?, milliseconds.parse::<f64>().ok()?))
+        });
+    let (mut times, mut bind) = (Vec::with_capacity(LOGINS), 0.0);
+    for (what, milliseconds) in durations {
+        match what {
+            "bind" => bind = milliseconds,
+            "execute" => times.push(Duration::from_secs_f64((bind + milliseconds) / 1e3)),
+            _ => {}
         }
     }
-    let mut sorted: Vec<Duration> = times
-        .iter()
-        .map(|time| Duration::from_secs_f64(time / 1e3))
-        .collect();
-    sorted.sort_unstable();
-    println!(
-        "{:>24}: p50 {:.2} ms, p99 {:.2} ms, worst {:.2} ms",
-        "the database's own",
-        percentile(&sorted, 50.0),
-        percentile(&sorted, 99.0),
-        percentile(&sorted, 100.0)
+    anyhow::ensure!(
+        times.len() == LOGINS + 100,
+        "the log tells of {} logins",
+        times.len()
     );
+    tell("the database's own time", times.split_off(100));
     Ok(())
+}
+
+fn tell(name: &str, mut times: Vec<Duration>) {
+    times.sort_unstable();
+    println!(
+        "{name:>24}: p50 {:.2} ms, p99 {:.2} ms, worst {:.2} ms",
+        percentile(&times, 50.0),
+        percentile(&times, 99.0),
+        percentile(&times, 100.0)
+    );
+}
+
+/// One login of a random person: how long the question took, and with saying who asks.
+async fn ask(
+    connection: &mut PgConnection,
+    users: usize,
+    rng: &mut StdRng,
+) -> anyhow::Result<(Duration, Duration)> {
+    let user = rng.random_range(0..users);
+    let organization = format!("org_{}", user % users.div_ceil(1000));
+    let began = Instant::now();
+    // What an application does: say who asks, then ask.
+    sqlx::query("select set_config('dsync.organization_id', $1, false)")
+        .bind(&organization)
+        .execute(&mut *connection)
+        .await?;
+    let asked = Instant::now();
+    let row = sqlx::query("select * from directory.login($1, $2)")
+        .bind(&organization)
+        .bind(format!("user{user}@example.com"))
+        .fetch_one(&mut *connection)
+        .await?;
+    let (whole, query) = (began.elapsed(), asked.elapsed());
+    anyhow::ensure!(row.get::<String, _>("user_id") == format!("directory_user_{user}"));
+    Ok((query, whole))
 }
 
 /// The same events, applied with history and without, round by round in turn.
