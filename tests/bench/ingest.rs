@@ -13,26 +13,19 @@
     reason = "a benchmark"
 )]
 
+mod bare;
 mod load;
 mod webhooks;
 
-use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use async_nats::jetstream;
-use axum::Router;
-use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode};
-use axum::routing::post;
-use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
-use hmac::{Hmac, KeyInit as _, Mac as _};
-use sha2::Sha256;
 use tests::{Nats, NatsOptions, Program, Running, cpu_seconds, peak_rss};
-use tokio::io::{AsyncBufReadExt as _, BufReader};
 
+use bare::Bare;
 use load::load;
 use webhooks::{SECRET, request};
 
@@ -55,33 +48,6 @@ fn body(n: usize) -> String {
     )
 }
 
-/// The bare endpoint, in a process of its own: prints its address and serves until it is killed.
-async fn serve_bare() -> anyhow::Result<()> {
-    async fn handle(
-        State(mac): State<Hmac<Sha256>>,
-        headers: HeaderMap,
-        body: Bytes,
-    ) -> (StatusCode, &'static str) {
-        let header = headers["workos-signature"].to_str().unwrap();
-        let (time, sum) = header.split_once(", v1=").unwrap();
-        let mut mac = mac;
-        mac.update(time.trim_start_matches("t=").as_bytes());
-        mac.update(b".");
-        mac.update(&body);
-        match mac.verify_slice(&hex::decode(sum).unwrap()) {
-            Ok(()) => (StatusCode::OK, r#"{"status":"accepted"}"#),
-            Err(_) => (StatusCode::UNAUTHORIZED, "{}"),
-        }
-    }
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
-    println!("{}", listener.local_addr()?);
-    let mac = Hmac::<Sha256>::new_from_slice(SECRET.as_bytes())?;
-    let app = Router::new()
-        .route("/webhooks/workos", post(handle))
-        .with_state(mac);
-    Ok(axum::serve(listener, app).await?)
-}
-
 /// CPU seconds per 1,000 requests.
 #[derive(Clone, Copy)]
 struct Cost {
@@ -96,21 +62,12 @@ fn own() -> u32 {
 }
 
 async fn bare_endpoint(requests: &Arc<Vec<Vec<u8>>>, connections: usize) -> anyhow::Result<Cost> {
-    let mut child = tokio::process::Command::new(std::env::current_exe()?)
-        .arg("serve-bare")
-        .stdout(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()?;
-    let mut address = String::new();
-    BufReader::new(child.stdout.take().context("its output")?)
-        .read_line(&mut address)
-        .await?;
-    let pid = child.id().context("its id")?;
-    let (program, generator, began) = (cpu_seconds(pid)?, cpu_seconds(own())?, Instant::now());
-    load(address.trim(), requests.clone(), connections).await?;
+    let bare = Bare::start().await?;
+    let (program, generator, began) = (cpu_seconds(bare.pid)?, cpu_seconds(own())?, Instant::now());
+    load(&bare.address, requests.clone(), connections).await?;
     let thousands = requests.len() as f64 / 1e3;
     Ok(Cost {
-        program: (cpu_seconds(pid)? - program) / thousands,
+        program: (cpu_seconds(bare.pid)? - program) / thousands,
         generator: (cpu_seconds(own())? - generator) / thousands,
         broker: 0.0,
         rate: requests.len() as f64 / began.elapsed().as_secs_f64(),
@@ -161,8 +118,8 @@ async fn bare_publish(nats: &Nats, count: usize, in_flight: usize) -> anyhow::Re
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> anyhow::Result<()> {
-    if std::env::args().any(|arg| arg == "serve-bare") {
-        return serve_bare().await;
+    if bare::wanted() {
+        return bare::serve().await;
     }
     let size = |name: &str, default: usize| std::env::var(name).map_or(Ok(default), |text| text.parse());
     let (count, connections) = (size("REQUESTS", 30_000)?, size("CONNECTIONS", 64)?);
