@@ -1,4 +1,4 @@
-//! What readers get: history and feed, roles, isolation, forgetting; one module a promise, each against real servers.
+//! What readers get: history and feed (and what those cost to write), roles, isolation, forgetting; one module a promise, each against real servers.
 
 #![allow(
     clippy::unwrap_used,
@@ -17,6 +17,7 @@ mod forgetting;
 mod history;
 mod in_rust;
 mod isolation;
+mod planned;
 mod recipes;
 mod rights;
 mod roles;

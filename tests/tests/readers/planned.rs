@@ -1,0 +1,72 @@
+//! What writing history reads, however long ago a session planned that.
+
+use anyhow::ensure;
+use journal::Entry;
+use projector::fold::{Texts, fold};
+use projector::store;
+use schema::record::Source;
+use schema::timestamp::Timestamp;
+use serde_json::json;
+use sqlx::{Connection as _, PgConnection};
+use tests::Postgres;
+
+use super::changes::{event, user};
+use super::record;
+
+/// A session plans the functions that write history once. Planned while there was no membership, they must not go on to
+/// read all of them for each batch of users.
+#[tokio::test]
+async fn what_users_take_along_is_looked_up_by_key_whenever_that_was_planned() -> anyhow::Result<()> {
+    const BEFORE: u32 = 10;
+    let postgres = Postgres::migrated().await?;
+    let mut session = PgConnection::connect(&postgres.url()).await?;
+    for second in 1..=BEFORE {
+        read_by(&mut session, second).await?;
+    }
+    let mut other = PgConnection::connect(&postgres.url()).await?;
+    sqlx::raw_sql(
+        "set session_replication_role = replica;
+        insert into dsync.groups (id, directory_id, seen_at)
+            select 'g' || n, 'd1', '2026-01-01' from generate_series(1, 100) as n;
+        insert into dsync.memberships (group_id, user_id, directory_id, seen_at)
+            select 'g' || g, 'u' || u, 'd1', '2026-01-01'
+            from generate_series(1, 100) as g, generate_series(1, 100) as u;",
+    )
+    .execute(&mut other)
+    .await?;
+    let (memberships, groups) = read_by(&mut session, BEFORE + 1).await?;
+    // Users changed, and nobody came or went.
+    ensure!(
+        memberships == 0 && groups == 0,
+        "{memberships} memberships and {groups} groups were read"
+    );
+    Ok(())
+}
+
+/// Updates many users; how many rows of memberships and of groups that read.
+async fn read_by(session: &mut PgConnection, second: u32) -> anyhow::Result<(i64, i64)> {
+    let entries: Vec<Entry> = (0..1_000)
+        .map(|n| {
+            let data = user(&format!("u{n}"), second, json!({"job_title": second.to_string()}));
+            let told = event(&format!("e{second}_{n}"), "dsync.user.updated", second, data);
+            Entry {
+                seq: n,
+                appended_at: Timestamp::from_micros(0),
+                record: record(told.to_string().as_bytes(), Source::Webhook),
+            }
+        })
+        .collect();
+    let texts = Texts::of(&entries);
+    let mut transaction = session.begin().await?;
+    let effects = store::write(&mut transaction, &fold(&entries, &texts).picture).await?;
+    ensure!(effects.has(&format!("e{second}_0")), "nothing was written");
+    let read = sqlx::query_as(
+        "select
+            (sum(seq_tup_read + coalesce(idx_tup_fetch, 0)) filter (where relname = 'memberships'))::bigint,
+            (sum(seq_tup_read + coalesce(idx_tup_fetch, 0)) filter (where relname = 'groups'))::bigint
+        from pg_stat_xact_user_tables where schemaname = 'dsync'",
+    );
+    let read = read.fetch_one(&mut *transaction).await?;
+    transaction.commit().await?;
+    Ok(read)
+}
