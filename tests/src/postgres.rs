@@ -13,6 +13,7 @@ use crate::authority::Identity;
 use crate::ports::Port;
 use crate::process::{Process, Signal, signal_pid};
 use crate::template::{DATABASE, Installation, PASSWORD, USER, copy, words_of};
+use crate::usage::after_the_name;
 
 const STARTS_WITHIN: Duration = Duration::from_mins(1);
 const STOPS_WITHIN: Duration = Duration::from_mins(1);
@@ -314,10 +315,7 @@ impl Drop for Postgres {
 
 /// Whether a process that was killed is still being taken down: it is no zombie yet.
 fn holds_memory(pid: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The state comes after the name, which is in parentheses and may hold anything.
-    stat.rsplit_once(") ")
-        .is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+    after_the_name(pid).is_ok_and(|fields| !fields.starts_with(['Z', 'X']))
 }
 
 /// The processes a server forked.

@@ -39,10 +39,7 @@ pub async fn database_cpu_seconds(pool: &PgPool) -> anyhow::Result<f64> {
 /// The fields of `/proc/<pid>/stat` after the name, numbers where they are: 1 = parent, 11 to 14 = ticks of CPU, its own
 /// and those of children that ended.
 fn stat(pid: u32) -> anyhow::Result<Vec<f64>> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The name, in parentheses, may hold anything.
-    let (_, fields) = stat.rsplit_once(") ").context("not a process's numbers")?;
-    let fields: Vec<f64> = fields
+    let fields: Vec<f64> = after_the_name(pid)?
         .split(' ')
         .map(|field| field.trim().parse().unwrap_or_default())
         .collect();
@@ -68,4 +65,12 @@ fn memory(pid: u32, name: &str) -> anyhow::Result<u64> {
         .context("no such number")?
         .parse()?;
     Ok(kilobytes * 1024)
+}
+
+/// What `/proc/<pid>/stat` says after the name, beginning with the state. Fails when there is no such process any more.
+pub(crate) fn after_the_name(pid: u32) -> anyhow::Result<String> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name, in parentheses, may hold anything.
+    let (_, fields) = stat.rsplit_once(") ").context("not a process's numbers")?;
+    Ok(fields.to_owned())
 }
