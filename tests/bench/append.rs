@@ -5,12 +5,14 @@
 
 #![allow(clippy::unwrap_used, missing_docs, reason = "a benchmark")]
 
+mod log;
+
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream;
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
-use journal::{Connection, Journal, Limits};
+use journal::{Journal, Limits};
 use schema::record::{Record, Source, Subject};
 use schema::timestamp::Timestamp;
 use tests::{Nats, eventually};
@@ -93,14 +95,7 @@ async fn brokers(replicas: usize) -> anyhow::Result<(Vec<Nats>, Journal)> {
         1 => vec![Nats::start().await?],
         more => Nats::cluster(more).await?,
     };
-    let settings = Connection {
-        url: servers[0].url(),
-        creds: None,
-        ca: None,
-        stream: "DSYNC".to_owned(),
-        name: "bench".to_owned(),
-    };
-    let journal = Journal::connect(&settings).await?;
+    let journal = log::connect(servers[0].url()).await?;
     let limits = Limits {
         replicas,
         max_age: Duration::ZERO,

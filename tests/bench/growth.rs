@@ -13,6 +13,7 @@
 
 #[expect(dead_code, reason = "it knows other mixes and windows, too")]
 mod events;
+mod log;
 
 use std::time::{Duration, Instant};
 

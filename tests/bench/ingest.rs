@@ -23,11 +23,11 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use async_nats::jetstream;
 use futures_util::{StreamExt as _, stream};
-use tests::{Nats, NatsOptions, Program, Running, cpu_seconds, peak_rss};
+use tests::{Nats, NatsOptions, Running, cpu_seconds, peak_rss};
 
 use bare::Bare;
 use load::load;
-use webhooks::{SECRET, request};
+use webhooks::{receiver, request};
 
 /// The other headers of the log's messages, in the length they have: the broker is given the same bytes either way.
 const LIKE_OURS: [(&str, &str); 4] = [
@@ -128,12 +128,7 @@ async fn main() -> anyhow::Result<()> {
         ..NatsOptions::default()
     })
     .await?;
-    let ingest = Program::new("dsync-ingest")
-        .env("NATS_URL", nats.url())
-        .env("WORKOS_WEBHOOK_SECRET", SECRET)
-        .env("RUST_LOG", "warn")
-        .start()
-        .await?;
+    let ingest = receiver(&nats).await?;
     println!("ingest: {count} webhooks over {connections} connections; the broker's default sync\n");
     let (mut rounds, mut answered) = (Vec::new(), Vec::new());
     for round in 0..size("ROUNDS", 7)? {

@@ -11,6 +11,7 @@
     reason = "a benchmark"
 )]
 
+mod log;
 mod servers;
 mod webhooks;
 
@@ -19,7 +20,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
-use journal::{Connection, Journal};
+use journal::Journal;
 use schema::record::{Received, Record, Source};
 use schema::timestamp::Timestamp;
 use serde_json::Value;
@@ -64,14 +65,7 @@ struct Bench {
 
 impl Bench {
     async fn journal(&self) -> anyhow::Result<Journal> {
-        let settings = Connection {
-            url: self.servers.nats.url(),
-            creds: None,
-            ca: None,
-            stream: "DSYNC".to_owned(),
-            name: "bench".to_owned(),
-        };
-        Ok(Journal::connect(&settings).await?)
+        log::connect(self.servers.nats.url()).await
     }
 
     async fn client(&self) -> anyhow::Result<Client> {

@@ -13,6 +13,7 @@
 )]
 
 mod events;
+mod log;
 
 use std::time::{Duration, Instant};
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
-use journal::{Connection, Journal, Limits};
+use journal::{Journal, Limits};
 use projector::lane::Lane;
 use projector::metrics::Metrics;
 use projector::run::{Tuning, Worker};
@@ -94,14 +94,7 @@ fn record(mix: Mix, numbers: Numbers, round: usize, n: usize) -> Record {
 
 /// A log of its own, which knows repetitions for as long as `window`.
 pub(crate) async fn log_with(nats: &Nats, window: Duration) -> anyhow::Result<Journal> {
-    let settings = Connection {
-        url: nats.url(),
-        creds: None,
-        ca: None,
-        stream: "DSYNC".to_owned(),
-        name: "bench".to_owned(),
-    };
-    let journal = Journal::connect(&settings).await?;
+    let journal = crate::log::connect(nats.url()).await?;
     let limits = Limits {
         replicas: 1,
         max_age: Duration::ZERO,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use sqlx::PgPool;
 use tests::{Durability, Nats, NatsOptions, Postgres, Program, Running};
 
-use crate::webhooks::SECRET;
+use crate::webhooks::receiver;
 
 pub(crate) struct Servers {
     pub(crate) postgres: Postgres,
@@ -27,12 +27,7 @@ impl Servers {
             Nats::with(options).await?,
         );
         postgres.migrate().await?;
-        let ingest = Program::new("dsync-ingest")
-            .env("NATS_URL", nats.url())
-            .env("WORKOS_WEBHOOK_SECRET", SECRET)
-            .env("RUST_LOG", "warn")
-            .start()
-            .await?;
+        let ingest = receiver(&nats).await?;
         let pool = postgres.pool().await?;
         Ok(Self {
             postgres,

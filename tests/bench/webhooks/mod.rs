@@ -3,6 +3,7 @@
 use anyhow::ensure;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
+use tests::{Nats, Program, Running};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
 
@@ -25,6 +26,16 @@ pub(crate) fn request(body: &str) -> Vec<u8> {
         body.len()
     );
     [head.as_bytes(), body.as_bytes()].concat()
+}
+
+/// Our ingest in front of a broker, ready.
+pub(crate) async fn receiver(nats: &Nats) -> anyhow::Result<Running> {
+    Program::new("dsync-ingest")
+        .env("NATS_URL", nats.url())
+        .env("WORKOS_WEBHOOK_SECRET", SECRET)
+        .env("RUST_LOG", "warn")
+        .start()
+        .await
 }
 
 /// One connection to ingest, kept.
