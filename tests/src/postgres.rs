@@ -1,6 +1,7 @@
 //! A private Postgres: started in a fraction of a second, killed, frozen, and set back to an older copy.
 
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -209,7 +210,7 @@ impl Postgres {
             .must_run()
     }
 
-    /// Kills it outright, every process of it; back when they are gone, and what they shared in memory with them.
+    /// Kills it outright, every process of it; back when they are gone, and the memory they shared with them.
     pub fn kill(&mut self) -> anyhow::Result<()> {
         if let Some(mut process) = self.process.take() {
             let workers = workers(process.pid());
@@ -223,6 +224,13 @@ impl Postgres {
                 anyhow::ensure!(began.elapsed() < DIES_WITHIN, "a killed Postgres still runs");
                 std::thread::sleep(Duration::from_millis(1));
             }
+        }
+        // Also of one that ended by itself: the machine has room for some thousands, until it is started anew.
+        if let Some(id) = segment(&self.data()) {
+            let mut remove = Command::new("ipcrm");
+            remove.args(["-m", &id]).stderr(Stdio::null());
+            // It may be gone already.
+            remove.status().context("there is no ipcrm on this machine")?;
         }
         Ok(())
     }
@@ -286,6 +294,8 @@ impl Postgres {
             ("max_connections", "60".to_owned()),
             ("max_wal_size", "256MB".to_owned()),
             ("log_min_messages", "warning".to_owned()),
+            // In its directory, with which it goes also when it is killed.
+            ("dynamic_shared_memory_type", "mmap".to_owned()),
         ];
         if let Some(Identity { cert, key }) = &self.identity {
             settings.push(("ssl", "on".to_owned()));
@@ -311,6 +321,14 @@ impl Drop for Postgres {
     fn drop(&mut self) {
         self.kill().ok();
     }
+}
+
+/// The id of the shared memory segment a server that is up, or did not end in order, holds its data with: the second
+/// number in the seventh line of its `postmaster.pid`.
+fn segment(data: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(data.join("postmaster.pid")).ok()?;
+    let id = text.lines().nth(6)?.split_whitespace().nth(1)?;
+    Some(id.to_owned())
 }
 
 /// Whether a process that was killed is still being taken down: it is no zombie yet.

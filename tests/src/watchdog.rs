@@ -1,7 +1,7 @@
 //! The end of a child process when the test process dies.
 //!
 //! The watchdog is a shell that reads from a pipe only the test process can write to for long. When that process ends,
-//! however it ends, the read ends too, and the shell kills the child and removes its directory. It is there before the
+//! however it ends, the read ends too, and the shell kills the child and removes what it leaves. It is there before the
 //! child is, and the child itself tells it its process id before it becomes the program it is to run: there is no moment
 //! at which a child is not watched. (The kernel's own "die with your parent" is tied to the parent's *thread*, and a
 //! test's threads come and go.)
@@ -14,7 +14,8 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::Context as _;
 
-/// What the watchdog runs: a directory to remove or nothing.
+/// What the watchdog runs, with a directory to remove or nothing. A Postgres that is killed leaves a segment of shared
+/// memory behind, of which a machine takes only some thousands: it goes with the directory that names it.
 const WATCH: &str = r#"
 trap "" INT TERM HUP
 read -r pid
@@ -24,6 +25,8 @@ read -r word
 kill -9 "$pid" 2>/dev/null
 [ -n "$1" ] || exit 0
 sleep 1
+segment=$(sed -n "7s/.* //p" "$1/data/postmaster.pid" 2>/dev/null)
+[ -z "$segment" ] || ipcrm -m "$segment"
 rm -rf -- "$1"
 "#;
 

@@ -1,9 +1,11 @@
 //! The harness keeps its own promises: servers keep what they stored over a kill, and nothing outlives its test.
 
 use std::io::BufRead as _;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use sqlx::Connection as _;
 use tests::{Cut, Durability, Line, Nats, NatsOptions, Postgres, Proxy, eventually, holds};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -45,6 +47,48 @@ async fn postgres_keeps_what_it_committed_over_kill_and_stop_and_can_be_set_back
 
     postgres.restore(&backup).await?;
     assert_eq!(count(&postgres).await?, 1);
+    Ok(())
+}
+
+/// The process id of the server whose data are there.
+fn pid(data: &Path) -> anyhow::Result<String> {
+    let file = std::fs::read_to_string(data.join("postmaster.pid"))?;
+    Ok(file.lines().next().expect("a process id").to_owned())
+}
+
+/// How many segments of shared memory there are that this process made.
+fn segments(pid: &str) -> anyhow::Result<usize> {
+    let all = std::fs::read_to_string("/proc/sysvipc/shm")?;
+    Ok(all
+        .lines()
+        .filter(|line| line.split_whitespace().nth(4) == Some(pid))
+        .count())
+}
+
+/// A machine has room for some thousands: more tests than that are run on one in a day.
+#[tokio::test]
+async fn a_postgres_leaves_no_shared_memory_however_it_ends() -> anyhow::Result<()> {
+    let mut postgres = Postgres::start().await?;
+    let backup = postgres.backup()?;
+    let mut first = pid(&postgres.data())?;
+    assert_eq!(segments(&first)?, 1);
+    postgres.restore(&backup).await?;
+    assert_eq!(segments(&first)?, 0, "set back");
+    first = pid(&postgres.data())?;
+    postgres.stop().await?;
+    assert_eq!(segments(&first)?, 0, "stopped");
+    for (how, kill) in [("dropped", false), ("killed and dropped", true)] {
+        postgres.start_again().await?;
+        first = pid(&postgres.data())?;
+        assert_eq!(segments(&first)?, 1);
+        if kill {
+            postgres.kill()?;
+        }
+        drop(std::mem::replace(&mut postgres, Postgres::start().await?));
+        assert_eq!(segments(&first)?, 0, "{how}");
+    }
+    // The other kind is files, in the server's own directory.
+    assert_ne!(std::fs::read_dir(postgres.data().join("pg_dynshmem"))?.count(), 0);
     Ok(())
 }
 
@@ -105,9 +149,16 @@ async fn servers_end_when_their_test_is_killed() -> anyhow::Result<()> {
         .stdout(Stdio::piped())
         .spawn()?;
     let mut lines = std::io::BufReader::new(test.stdout.take().expect("piped")).lines();
+    let (database, nats) = (lines.next().expect("a line")?, lines.next().expect("a line")?);
+    let mut connection = sqlx::PgConnection::connect(&database).await?;
+    let data: String = sqlx::query_scalar("show data_directory")
+        .fetch_one(&mut connection)
+        .await?;
+    connection.close().await?;
+    let server = pid(Path::new(&data))?;
+    assert_eq!(segments(&server)?, 1);
     let mut addresses = Vec::new();
-    for line in [lines.next(), lines.next()] {
-        let url = line.expect("two lines")?;
+    for url in [database, nats] {
         let (_, address) = url
             .rsplit_once('@')
             .or_else(|| url.rsplit_once("//"))
@@ -126,6 +177,8 @@ async fn servers_end_when_their_test_is_killed() -> anyhow::Result<()> {
                 "{address} still listens"
             );
         }
+        anyhow::ensure!(segments(&server)? == 0, "its shared memory is left");
+        anyhow::ensure!(!Path::new(&data).exists(), "its data are left");
         Ok(())
     })
     .await?;

@@ -47,7 +47,7 @@ pub(crate) struct Supervision {
     pub(crate) postgres_restarts: usize,
 }
 
-/// All that runs. Programs end before servers, and servers' disks are unmounted before their directories go.
+/// All that runs. Servers' disks are unmounted before their directories go.
 pub(crate) struct Stage {
     pub(crate) programs: BTreeMap<Place, Running>,
     pub(crate) delivery: Delivery,
@@ -252,5 +252,14 @@ fn program(place: Place, lines: &BTreeMap<Link, Proxy>, [nats, postgres, workos]
             .env("SWEEP_INTERVAL", "15s")
             .env("SWEEP_CLOCK_MARGIN", "3s"),
         _ => program("dsync-ingest", Link::IngestNats).env("WORKOS_WEBHOOK_SECRET", SECRET),
+    }
+}
+
+/// Programs end before servers, and servers before their disks: what memory Postgres shares stands on its disk.
+impl Drop for Stage {
+    fn drop(&mut self) {
+        self.programs.clear();
+        self.nats.kill();
+        self.postgres.kill().ok();
     }
 }
