@@ -69,6 +69,13 @@ impl Cluster {
         }
     }
 
+    /// Ends a split that was short: what was sent meanwhile arrives late.
+    pub fn rejoin(&self) {
+        for line in self.lines.values() {
+            line.set(Line::Open);
+        }
+    }
+
     /// Ends a split. What was sent meanwhile is lost, as it is after a long one.
     pub fn join(&self) {
         for line in self.lines.values() {

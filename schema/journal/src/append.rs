@@ -1,12 +1,16 @@
 //! Appending: one record, one message, one acknowledgement. Nothing is ever said to be stored before the broker said so.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use schema::record::Record;
 
 use crate::connection::{Journal, REQUEST_TIMEOUT};
 use crate::entry::headers_of;
-use crate::error::{AppendError, Unavailable};
+use crate::error::{AppendError, Unavailable, is_undecided};
+use crate::naming::Naming;
+
+/// How long to wait before asking a broker again that has not decided yet.
+const ASKS_AGAIN: Duration = Duration::from_millis(50);
 
 /// Where a record is in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,11 +37,25 @@ impl Journal {
     /// "stored before": by this very call's first attempt, perhaps.
     pub async fn append(&self, record: &Record) -> Result<Appended, AppendError> {
         let attempts = async {
+            let mut naming = Naming::FIRST;
             loop {
                 self.connected().await?;
-                // Lost on the way? The next attempt tells whether it was stored.
-                if let Ok(outcome) = self.while_connected(self.publish(record)).await {
-                    return outcome;
+                let message_id = naming.of(&record.id);
+                match self.while_connected(self.publish(record, &message_id)).await {
+                    // Lost on the way? The next attempt tells whether it was stored.
+                    Err(_) => {}
+                    Ok(Ok(None)) => {
+                        if naming.undecided(Instant::now()) {
+                            let event = &record.id;
+                            tracing::info!(
+                                event,
+                                "the log's broker does not decide on this id: storing it under another"
+                            );
+                        }
+                        tokio::time::sleep(ASKS_AGAIN).await;
+                    }
+                    Ok(Ok(Some(appended))) => return Ok(appended),
+                    Ok(Err(error)) => return Err(error),
                 }
             }
         };
@@ -54,16 +72,19 @@ impl Journal {
         outcome
     }
 
-    async fn publish(&self, record: &Record) -> Result<Appended, AppendError> {
-        let (subject, headers) = (record.subject.as_str().to_owned(), headers_of(record));
-        let ack = self
+    /// `None` when the broker has not decided yet on an earlier message of this id.
+    async fn publish(&self, record: &Record, message_id: &str) -> Result<Option<Appended>, AppendError> {
+        let subject = record.subject.as_str().to_owned();
+        let headers = headers_of(record, message_id);
+        let sent = self
             .context
             .publish_with_headers(subject, headers, record.body.clone())
-            .await?
             .await?;
-        Ok(match (ack.sequence, ack.duplicate) {
-            (seq, false) => Appended::Stored { seq },
-            (seq, true) => Appended::Duplicate { seq },
-        })
+        match sent.await {
+            Ok(ack) if ack.duplicate => Ok(Some(Appended::Duplicate { seq: ack.sequence })),
+            Ok(ack) => Ok(Some(Appended::Stored { seq: ack.sequence })),
+            Err(error) if is_undecided(&error) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 }

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::connection::Journal;
 use crate::error::Error;
+use crate::naming::record_of;
 
 const MESSAGE_ID: HeaderName = HeaderName::from_static("Nats-Msg-Id");
 const EVENT: HeaderName = HeaderName::from_static("Dsync-Event");
@@ -100,12 +101,12 @@ impl Journal {
     }
 }
 
-/// The headers a record is stored with.
-pub(crate) fn headers_of(record: &Record) -> HeaderMap {
+/// The headers a record is stored with, under a message id of its.
+pub(crate) fn headers_of(record: &Record, message_id: &str) -> HeaderMap {
     let mut headers = HeaderMap::new();
     let received_at = record.received_at.to_string();
     let pairs = [
-        (MESSAGE_ID, record.id.as_str()),
+        (MESSAGE_ID, message_id),
         (EVENT, record.event_type.as_str()),
         (SOURCE, record.source.as_str()),
         (RECEIVED_AT, received_at.as_str()),
@@ -147,7 +148,7 @@ impl Entry {
             .unwrap_or_else(|| source_by_subject(subject));
         let record = Record {
             subject: Subject::from_log(line(subject)),
-            id: line(header(MESSAGE_ID).unwrap_or_default()),
+            id: line(record_of(header(MESSAGE_ID).unwrap_or_default())),
             event_type: line(header(EVENT).unwrap_or_default()),
             source,
             received_at: header(RECEIVED_AT)

@@ -143,15 +143,24 @@ impl From<PublishError> for AppendError {
             PublishErrorKind::MaxPayloadExceeded => return AppendError::TooLarge,
             PublishErrorKind::TimedOut => Unavailable::TimedOut,
             PublishErrorKind::StreamNotFound => Unavailable::NoResponders,
-            _ => {
-                match std::error::Error::source(&error).and_then(|source| source.downcast_ref::<Refusal>()) {
-                    Some(refusal) => return refused(refusal),
-                    None => Unavailable::Disconnected,
-                }
-            }
+            _ => match refusal_of(&error) {
+                Some(refusal) => return refused(refusal),
+                None => Unavailable::Disconnected,
+            },
         };
         AppendError::Unavailable(why)
     }
+}
+
+/// Whether the broker neither stored the message nor knows it to be stored: another with its id is in process.
+pub(crate) fn is_undecided(error: &PublishError) -> bool {
+    refusal_of(error)
+        .is_some_and(|refusal| refusal.error_code() == ErrorCode::STREAM_DUPLICATE_MESSAGE_CONFLICT)
+}
+
+/// The broker's own answer, where there was one.
+fn refusal_of(error: &PublishError) -> Option<&Refusal> {
+    std::error::Error::source(error)?.downcast_ref()
 }
 
 /// What a refused publish means. 10077 is any failure of the store: only its words tell a limit reached from a disk that

@@ -18,6 +18,7 @@ mod elsewhere;
 mod entry;
 mod error;
 mod forget;
+mod naming;
 mod overview;
 mod reader;
 mod stream;

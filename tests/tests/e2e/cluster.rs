@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use tests::{Cluster, Postgres, Program, Running, agrees, eventually};
 use workos_sim::{Delivery, DeliveryOptions, DirectoryOptions, Options, Seed, Sim};
 
@@ -105,7 +105,10 @@ impl Stage {
     /// Everything arrives, nothing acknowledged is missing from the log, and the tables show the truth.
     async fn is_whole(&self) -> anyhow::Result<()> {
         self.leader().await?;
-        let counts = tokio::time::timeout(BOUND, self.delivery.drained()).await?;
+        let counts = match self.delivery.drained_within(BOUND).await {
+            Ok(counts) => counts,
+            Err(progress) => bail!("{progress:?}; ingest said:\n{}", self.ingest.tail(20)),
+        };
         ensure!(counts.gave_up == 0, "{counts:?}");
         eventually(BOUND, async || agrees(&self.pool, &self.sim.truth()).await).await?;
         // The log may be without a leader once more for a moment, now that all are together again.

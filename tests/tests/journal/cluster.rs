@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail, ensure};
 use journal::{Connection, Ensured, Journal, Limits};
-use tests::{Nats, eventually};
+use schema::record::Record;
+use tests::{Cluster, Nats, eventually, holds};
 
 use super::{BOUND, append_surely, limits, nth, read, settings};
 
@@ -67,6 +68,79 @@ async fn with_three_copies_the_server_that_leads_may_be_killed() -> anyhow::Resu
     Ok(())
 }
 
+/// One that leads and is cut off notes the id of what it is sent and decides nothing. In time for it to go on leading the
+/// line is there again, and it decides on all it was sent: also on the record's second name, by which one sees that there
+/// was one.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_broker_does_not_decide_on_goes_under_another_name() -> anyhow::Result<()> {
+    let cluster = Cluster::start(3).await?;
+    let journal = Journal::connect(&Connection {
+        url: cluster.url(),
+        ..settings(&cluster.servers[0])
+    })
+    .await?;
+    let three = Limits {
+        replicas: 3,
+        ..limits()
+    };
+    eventually(BOUND, async || Ok(journal.ensure(&three).await?)).await?;
+    let mut names = Vec::new();
+    // On a machine that is busy the others may have elected another leader meanwhile.
+    for n in 0..5 {
+        let leader = eventually(BOUND, async || cluster.leader("DSYNC").await).await?;
+        names = stored_while_cut_off(&cluster, leader, nth(n)).await?;
+        let [first, second] = [format!("event_{n}"), format!("event_{n}.2")];
+        let again = append_surely(&journal, &nth(n)).await?;
+        assert!(names.iter().any(|(seq, _, id)| *seq == again && *id == first));
+        assert!(names.iter().all(|(_, _, id)| *id == first), "{names:?}");
+        if names.iter().map(|(_, name, _)| name).eq([&first, &second]) {
+            return Ok(());
+        }
+    }
+    bail!("never under a second name, at last {names:?}")
+}
+
+/// Appends a record by way of the server that leads, which has noted its id and is cut off from the others meanwhile.
+/// What is in the log then: sequences, message ids, and the ids of records.
+async fn stored_while_cut_off(
+    cluster: &Cluster,
+    leader: usize,
+    record: Record,
+) -> anyhow::Result<Vec<(u64, String, String)>> {
+    let server = &cluster.servers[leader];
+    let journal = Journal::connect(&settings(server)).await?;
+    let last = eventually(BOUND, async || last_seq(&journal).await).await?;
+    let raw = async_nats::connect(server.url()).await?;
+    let mut headers = async_nats::HeaderMap::new();
+    headers.insert("Nats-Msg-Id", record.id.as_str());
+    cluster.isolate(leader);
+    raw.publish_with_headers(record.subject.as_str().to_owned(), headers, "noted".into())
+        .await?;
+    raw.flush().await?;
+    let mut appending = tokio::spawn({
+        let (journal, record) = (journal.clone(), record.clone());
+        async move { append_surely(&journal, &record).await }
+    });
+    holds(Duration::from_millis(1_500), async || {
+        ensure!(!appending.is_finished(), "who is cut off stores nothing");
+        Ok(())
+    })
+    .await?;
+    cluster.rejoin();
+    tokio::time::timeout(BOUND, &mut appending).await???;
+    let mut names = Vec::new();
+    let context = async_nats::jetstream::new(async_nats::connect(server.url()).await?);
+    let end = eventually(BOUND, async || last_seq(&journal).await).await?;
+    for seq in last + 1..=end {
+        let stream = context.get_stream("DSYNC").await?;
+        let message = stream.get_raw_message(seq).await?;
+        let name = message.headers.get("Nats-Msg-Id").context("no name")?.to_string();
+        let entry = journal.entry(seq).await?.context("no entry")?;
+        names.push((seq, name, entry.record.id));
+    }
+    Ok(names)
+}
+
 async fn last_seq(journal: &Journal) -> anyhow::Result<u64> {
     eventually(BOUND, async || {
         Ok(journal.identity().await?.map_or(0, |identity| identity.last_seq))
@@ -77,7 +151,7 @@ async fn last_seq(journal: &Journal) -> anyhow::Result<u64> {
 async fn progress(journal: &Journal, seq: u64) -> anyhow::Result<()> {
     eventually(BOUND + Duration::from_secs(10), async || {
         let last = last_seq(journal).await?;
-        anyhow::ensure!(last >= seq.min(1_000), "only {last} of {seq}");
+        ensure!(last >= seq.min(1_000), "only {last} of {seq}");
         Ok(())
     })
     .await
@@ -99,7 +173,7 @@ async fn leader_once_all_are_current(servers: &[Nats]) -> anyhow::Result<usize> 
             .iter()
             .filter(|peer| peer.current && !peer.offline)
             .count();
-        anyhow::ensure!(current == 2, "{current} of 2 followers are current");
+        ensure!(current == 2, "{current} of 2 followers are current");
         let leader = cluster
             .leader
             .and_then(|name| name.strip_prefix('n')?.parse().ok());

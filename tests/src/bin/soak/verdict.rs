@@ -108,7 +108,9 @@ impl Stage {
             let message = message?;
             let header = |name: &str| message.headers.as_ref()?.get(name).map(ToString::to_string);
             let (id, source) = (header("Nats-Msg-Id"), header("Dsync-Source"));
-            log.entry(id.unwrap_or_default())
+            // A record's second name, where a broker would not decide on the first.
+            let id = id.unwrap_or_default();
+            log.entry(id.split('.').next().unwrap_or_default().to_owned())
                 .or_default()
                 .push(source.unwrap_or_default());
             let position = message.info().map_err(|error| anyhow::anyhow!("{error}"))?;

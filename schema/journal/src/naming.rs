@@ -1,0 +1,93 @@
+//! Under which message ids a record is published: its own, and others when the broker will not decide on that one.
+//!
+//! A cluster's leader notes the id of each message it is sent, and until the message is stored, or known not to be, it
+//! answers another of that id with neither "stored" nor "duplicate": it is in process. That takes milliseconds. But one
+//! that was split off while it led may keep such a note although the message is lost, and when it leads again it refuses
+//! that id for the whole of the duplicate window, days (seen with NATS 2.15). The record is not refused: it goes under
+//! another name, from which its id can be told. At worst the log then has it twice, which changes nothing.
+
+use std::borrow::Cow;
+use std::time::{Duration, Instant};
+
+use schema::ids::is_id;
+
+/// How long the broker may take to decide on one name, so that there are three within an append's 3 seconds.
+const DECIDES_WITHIN: Duration = Duration::from_secs(1);
+
+/// The name a record is published under now.
+#[derive(Debug)]
+pub(crate) struct Naming {
+    nth: u32,
+    /// Since when the broker has not decided on this name.
+    undecided_since: Option<Instant>,
+}
+
+impl Naming {
+    /// The record's own id.
+    pub(crate) const FIRST: Naming = Naming {
+        nth: 1,
+        undecided_since: None,
+    };
+
+    /// The message id for the record with this id: itself, then `<id>.2`, `<id>.3`…
+    pub(crate) fn of<'a>(&self, id: &'a str) -> Cow<'a, str> {
+        match self.nth {
+            1 => Cow::Borrowed(id),
+            nth => Cow::Owned(format!("{id}.{nth}")),
+        }
+    }
+
+    /// The broker has said at `now` that it has not decided on this name. Goes on to the next when it has said so for long;
+    /// whether it did.
+    pub(crate) fn undecided(&mut self, now: Instant) -> bool {
+        let since = *self.undecided_since.get_or_insert(now);
+        let long = now.duration_since(since) >= DECIDES_WITHIN;
+        if long {
+            self.nth += 1;
+            self.undecided_since = None;
+        }
+        long
+    }
+}
+
+/// The id of the record that was published under this message id. No id has a dot; what is neither is foreign and stays.
+pub(crate) fn record_of(message_id: &str) -> &str {
+    match message_id.split_once('.') {
+        Some((id, nth)) if is_id(id) && nth.parse::<u32>().is_ok() => id,
+        _ => message_id,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_name_is_taken_when_the_broker_does_not_decide_for_long() {
+        let (mut naming, began) = (Naming::FIRST, Instant::now());
+        let mut names = Vec::new();
+        for tenth in 0..25 {
+            naming.undecided(began + Duration::from_millis(100) * tenth);
+            names.push(naming.of("event_1").into_owned());
+        }
+        names.dedup();
+        assert_eq!(names, ["event_1", "event_1.2", "event_1.3"]);
+    }
+
+    #[test]
+    fn a_records_id_is_told_from_each_of_its_names() {
+        for (name, id) in [
+            ("event_1", "event_1"),
+            ("event_1.2", "event_1"),
+            ("event_1.13", "event_1"),
+            // Of others.
+            ("", ""),
+            ("event.x", "event.x"),
+            ("event.2.2", "event.2.2"),
+            (".2", ".2"),
+            ("event ü.2", "event ü.2"),
+        ] {
+            assert_eq!(record_of(name), id, "{name}");
+        }
+    }
+}
