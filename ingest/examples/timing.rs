@@ -6,8 +6,8 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use axum::http::{HeaderMap, HeaderValue};
 use bytes::Bytes;
+use hyper::header::{HeaderMap, HeaderValue};
 use ingest::signature::{HEADER, Verifier, sign};
 use service::settings::Secret;
 use time::OffsetDateTime;

@@ -1,7 +1,9 @@
 //! What a webhook's sender is told: the status, one JSON line, and nothing that helps an attacker.
 
-use axum::http::{HeaderValue, StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::header::{self, HeaderValue};
+use hyper::{Response, StatusCode};
 
 /// The answer to one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,19 +86,25 @@ impl Answer {
     }
 }
 
-impl IntoResponse for Answer {
-    fn into_response(self) -> Response {
-        let status = self.status();
-        let body = match self.outcome() {
-            Some(outcome) if status == StatusCode::OK => format!("{{\"status\":\"{outcome}\"}}\n"),
-            _ => {
-                let reason = status.canonical_reason().unwrap_or_default();
-                format!("{{\"error\":\"{}\"}}\n", reason.to_ascii_lowercase())
-            }
+impl From<Answer> for Response<Full<Bytes>> {
+    fn from(answer: Answer) -> Self {
+        let status = answer.status();
+        let body = match answer {
+            // Nearly every answer.
+            Answer::Accepted => Bytes::from_static(b"{\"status\":\"accepted\"}\n"),
+            _ => match answer.outcome() {
+                Some(outcome) if status == StatusCode::OK => format!("{{\"status\":\"{outcome}\"}}\n").into(),
+                _ => {
+                    let reason = status.canonical_reason().unwrap_or_default();
+                    format!("{{\"error\":\"{}\"}}\n", reason.to_ascii_lowercase()).into()
+                }
+            },
         };
-        let json = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
-        let mut response = (status, json, body).into_response();
-        if let Some((name, value)) = self.header() {
+        let mut response = Response::new(Full::new(body));
+        *response.status_mut() = status;
+        let json = HeaderValue::from_static("application/json");
+        response.headers_mut().insert(header::CONTENT_TYPE, json);
+        if let Some((name, value)) = answer.header() {
             response
                 .headers_mut()
                 .insert(name, HeaderValue::from_static(value));

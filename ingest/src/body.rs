@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use axum::body::{Body, HttpBody as _};
 use bytes::{Bytes, BytesMut};
-use futures_util::StreamExt as _;
+use http_body_util::BodyExt as _;
+use hyper::body::{Body as _, Incoming};
 
 use crate::in_flight::{NoRoom, Slot};
 
@@ -26,36 +26,37 @@ pub enum BodyError {
 }
 
 /// Whether the body is announced as larger than `limit` bytes.
-pub fn is_announced_above(limit: usize, body: &Body) -> bool {
+pub fn is_announced_above(limit: usize, body: &Incoming) -> bool {
     body.size_hint().lower() > limit as u64
 }
 
 /// Reads `body`, `limit` bytes at most, within `time`. Its bytes are counted in `slot`.
-pub async fn read(body: Body, limit: usize, time: Duration, slot: &mut Slot) -> Result<Bytes, BodyError> {
+pub async fn read(body: Incoming, limit: usize, time: Duration, slot: &mut Slot) -> Result<Bytes, BodyError> {
     tokio::time::timeout(time, collect(body, limit, slot))
         .await
         .unwrap_or(Err(BodyError::TooSlow))
 }
 
-async fn collect(body: Body, limit: usize, slot: &mut Slot) -> Result<Bytes, BodyError> {
-    let mut stream = body.into_data_stream();
-    let (mut chunks, mut length) = (Vec::new(), 0);
-    while let Some(chunk) = stream.next().await {
-        let chunk = chunk.map_err(|_| BodyError::Broken)?;
-        length += chunk.len();
-        if length > limit {
+async fn collect(mut body: Incoming, limit: usize, slot: &mut Slot) -> Result<Bytes, BodyError> {
+    // Nearly always there is one chunk: the bytes as they came from the socket.
+    let (mut first, mut more) = (Bytes::new(), BytesMut::new());
+    while let Some(frame) = body.frame().await {
+        // The other frames are trailers.
+        let Ok(chunk) = frame.map_err(|_| BodyError::Broken)?.into_data() else {
+            continue;
+        };
+        if first.len().max(more.len()) + chunk.len() > limit {
             return Err(BodyError::TooLarge);
         }
         slot.grow(chunk.len())?;
-        chunks.push(chunk);
+        if first.is_empty() {
+            first = chunk;
+            continue;
+        }
+        if more.is_empty() {
+            more.extend_from_slice(&first);
+        }
+        more.extend_from_slice(&chunk);
     }
-    // Nearly always there is one chunk: the bytes as they came from the socket.
-    if chunks.len() == 1 {
-        return Ok(chunks.swap_remove(0));
-    }
-    let mut whole = BytesMut::with_capacity(length);
-    for chunk in chunks {
-        whole.extend_from_slice(&chunk);
-    }
-    Ok(whole.freeze())
+    Ok(if more.is_empty() { first } else { more.freeze() })
 }

@@ -7,11 +7,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
-use axum::extract::{ConnectInfo, Request, State};
-use axum::http::Method;
 use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::{Method, Request, Response};
 use service::clock::Clock;
+use service::http::Handler;
 
 use crate::accept::Acceptor;
 use crate::answer::{Answer, ComeAgain};
@@ -47,27 +48,38 @@ pub struct Ingest {
     pub metrics: Metrics,
 }
 
-/// The routes, for [`service::http::serve`].
-pub fn router(ingest: Ingest) -> Router {
-    Router::new().fallback(webhook).with_state(Arc::new(ingest))
+/// What [`service::http::serve`] hands requests to.
+#[derive(Clone)]
+pub struct Webhooks(Arc<Ingest>);
+
+impl Webhooks {
+    /// For all connections.
+    pub fn new(ingest: Ingest) -> Self {
+        Self(Arc::new(ingest))
+    }
 }
 
-async fn webhook(
-    State(ingest): State<Arc<Ingest>>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
-    request: Request,
-) -> Answer {
-    let answer = ingest
-        .answer(peer, request)
-        .await
-        .unwrap_or_else(|refusal| refusal);
-    ingest.metrics.answered(answer);
-    answer
+impl Handler for Webhooks {
+    type Body = Full<Bytes>;
+
+    fn answer(
+        &self,
+        peer: SocketAddr,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Response<Self::Body>> + Send + use<> {
+        let ingest = Arc::clone(&self.0);
+        async move {
+            let outcome = ingest.meet(peer, request).await;
+            let answer = outcome.unwrap_or_else(|refusal| refusal);
+            ingest.metrics.answered(answer);
+            answer.into()
+        }
+    }
 }
 
 impl Ingest {
     /// The checks in their order; the first that fails is the answer.
-    async fn answer(&self, peer: SocketAddr, request: Request) -> Result<Answer, Answer> {
+    async fn meet(&self, peer: SocketAddr, request: Request<Incoming>) -> Result<Answer, Answer> {
         if request.uri().path() != self.path {
             return Err(Answer::NotFound);
         }

@@ -16,7 +16,7 @@ use crate::accept::Acceptor;
 use crate::config::{Cli, Command};
 use crate::in_flight::{Bounds, InFlight};
 use crate::metrics::Metrics;
-use crate::routes::{Ingest, router};
+use crate::routes::{Ingest, Webhooks};
 use crate::sender::Senders;
 use crate::sign;
 use crate::signature::Verifier;
@@ -71,7 +71,14 @@ async fn receive(cli: &Cli, context: &Context) -> anyhow::Result<ExitCode> {
     if let Some(tls) = &tls {
         tokio::spawn(tls.clone().keep_fresh(context.shutdown.clone()));
     }
-    serve_with(listener, tls, router(ingest), LIMITS, context.shutdown.clone()).await;
+    serve_with(
+        listener,
+        tls,
+        Webhooks::new(ingest),
+        LIMITS,
+        context.shutdown.clone(),
+    )
+    .await;
     tracing::info!("stopped");
     Ok(ExitCode::SUCCESS)
 }

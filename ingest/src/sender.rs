@@ -5,7 +5,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use axum::http::HeaderMap;
+use hyper::HeaderMap;
 use ipnet::IpNet;
 
 /// The addresses WorkOS says its webhooks come from: docs, "Sync data with webhooks", section "Create an IP allowlist".

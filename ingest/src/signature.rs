@@ -5,9 +5,9 @@
 
 use std::time::Duration;
 
-use axum::http::HeaderMap;
 use bytes::Bytes;
 use hmac::{Hmac, KeyInit as _, Mac as _};
+use hyper::HeaderMap;
 use service::settings::{Secret, SettingError};
 use sha2::Sha256;
 use time::OffsetDateTime;

@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use axum::http::HeaderValue;
+use hyper::http::HeaderValue;
 use proptest::prelude::*;
 use workos::helpers::webhook_verification::{WebhookVerifier, compute_webhook_signature};
 

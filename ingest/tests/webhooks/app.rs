@@ -6,7 +6,7 @@ use std::time::Duration;
 use ingest::accept::Acceptor;
 use ingest::in_flight::{Bounds, InFlight};
 use ingest::metrics::Metrics;
-use ingest::routes::{Ingest, router};
+use ingest::routes::{Ingest, Webhooks};
 use ingest::sender::{Networks, Senders};
 use ingest::signature::{HEADER, Verifier, sign};
 use ingest::stream::Stream;
@@ -122,7 +122,7 @@ impl App {
         };
         let task = tokio::spawn(service::http::serve(
             listener,
-            router(ingest),
+            Webhooks::new(ingest),
             limits,
             context.shutdown.clone(),
         ));

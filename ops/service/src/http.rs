@@ -3,6 +3,8 @@
 //! `axum::serve` never closes half headers, dripped headers or silent sockets; this does. What a request may hold and how
 //! long its body may take is the handlers' business: only they know.
 
+use std::convert::Infallible;
+use std::error::Error;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -10,9 +12,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{ConnectInfo, Request};
-use hyper::body::Incoming;
+use bytes::Bytes;
+use hyper::body::{Body, Incoming};
 use hyper::server::conn::http1;
+use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
@@ -47,17 +50,48 @@ impl Limits {
     };
 }
 
-/// Serves `router` on `listener` until `shutdown`, then lets requests under way finish within [`Limits::drain`], and closes
-/// what is left. Handlers find the peer's address as `ConnectInfo<SocketAddr>`.
-pub async fn serve(listener: TcpListener, router: Router, limits: Limits, shutdown: CancellationToken) {
-    serve_with(listener, None, router, limits, shutdown).await;
+/// What answers a server's requests, each with its peer's address.
+pub trait Handler: Clone + Send + Sync + 'static {
+    /// The body of an answer.
+    type Body: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static;
+
+    /// Answers one request. It is dropped where the client goes away.
+    fn answer(
+        &self,
+        peer: SocketAddr,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Response<Self::Body>> + Send + use<Self>;
+}
+
+impl Handler for Router {
+    type Body = axum::body::Body;
+
+    fn answer(
+        &self,
+        _peer: SocketAddr,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Response<Self::Body>> + Send + use<> {
+        let answering = self.clone().oneshot(request.map(axum::body::Body::new));
+        async { answering.await.unwrap_or_else(|never| match never {}) }
+    }
+}
+
+/// Serves on `listener` until `shutdown`, then lets requests under way finish within [`Limits::drain`], and closes what is
+/// left.
+pub async fn serve(
+    listener: TcpListener,
+    handler: impl Handler,
+    limits: Limits,
+    shutdown: CancellationToken,
+) {
+    serve_with(listener, None, handler, limits, shutdown).await;
 }
 
 /// The same over TLS, where `tls` is given. A handshake may take as long as a request's headers.
 pub async fn serve_with(
     listener: TcpListener,
     tls: Option<Tls>,
-    router: Router,
+    handler: impl Handler,
     limits: Limits,
     shutdown: CancellationToken,
 ) {
@@ -74,14 +108,14 @@ pub async fn serve_with(
         let Some((permit, (stream, peer))) = shutdown.run_until_cancelled(next).await else {
             break;
         };
-        let (router, shutdown) = (router.clone(), shutdown.clone());
+        let (handler, shutdown) = (handler.clone(), shutdown.clone());
         let tls = tls.clone();
         let connection = async move {
             let Some(tls) = tls else {
-                return converse(stream, peer, router, limits, shutdown).await;
+                return converse(stream, peer, handler, limits, shutdown).await;
             };
             match tokio::time::timeout(limits.header_read, tls.accept(stream)).await {
-                Ok(Ok(stream)) => converse(stream, peer, router, limits, shutdown).await,
+                Ok(Ok(stream)) => converse(stream, peer, handler, limits, shutdown).await,
                 Ok(Err(error)) => tracing::debug!(%error, "no TLS"),
                 Err(_) => tracing::debug!("the TLS handshake took too long"),
             }
@@ -109,14 +143,13 @@ pub async fn serve_with(
 async fn converse(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     peer: SocketAddr,
-    router: Router,
+    handler: impl Handler,
     limits: Limits,
     shutdown: CancellationToken,
 ) {
-    let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
-        let mut request: Request = request.map(axum::body::Body::new);
-        request.extensions_mut().insert(ConnectInfo(peer));
-        router.clone().oneshot(request)
+    let service = hyper::service::service_fn(move |request| {
+        let answering = handler.answer(peer, request);
+        async { Ok::<_, Infallible>(answering.await) }
     });
     let mut connection = pin!(
         http1::Builder::new()
