@@ -131,8 +131,10 @@ impl Build {
         journal: &Journal,
         now: OffsetDateTime,
     ) -> Result<Self, Error> {
+        // In this order: a lane that moves on between the two is not beyond an end that was asked for after.
+        let stand = swap::stand(connection).await?;
         let log = journal.identity().await?.ok_or(Error::NoLog)?;
-        let stand = swap::stand(connection).await?.ok_or(Error::NotBegun)?;
+        let stand = stand.ok_or(Error::NotBegun)?;
         if stand.all.stream_created != log.created || stand.all.seq > log.last_seq {
             return Err(Error::OtherLog);
         }
