@@ -107,7 +107,17 @@ impl Stage {
             format!("select * from dsync.users where organization_id = '{organization}'"),
         )
         .await?;
-        let own = json!(own).to_string();
+        // Names and addresses are few, and one that was used before may be another's now: ids tell whose something is.
+        let names = rows(
+            &self.pool,
+            format!(
+                "select i.image ->> 'name' as name, i.image ->> 'email' as email, i.image ->> 'username' as username
+                 from dsync.changes, unnest(array[before, after]) as i (image)
+                 where organization_id = '{organization}'"
+            ),
+        )
+        .await?;
+        let own = json!([own, names]).to_string();
         let others = rows(
             &self.pool,
             format!(
