@@ -12,6 +12,7 @@ use projector::rebuild::Tools;
 use projector::run::{Tuning, Worker};
 use projector::store;
 use rand::prelude::*;
+use schema::record::Record;
 use service::clock::Clock;
 use sqlx::{AssertSqlSafe, PgPool};
 use tests::{Nats, Postgres, eventually};
@@ -159,5 +160,46 @@ async fn wherever_the_lanes_stand_the_log_tells_what_was_tampered_with_and_puts_
         work(&pool, &nats, Lane::All, last).await?;
         ensure!(tools.verify().await?.differences.is_empty(), "seed {seed}");
     }
+    Ok(())
+}
+
+/// In a burst a lane moves on between two questions of a build: here, while it waits for the first one's answer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lane_that_moves_on_while_a_build_begins_stands_in_no_other_log() -> anyhow::Result<()> {
+    let (postgres, nats) = (Postgres::migrated().await?, Nats::start().await?);
+    let pool = postgres.pool().await?;
+    let records = records(7);
+    let journal = log(&nats).await?;
+    let last = append(&journal, &records, &mut StdRng::seed_from_u64(7)).await?;
+    work(&pool, &nats, Lane::All, last).await?;
+    work(&pool, &nats, Lane::Removals, 0).await?;
+
+    let mut lane = pool.begin().await?;
+    sqlx::query("lock table dsync.progress")
+        .execute(&mut *lane)
+        .await?;
+    let tools = tools(&pool, &journal);
+    let verifying = tokio::spawn(async move { tools.verify().await });
+    eventually(BOUND, async || {
+        let waits: bool = sqlx::query_scalar(
+            "select exists (select from pg_locks where relation = 'dsync.progress'::regclass and not granted)",
+        )
+        .fetch_one(&pool)
+        .await?;
+        ensure!(waits, "nobody asks where the lanes stand");
+        Ok(())
+    })
+    .await?;
+    let again = Record {
+        id: "event_more".to_owned(),
+        ..records[0].clone()
+    };
+    let next = append(&journal, &[again], &mut StdRng::seed_from_u64(8)).await?;
+    sqlx::query("update dsync.progress set seq = $1 where lane = 'all'")
+        .bind(i64::try_from(next)?)
+        .execute(&mut *lane)
+        .await?;
+    lane.commit().await?;
+    verifying.await??;
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! What readers get: history and feed (and what those cost to write), roles, isolation, forgetting; one module a promise, each against real servers.
+//! What readers get: history and feed (and what those cost to write), roles, isolation, forgetting; one module a promise,
+//! each against real servers.
 
 #![allow(
     clippy::unwrap_used,
