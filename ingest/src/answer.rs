@@ -60,6 +60,23 @@ impl Answer {
         })
     }
 
+    /// One line of JSON.
+    fn body(self) -> &'static str {
+        match self {
+            Self::Accepted => "{\"status\":\"accepted\"}\n",
+            Self::Duplicate => "{\"status\":\"duplicate\"}\n",
+            Self::Ignored => "{\"status\":\"ignored\"}\n",
+            Self::Quarantined => "{\"status\":\"quarantined\"}\n",
+            Self::NotFound => "{\"error\":\"not found\"}\n",
+            Self::MethodNotAllowed => "{\"error\":\"method not allowed\"}\n",
+            Self::Forbidden => "{\"error\":\"forbidden\"}\n",
+            Self::TooLarge => "{\"error\":\"payload too large\"}\n",
+            Self::Incomplete => "{\"error\":\"request timeout\"}\n",
+            Self::Unauthorized => "{\"error\":\"unauthorized\"}\n",
+            Self::Unavailable(_) => "{\"error\":\"service unavailable\"}\n",
+        }
+    }
+
     fn status(self) -> StatusCode {
         match self {
             Self::Accepted | Self::Duplicate | Self::Ignored | Self::Quarantined => StatusCode::OK,
@@ -88,20 +105,8 @@ impl Answer {
 
 impl From<Answer> for Response<Full<Bytes>> {
     fn from(answer: Answer) -> Self {
-        let status = answer.status();
-        let body = match answer {
-            // Nearly every answer.
-            Answer::Accepted => Bytes::from_static(b"{\"status\":\"accepted\"}\n"),
-            _ => match answer.outcome() {
-                Some(outcome) if status == StatusCode::OK => format!("{{\"status\":\"{outcome}\"}}\n").into(),
-                _ => {
-                    let reason = status.canonical_reason().unwrap_or_default();
-                    format!("{{\"error\":\"{}\"}}\n", reason.to_ascii_lowercase()).into()
-                }
-            },
-        };
-        let mut response = Response::new(Full::new(body));
-        *response.status_mut() = status;
+        let mut response = Response::new(Full::new(Bytes::from_static(answer.body().as_bytes())));
+        *response.status_mut() = answer.status();
         let json = HeaderValue::from_static("application/json");
         response.headers_mut().insert(header::CONTENT_TYPE, json);
         if let Some((name, value)) = answer.header() {

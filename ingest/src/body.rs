@@ -1,4 +1,4 @@
-//! A request's body, read whole: within a size, within a time, and copied at most once.
+//! A request's body, read whole: within a size, within a time, and copied only where it came in pieces.
 
 use std::time::Duration;
 
@@ -39,24 +39,26 @@ pub async fn read(body: Incoming, limit: usize, time: Duration, slot: &mut Slot)
 
 async fn collect(mut body: Incoming, limit: usize, slot: &mut Slot) -> Result<Bytes, BodyError> {
     // Nearly always there is one chunk: the bytes as they came from the socket.
-    let (mut first, mut more) = (Bytes::new(), BytesMut::new());
+    let (mut only, mut pieces, mut length) = (Bytes::new(), BytesMut::new(), 0);
     while let Some(frame) = body.frame().await {
         // The other frames are trailers.
         let Ok(chunk) = frame.map_err(|_| BodyError::Broken)?.into_data() else {
             continue;
         };
-        if first.len().max(more.len()) + chunk.len() > limit {
+        length += chunk.len();
+        if length > limit {
             return Err(BodyError::TooLarge);
         }
         slot.grow(chunk.len())?;
-        if first.is_empty() {
-            first = chunk;
+        if only.is_empty() {
+            only = chunk;
             continue;
         }
-        if more.is_empty() {
-            more.extend_from_slice(&first);
+        // Put together as they come: a list of chunks would take far more than they do, where each is a byte.
+        if pieces.is_empty() {
+            pieces.extend_from_slice(&only);
         }
-        more.extend_from_slice(&chunk);
+        pieces.extend_from_slice(&chunk);
     }
-    Ok(if more.is_empty() { first } else { more.freeze() })
+    Ok(if pieces.is_empty() { only } else { pieces.freeze() })
 }

@@ -55,7 +55,7 @@ pub trait Handler: Clone + Send + Sync + 'static {
     /// The body of an answer.
     type Body: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static;
 
-    /// Answers one request. It is dropped where the client goes away.
+    /// Answers one request. What is returned is dropped when the client goes away first.
     fn answer(
         &self,
         peer: SocketAddr,
