@@ -68,12 +68,7 @@ async fn users(connection: &mut PgConnection, gone_before: OffsetDateTime) -> sq
         r#"
         with gone as materialized (
             select u.id from dsync.users as u
-            where u.seen_at <= u.gone_at and (
-                u.idp_id is not null or u.email is not null or u.username is not null
-                or u.first_name is not null or u.last_name is not null or u.name is not null
-                or u.job_title is not null or u.state is not null or u.role is not null
-                or u.roles <> '{}' or u.custom_attributes is not null or u.raw_attributes is not null
-            ) and u.gone_at < $1 and u.version_observed_at < $1
+            where u.to_scrub and u.gone_at < $1 and u.version_observed_at < $1
             limit $2 for update skip locked
         ), taken_along as materialized (
             select u.id from dsync.directories as d
@@ -112,9 +107,7 @@ async fn groups(connection: &mut PgConnection, gone_before: OffsetDateTime) -> s
         r#"
         with gone as materialized (
             select g.id from dsync.groups as g
-            where g.seen_at <= g.gone_at
-                and (g.idp_id is not null or g.name is not null or g.raw_attributes is not null)
-                and g.gone_at < $1 and g.version_observed_at < $1
+            where g.to_scrub and g.gone_at < $1 and g.version_observed_at < $1
             limit $2 for update skip locked
         ), taken_along as materialized (
             select g.id from dsync.directories as d
@@ -148,9 +141,7 @@ async fn directories(connection: &mut PgConnection, gone_before: OffsetDateTime)
         with scrubbed as (
             update dsync.directories as d
             set name = null, type = null, state = null, external_key = null
-            where d.seen_at <= d.gone_at and (
-                d.name is not null or d.type is not null or d.state is not null or d.external_key is not null
-            ) and d.gone_at < $1 and d.version_observed_at < $1
+            where d.to_scrub and d.gone_at < $1 and d.version_observed_at < $1
             returning d.id
         ), blanked as (
             update dsync.changes as c

@@ -14,6 +14,7 @@
 mod as_of;
 mod changes;
 mod forgetting;
+mod heap_only;
 #[path = "../model/history.rs"]
 mod history;
 mod in_rust;
@@ -34,7 +35,7 @@ use projector::store;
 use schema::record::{Received, Record, Source};
 use schema::timestamp::Timestamp;
 use serde_json::Value;
-use sqlx::{AssertSqlSafe, PgPool};
+use sqlx::{AssertSqlSafe, PgConnection, PgPool};
 use tests::{Nats, Postgres};
 use workos_sim::Sim;
 
@@ -66,6 +67,13 @@ fn random_records(seed: u64, length: usize) -> Vec<Record> {
 
 /// Writes a batch in a transaction of its own, as a projector does.
 async fn write(pool: &PgPool, records: &[Record]) -> anyhow::Result<()> {
+    let mut transaction = pool.begin().await?;
+    write_within(&mut transaction, records).await?;
+    transaction.commit().await?;
+    Ok(())
+}
+
+async fn write_within(transaction: &mut PgConnection, records: &[Record]) -> anyhow::Result<()> {
     let entries: Vec<Entry> = records
         .iter()
         .map(|record| Entry {
@@ -75,10 +83,7 @@ async fn write(pool: &PgPool, records: &[Record]) -> anyhow::Result<()> {
         })
         .collect();
     let texts = Texts::of(&entries);
-    let fold = fold(&entries, &texts);
-    let mut transaction = pool.begin().await?;
-    store::write(&mut transaction, &fold.picture).await?;
-    transaction.commit().await?;
+    store::write(transaction, &fold(&entries, &texts).picture).await?;
     Ok(())
 }
 

@@ -1,17 +1,13 @@
 //! What writing history reads, however long ago a session planned that.
 
 use anyhow::ensure;
-use journal::Entry;
-use projector::fold::{Texts, fold};
-use projector::store;
 use schema::record::Source;
-use schema::timestamp::Timestamp;
 use serde_json::json;
 use sqlx::{Connection as _, PgConnection};
 use tests::Postgres;
 
 use super::changes::{event, user};
-use super::record;
+use super::{record, write_within};
 
 /// A session plans the functions that write history once. Planned while there was no membership, they must not go on to
 /// read all of them for each batch of users.
@@ -45,21 +41,21 @@ async fn what_users_take_along_is_looked_up_by_key_whenever_that_was_planned() -
 
 /// Updates many users; how many rows of memberships and of groups that read.
 async fn read_by(session: &mut PgConnection, second: u32) -> anyhow::Result<(i64, i64)> {
-    let entries: Vec<Entry> = (0..1_000)
+    let records: Vec<_> = (0..1_000)
         .map(|n| {
             let data = user(&format!("u{n}"), second, json!({"job_title": second.to_string()}));
             let told = event(&format!("e{second}_{n}"), "dsync.user.updated", second, data);
-            Entry {
-                seq: n,
-                appended_at: Timestamp::from_micros(0),
-                record: record(told.to_string().as_bytes(), Source::Webhook),
-            }
+            record(told.to_string().as_bytes(), Source::Webhook)
         })
         .collect();
-    let texts = Texts::of(&entries);
     let mut transaction = session.begin().await?;
-    let effects = store::write(&mut transaction, &fold(&entries, &texts).picture).await?;
-    ensure!(effects.has(&format!("e{second}_0")), "nothing was written");
+    write_within(&mut transaction, &records).await?;
+    let written = sqlx::query_scalar("select count(*) from dsync.users where job_title = $1");
+    let written: i64 = written
+        .bind(second.to_string())
+        .fetch_one(&mut *transaction)
+        .await?;
+    ensure!(written == 1_000, "{written} users were written");
     let read = sqlx::query_as(
         "select
             (sum(seq_tup_read + coalesce(idx_tup_fetch, 0)) filter (where relname = 'memberships'))::bigint,
