@@ -239,6 +239,11 @@ async fn months_of_history_come_and_go() -> anyhow::Result<()> {
         text(&pool, "select bool_and(relrowsecurity) from pg_class where oid in (select inhrelid from pg_inherits where inhparent = 'dsync.changes'::regclass) and relname <> 'changes_unprepared'").await?
             == Some("true".to_owned())
     );
+    ensure!(
+        text(&pool, "select bool_and(attcompression = 'l') from pg_attribute where attname in ('before', 'after') and (attrelid = 'dsync.changes'::regclass or attrelid in (select inhrelid from pg_inherits where inhparent = 'dsync.changes'::regclass))").await?
+            == Some("true".to_owned()),
+        "a month without lz4"
+    );
 
     tell(
         &pool,
