@@ -22,7 +22,7 @@ use crate::entry::Entry;
 use crate::error::{Error, ReadError, Unavailable};
 
 /// Entries asked for at once. Up to one and a half times as many wait in memory.
-const PULL_ENTRIES: usize = 2_000;
+const PULL_ENTRIES: usize = 1_000;
 /// Bytes asked for at once, or one largest message if that is more. Up to three times as many wait in memory.
 const PULL_BYTES: usize = 4 << 20;
 /// A consumer that is silent for two of these is taken for dead.
