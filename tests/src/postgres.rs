@@ -25,7 +25,7 @@ const DIES_WITHIN: Duration = Duration::from_secs(20);
 pub enum Durability {
     /// Writes are not synced to disk. What survives a killed process, as the system's cache does, survives.
     Quick,
-    /// As in production: synced at commit.
+    /// As in production: synced at commit, and otherwise as Postgres comes.
     Full,
 }
 
@@ -290,13 +290,16 @@ impl Postgres {
             ("unix_socket_directories", self.dir.path().display().to_string()),
             ("fsync", safe.to_owned()),
             ("full_page_writes", safe.to_owned()),
-            ("shared_buffers", "64MB".to_owned()),
             ("max_connections", "60".to_owned()),
-            ("max_wal_size", "256MB".to_owned()),
             ("log_min_messages", "warning".to_owned()),
             // In its directory, with which it goes also when it is killed.
             ("dynamic_shared_memory_type", "mmap".to_owned()),
         ];
+        if self.durability == Durability::Quick {
+            // Many run beside each other.
+            settings.push(("shared_buffers", "64MB".to_owned()));
+            settings.push(("max_wal_size", "256MB".to_owned()));
+        }
         if let Some(Identity { cert, key }) = &self.identity {
             settings.push(("ssl", "on".to_owned()));
             settings.push(("ssl_cert_file", cert.display().to_string()));
