@@ -1,6 +1,7 @@
 //! From the socket to the committed row: users updated by webhook, through ingest, the log and a projector, everything on
 //! this machine. As a share of what a bare endpoint answers in the same run, so that it can be compared with other
-//! pipelines measured on other days; and the CPU that each part takes.
+//! pipelines measured on other days; the CPU that each part takes; and beside what a team would write itself (`peers`), if
+//! that is installed: a receiver and a worker in Node, which keep no history.
 //!
 //! Run: `cargo build --release --bins && SYNC=default cargo bench -p tests --bench end_to_end` (`REQUESTS`, `CONNECTIONS`,
 //! `ROUNDS` for other sizes; without `SYNC` the broker syncs each write).
@@ -14,15 +15,18 @@
 
 mod bare;
 mod load;
+mod peers;
 mod servers;
 mod webhooks;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use async_nats::jetstream::consumer::PullConsumer;
 use bare::Bare;
 use load::load;
+use peers::{Peer, STREAM};
 use servers::Servers;
 use tests::{cpu_seconds, database_cpu_seconds, peak_rss};
 use webhooks::request;
@@ -48,6 +52,64 @@ struct Round {
     ours: f64,
     /// CPU seconds for 1,000 events, of each part.
     cpu: [f64; 5],
+    theirs: Option<Theirs>,
+}
+
+/// What the peers do: rows a second, and CPU seconds for 1,000 with their servers.
+#[derive(Clone, Copy)]
+struct Theirs {
+    rate: f64,
+    cpu: f64,
+}
+
+/// The same way in Node.
+struct Pipeline {
+    receiver: Peer,
+    worker: Peer,
+}
+
+impl Pipeline {
+    async fn up(servers: &Servers) -> anyhow::Result<Self> {
+        let table = "create table peer_users (
+            id text primary key, directory_id text, organization_id text, state text, job_title text,
+            raw_attributes jsonb, updated_at timestamptz)";
+        sqlx::raw_sql(table).execute(&servers.pool).await?;
+        let receiver = Peer::receiver(&servers.nats).await?;
+        let settings = [
+            ("NATS_URL", &*servers.nats.url()),
+            ("DATABASE_URL", &servers.postgres.url()),
+            ("STREAM", STREAM),
+        ];
+        let worker = Peer::start("worker.js", &settings).await?;
+        Ok(Self { receiver, worker })
+    }
+
+    /// Takes requests to rows, `end` of them since it is up.
+    async fn takes(
+        &self,
+        servers: &Servers,
+        requests: Arc<Vec<Vec<u8>>>,
+        connections: usize,
+        end: u64,
+    ) -> anyhow::Result<Theirs> {
+        let broker = servers.nats.pid().context("its id")?;
+        let cpu = async || {
+            let programs = cpu_seconds(self.receiver.pid)? + cpu_seconds(self.worker.pid)?;
+            anyhow::Ok(programs + cpu_seconds(broker)? + database_cpu_seconds(&servers.pool).await?)
+        };
+        let count = requests.len() as f64;
+        let (before, began) = (cpu().await?, Instant::now());
+        load(&self.receiver.said, requests, connections).await?;
+        let context = async_nats::jetstream::new(async_nats::connect(servers.nats.url()).await?);
+        let mut consumer: PullConsumer = context.get_consumer_from_stream("worker", STREAM).await?;
+        while consumer.info().await?.ack_floor.stream_sequence < end {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(Theirs {
+            rate: count / began.elapsed().as_secs_f64(),
+            cpu: (cpu().await? - before) / (count / 1e3),
+        })
+    }
 }
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
@@ -74,6 +136,11 @@ async fn main() -> anyhow::Result<()> {
             cpu_seconds(std::process::id())?,
         ])
     };
+    let pipeline = if peers::installed() {
+        Some(Pipeline::up(&servers).await?)
+    } else {
+        None
+    };
     println!("end to end: {count} updates of {PEOPLE} users a round, over {connections} connections\n");
     let mut rounds = Vec::new();
     // The first one makes the rows.
@@ -87,19 +154,25 @@ async fn main() -> anyhow::Result<()> {
         let bare_cpu = cpu_seconds(endpoint.pid)? / (count as f64 / 1e3);
         drop(endpoint);
         let (before, began) = (cpu().await?, Instant::now());
-        load(&servers.address(), requests, connections).await?;
-        servers.applied(u64::try_from((round + 1) * count)?).await?;
+        let end = u64::try_from((round + 1) * count)?;
+        load(&servers.address(), requests.clone(), connections).await?;
+        servers.applied(end).await?;
         let (took, after) = (began.elapsed(), cpu().await?);
         let mut spent = [0.0; 5];
         for (spent, (after, before)) in spent.iter_mut().zip(after.iter().zip(before)) {
             *spent = (after - before) / (count as f64 / 1e3);
         }
+        let theirs = match &pipeline {
+            Some(pipeline) => Some(pipeline.takes(&servers, requests, connections, end).await?),
+            None => None,
+        };
         if round > 0 {
             rounds.push(Round {
                 bare,
                 bare_cpu,
                 ours: count as f64 / took.as_secs_f64(),
                 cpu: spent,
+                theirs,
             });
         }
     }
@@ -139,4 +212,16 @@ fn told(rounds: &[Round]) {
         "all: {:.3} CPU s per 1,000",
         median(&|round| round.cpu.iter().sum())
     );
+    if rounds.iter().any(|round| round.theirs.is_some()) {
+        let of = |part: fn(&Round, Theirs) -> f64| {
+            median(&|round| round.theirs.map_or(f64::NAN, |theirs| part(round, theirs)))
+        };
+        println!(
+            "Node receiver and worker: {:.0}/s, {:.3} CPU s per 1,000 with their servers; ours {:.2} times as fast, {:.2} of theirs",
+            of(|_, theirs| theirs.rate),
+            of(|_, theirs| theirs.cpu),
+            of(|round, theirs| round.ours / theirs.rate),
+            of(|round, theirs| round.cpu[..4].iter().sum::<f64>() / theirs.cpu)
+        );
+    }
 }

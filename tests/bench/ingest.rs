@@ -1,6 +1,7 @@
 //! What a webhook costs in ingest, as a ratio to the parts it cannot do without: a bare axum endpoint that reads and
 //! verifies, a bare publish that waits for JetStream's acknowledgement, and the load generator itself, each measured alone
-//! in the same run. On a machine of so many cores their sum is the limit of any program made of those parts.
+//! in the same run. On a machine of so many cores their sum is the limit of any program made of those parts. And beside what
+//! a team would write itself (`peers`), if that is installed.
 //!
 //! Run: `cargo build --release --bins && cargo bench -p tests --bench ingest` (`REQUESTS`, `CONNECTIONS`, `ROUNDS` for other
 //! sizes). Each round measures all of them in turn; what is told is the median of the rounds. The CPU ratio is the figure to
@@ -15,6 +16,7 @@
 
 mod bare;
 mod load;
+mod peers;
 mod webhooks;
 
 use std::sync::Arc;
@@ -23,10 +25,11 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use async_nats::jetstream;
 use futures_util::{StreamExt as _, stream};
-use tests::{Nats, NatsOptions, Running, cpu_seconds, peak_rss};
+use tests::{Nats, NatsOptions, cpu_seconds, peak_rss};
 
 use bare::Bare;
 use load::load;
+use peers::Peer;
 use webhooks::{receiver, request};
 
 /// The other headers of the log's messages, in the length they have: the broker is given the same bytes either way.
@@ -129,55 +132,87 @@ async fn main() -> anyhow::Result<()> {
     })
     .await?;
     let ingest = receiver(&nats).await?;
+    let ours = Receiver {
+        pid: ingest.pid().context("its id")?,
+        address: ingest.listen_url().trim_start_matches("http://").to_owned(),
+    };
     println!("ingest: {count} webhooks over {connections} connections; the broker's default sync\n");
-    let (mut rounds, mut answered) = (Vec::new(), Vec::new());
+    let peer = if peers::installed() {
+        Some(Peer::receiver(&nats).await?)
+    } else {
+        None
+    };
+    let theirs = peer.as_ref().map(|peer| Receiver {
+        pid: peer.pid,
+        address: peer.said.clone(),
+    });
+    let (mut rounds, mut answered, mut theirs_answered) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..size("ROUNDS", 7)? {
         let bodies = (round * count..(round + 1) * count).map(|n| request(&body(n)));
         let requests = Arc::new(bodies.collect::<Vec<_>>());
         rounds.push(Round {
             endpoint: bare_endpoint(&requests, connections).await?,
             publish: bare_publish(&nats, count, connections).await?,
-            ours: ours(&ingest, &nats, &requests, connections, &mut answered).await?,
+            ours: receiving(&ours, &nats, &requests, connections, &mut answered).await?,
+            theirs: match &theirs {
+                Some(theirs) => {
+                    Some(receiving(theirs, &nats, &requests, connections, &mut theirs_answered).await?)
+                }
+                None => None,
+            },
         });
     }
     told(&rounds)?;
-    answered.sort();
-    println!(
-        "answered within: p50 {:.1} ms, p99 {:.1} ms; peak memory {:.0} MB",
-        answered[answered.len() / 2].as_secs_f64() * 1e3,
-        answered[answered.len() * 99 / 100].as_secs_f64() * 1e3,
-        peak_rss(ingest.pid().context("its id")?)? as f64 / 1e6
-    );
+    for (name, receiver, mut answered) in [("ours", Some(ours), answered), ("Node", theirs, theirs_answered)]
+    {
+        let Some(receiver) = receiver else { continue };
+        answered.sort();
+        println!(
+            "{name} answered within: p50 {:.1} ms, p99 {:.1} ms; peak memory {:.0} MB",
+            answered[answered.len() / 2].as_secs_f64() * 1e3,
+            answered[answered.len() * 99 / 100].as_secs_f64() * 1e3,
+            peak_rss(receiver.pid)? as f64 / 1e6
+        );
+    }
     Ok(())
 }
 
-async fn ours(
-    ingest: &Running,
+/// What takes webhooks to a log: ours, or a peer.
+struct Receiver {
+    pid: u32,
+    address: String,
+}
+
+async fn receiving(
+    receiver: &Receiver,
     nats: &Nats,
     requests: &Arc<Vec<Vec<u8>>>,
     connections: usize,
     answered: &mut Vec<Duration>,
 ) -> anyhow::Result<Cost> {
-    let (pid, broker_pid) = (ingest.pid().context("its id")?, nats.pid().context("its id")?);
-    let before = (cpu_seconds(pid)?, cpu_seconds(own())?, cpu_seconds(broker_pid)?);
+    let broker_pid = nats.pid().context("its id")?;
+    let before = (
+        cpu_seconds(receiver.pid)?,
+        cpu_seconds(own())?,
+        cpu_seconds(broker_pid)?,
+    );
     let began = Instant::now();
-    let address = ingest.listen_url();
-    let address = address.trim_start_matches("http://");
-    answered.extend(load(address, requests.clone(), connections).await?);
+    answered.extend(load(&receiver.address, requests.clone(), connections).await?);
     let thousands = requests.len() as f64 / 1e3;
     Ok(Cost {
-        program: (cpu_seconds(pid)? - before.0) / thousands,
+        program: (cpu_seconds(receiver.pid)? - before.0) / thousands,
         generator: (cpu_seconds(own())? - before.1) / thousands,
         broker: (cpu_seconds(broker_pid)? - before.2) / thousands,
         rate: requests.len() as f64 / began.elapsed().as_secs_f64(),
     })
 }
 
-/// The three, measured one after the other.
+/// All of them, measured one after the other.
 struct Round {
     endpoint: Cost,
     publish: Cost,
     ours: Cost,
+    theirs: Option<Cost>,
 }
 
 impl Round {
@@ -191,8 +226,8 @@ impl Round {
     }
 }
 
-/// Which of the three.
-type Of = fn(&Round) -> Cost;
+/// Which of them, if it was measured.
+type Of = fn(&Round) -> Option<Cost>;
 
 fn told(rounds: &[Round]) -> anyhow::Result<()> {
     let median = |of: &dyn Fn(&Round) -> f64| {
@@ -204,18 +239,23 @@ fn told(rounds: &[Round]) -> anyhow::Result<()> {
         "{:>28}  {:>9}  {:>8}  {:>9}  {:>8}",
         "CPU s per 1,000", "program", "broker", "generator", "rate /s"
     );
-    let costs: [(&str, Of); 3] = [
-        ("bare axum, verifying", |round| round.endpoint),
-        ("bare publish", |round| round.publish),
-        ("dsync-ingest", |round| round.ours),
+    let costs: [(&str, Of); 4] = [
+        ("bare axum, verifying", |round| Some(round.endpoint)),
+        ("bare publish", |round| Some(round.publish)),
+        ("dsync-ingest", |round| Some(round.ours)),
+        ("Node receiver", |round| round.theirs),
     ];
     for (name, cost) in costs {
+        if !rounds.iter().any(|round| cost(round).is_some()) {
+            continue;
+        }
+        let of = |part: fn(Cost) -> f64| median(&|round| cost(round).map_or(f64::NAN, part));
         println!(
             "{name:>28}  {:>9.4}  {:>8.4}  {:>9.4}  {:>8.0}",
-            median(&|round| cost(round).program),
-            median(&|round| cost(round).broker),
-            median(&|round| cost(round).generator),
-            median(&|round| cost(round).rate)
+            of(|cost| cost.program),
+            of(|cost| cost.broker),
+            of(|cost| cost.generator),
+            of(|cost| cost.rate)
         );
     }
     let cores = std::thread::available_parallelism()?.get() as f64;
@@ -233,5 +273,16 @@ fn told(rounds: &[Round]) -> anyhow::Result<()> {
         "ours ÷ bare axum, by rate: {:.3}",
         median(&|round| round.ours.rate / round.endpoint.rate)
     );
+    if rounds.iter().any(|round| round.theirs.is_some()) {
+        println!(
+            "ours ÷ Node receiver, by rate: {:.2}; CPU of theirs with the broker's ÷ of ours: {:.2}",
+            median(&|round| round
+                .theirs
+                .map_or(f64::NAN, |theirs| round.ours.rate / theirs.rate)),
+            median(&|round| round.theirs.map_or(f64::NAN, |theirs| {
+                (theirs.program + theirs.broker) / (round.ours.program + round.ours.broker)
+            }))
+        );
+    }
     Ok(())
 }
