@@ -76,6 +76,10 @@ pub async fn find_among_candidates(connection: &mut PgConnection, table: Table) 
 /// Notes how the rows of `source` (id, `user_id`, live, told) differ. Answers how many were only scrubbed.
 async fn judge(connection: &mut PgConnection, table: Table, source: &str) -> sqlx::Result<u64> {
     let (entity, person) = (table.entity, table.person("d.id", "d.user_id"));
+    // What follows from other columns differs where they do.
+    let written = table.columns(&mut *connection).await?;
+    let written: Vec<String> = written.iter().map(|name| format!("'{name}'")).collect();
+    let written = written.join(", ");
     let emptied: Vec<String> = table
         .attributes
         .iter()
@@ -102,7 +106,7 @@ async fn judge(connection: &mut PgConnection, table: Table, source: &str) -> sql
                  select array_agg(key order by key) as columns,
                      bool_and(a.value = 'null' or a.value = '[]') as emptied
                  from jsonb_each(to_jsonb(d.live)) as a full join jsonb_each(to_jsonb(d.told)) as b using (key)
-                 where a.value is distinct from b.value and key <> 'email_key'
+                 where a.value is distinct from b.value and key = any(array[{written}])
              ) as x on d.live is distinct from null and d.told is distinct from null
              where {person} is null or {person} not in (select user_id from dsync.erased)
          ), noted as (
