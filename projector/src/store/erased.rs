@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 
-use schema::picture::Picture;
 use schema::timestamp::Timestamp;
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
@@ -19,17 +18,6 @@ pub async fn among(connection: &mut PgConnection, ids: &[&str]) -> sqlx::Result<
     .fetch_all(connection)
     .await?;
     Ok(erased.into_iter().collect())
-}
-
-/// The erased people that `picture` says something of.
-pub(super) async fn in_picture(
-    connection: &mut PgConnection,
-    picture: &Picture<'_>,
-) -> sqlx::Result<HashSet<String>> {
-    let users = picture.users.keys();
-    let members = picture.memberships.keys().map(|(_, user)| user);
-    let ids: HashSet<&str> = users.chain(members).map(schema::ids::UserId::as_str).collect();
-    among(connection, &ids.into_iter().collect::<Vec<_>>()).await
 }
 
 /// Notes that these messages of the log made at `stream_created` are to be purged.

@@ -23,9 +23,9 @@ pub mod upkeep;
 mod users;
 mod written;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
-use schema::ids::DirectoryId;
+use schema::ids::{DirectoryId, UserId};
 use schema::picture::Picture;
 use sqlx::PgConnection;
 
@@ -36,17 +36,23 @@ pub use written::Effects;
 /// `connection` must be in a transaction. It is left holding the locks of the directories touched, so that writes
 /// within one directory are serial: exact history needs that, the registers do not.
 pub async fn write(connection: &mut PgConnection, picture: &Picture<'_>) -> sqlx::Result<Effects> {
-    lock(connection, picture).await?;
-    write_rows(connection, picture).await
+    let erased = lock::enter(connection, &touched(picture), &people(picture)).await?;
+    write_rows(connection, picture, erased).await
 }
 
 /// The same into the temporary tables that [`shadow::create`] made. No locks, no history.
 pub async fn write_beside(connection: &mut PgConnection, picture: &Picture<'_>) -> sqlx::Result<Effects> {
     lock::beside(connection).await?;
-    write_rows(connection, picture).await
+    let people: Vec<&str> = people(picture).into_iter().collect();
+    let erased = erased::among(connection, &people).await?;
+    write_rows(connection, picture, erased).await
 }
 
-async fn write_rows(connection: &mut PgConnection, picture: &Picture<'_>) -> sqlx::Result<Effects> {
+async fn write_rows(
+    connection: &mut PgConnection,
+    picture: &Picture<'_>,
+    erased: HashSet<String>,
+) -> sqlx::Result<Effects> {
     if !picture.directories.is_empty() {
         // What a directory takes along has history of its own: of a large one that is more than other statements may
         // take. Whoever waits for the locks meanwhile tries again.
@@ -54,7 +60,6 @@ async fn write_rows(connection: &mut PgConnection, picture: &Picture<'_>) -> sql
             .execute(&mut *connection)
             .await?;
     }
-    let erased = erased::in_picture(connection, picture).await?;
     let mut effects = Effects::default();
     let before = organization::of(connection, picture.directories.keys()).await?;
     let directories = directories::write(connection, picture.directories.iter()).await?;
@@ -82,7 +87,9 @@ async fn write_rows(connection: &mut PgConnection, picture: &Picture<'_>) -> sql
 /// Takes the locks that writing `picture` takes. For whoever writes in parts: locks are always taken in one order, and
 /// before the one that history takes with the first change.
 pub async fn lock(connection: &mut PgConnection, picture: &Picture<'_>) -> sqlx::Result<()> {
-    lock::directories(connection, &touched(picture)).await
+    lock::enter(connection, &touched(picture), &HashSet::new())
+        .await
+        .map(drop)
 }
 
 /// The directories a picture says something of or in.
@@ -96,4 +103,10 @@ fn touched<'p, 'a>(picture: &'p Picture<'a>) -> BTreeSet<&'p DirectoryId<'a>> {
         .chain(groups)
         .chain(memberships)
         .collect()
+}
+
+/// The people a picture says something of.
+fn people<'p>(picture: &'p Picture<'_>) -> HashSet<&'p str> {
+    let members = picture.memberships.keys().map(|(_, user)| user);
+    picture.users.keys().chain(members).map(UserId::as_str).collect()
 }

@@ -119,7 +119,7 @@ pub async fn advance(
 ) -> sqlx::Result<bool> {
     let directories: Vec<&str> = news.newest.keys().map(String::as_str).collect();
     let newest: Vec<OffsetDateTime> = news.newest.values().map(|at| (*at).into()).collect();
-    // One statement, for it is one round trip of the ten that a removal waits for.
+    // One statement, for it is one round trip of the five that a removal waits for at least.
     let moved = sqlx::query!(
         r#"
         with noted as (

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod cursor;
+mod erasing;
 mod history;
 mod rebuilding;
 

@@ -76,7 +76,7 @@ pub fn pool(url: &Secret, settings: &PoolSettings) -> Result<PgPool, SettingErro
 const IDLE: Duration = Duration::from_secs(1);
 
 /// A connection that one task keeps, for transaction after transaction: the pool would look at it before each and after
-/// each, which is three round trips on top of a small transaction's ten.
+/// each, which is three round trips on top of a small transaction's five.
 pub struct Kept {
     connection: PoolConnection<Postgres>,
     used_at: Instant,
