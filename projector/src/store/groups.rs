@@ -76,16 +76,19 @@ pub(super) async fn write<'r>(
             coalesce(x.version_source, ''), coalesce(x.version_digest, 0),
             coalesce(x.seen_at, '-infinity'), coalesce(x.seen_event, ''), coalesce(x.seen_source, ''),
             coalesce(x.gone_at, '-infinity'), coalesce(x.gone_event, ''), coalesce(x.gone_source, '')
-        from unnest(
-            $1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::timestamptz[],
-            $8::timestamptz[], $9::timestamptz[], $10::timestamptz[], $11::text[], $12::text[],
-            $13::bigint[], $14::timestamptz[], $15::text[], $16::text[], $17::timestamptz[],
-            $18::text[], $19::text[]
-        ) as x (
-            id, directory_id, own_organization_id, idp_id, name, raw_attributes, created_at, updated_at,
-            version_updated_at, version_observed_at, version_event, version_source, version_digest,
-            seen_at, seen_event, seen_source, gone_at, gone_event, gone_source
-        )
+        from (
+            select
+                unnest($1::text[]) as id, unnest($2::text[]) as directory_id,
+                unnest($3::text[]) as own_organization_id, unnest($4::text[]) as idp_id,
+                unnest($5::text[]) as name, unnest($6::text[]) as raw_attributes,
+                unnest($7::timestamptz[]) as created_at, unnest($8::timestamptz[]) as updated_at,
+                unnest($9::timestamptz[]) as version_updated_at,
+                unnest($10::timestamptz[]) as version_observed_at, unnest($11::text[]) as version_event,
+                unnest($12::text[]) as version_source, unnest($13::bigint[]) as version_digest,
+                unnest($14::timestamptz[]) as seen_at, unnest($15::text[]) as seen_event,
+                unnest($16::text[]) as seen_source, unnest($17::timestamptz[]) as gone_at,
+                unnest($18::text[]) as gone_event, unnest($19::text[]) as gone_source
+        ) as x
         left join directories as d on d.id = x.directory_id
         order by x.id collate "C"
         on conflict (id) do update set

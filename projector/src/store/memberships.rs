@@ -46,13 +46,14 @@ pub(super) async fn write<'r>(
             coalesce(d.organization_id, x.own_organization_id), x.own_organization_id,
             coalesce(x.seen_at, '-infinity'), coalesce(x.seen_event, ''), coalesce(x.seen_source, ''),
             coalesce(x.gone_at, '-infinity'), coalesce(x.gone_event, ''), coalesce(x.gone_source, '')
-        from unnest(
-            $1::text[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::text[], $7::text[],
-            $8::timestamptz[], $9::text[], $10::text[]
-        ) as x (
-            group_id, user_id, directory_id, own_organization_id, seen_at, seen_event, seen_source,
-            gone_at, gone_event, gone_source
-        )
+        from (
+            select
+                unnest($1::text[]) as group_id, unnest($2::text[]) as user_id,
+                unnest($3::text[]) as directory_id, unnest($4::text[]) as own_organization_id,
+                unnest($5::timestamptz[]) as seen_at, unnest($6::text[]) as seen_event,
+                unnest($7::text[]) as seen_source, unnest($8::timestamptz[]) as gone_at,
+                unnest($9::text[]) as gone_event, unnest($10::text[]) as gone_source
+        ) as x
         left join directories as d on d.id = x.directory_id
         order by x.group_id collate "C", x.user_id collate "C"
         on conflict (group_id, user_id) do update set

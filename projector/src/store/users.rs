@@ -97,18 +97,23 @@ pub(super) async fn write<'r>(
             coalesce(x.version_digest, 0), coalesce(x.seen_at, '-infinity'), coalesce(x.seen_event, ''),
             coalesce(x.seen_source, ''), coalesce(x.gone_at, '-infinity'), coalesce(x.gone_event, ''),
             coalesce(x.gone_source, '')
-        from unnest(
-            $1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
-            $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[],
-            $15::text[], $16::timestamptz[], $17::timestamptz[], $18::timestamptz[], $19::timestamptz[],
-            $20::text[], $21::text[], $22::bigint[], $23::timestamptz[], $24::text[], $25::text[],
-            $26::timestamptz[], $27::text[], $28::text[]
-        ) as x (
-            id, directory_id, own_organization_id, idp_id, email, username, first_name, last_name, name,
-            job_title, state, role, roles, custom_attributes, raw_attributes, created_at, updated_at,
-            version_updated_at, version_observed_at, version_event, version_source, version_digest,
-            seen_at, seen_event, seen_source, gone_at, gone_event, gone_source
-        )
+        from (
+            select
+                unnest($1::text[]) as id, unnest($2::text[]) as directory_id,
+                unnest($3::text[]) as own_organization_id, unnest($4::text[]) as idp_id,
+                unnest($5::text[]) as email, unnest($6::text[]) as username,
+                unnest($7::text[]) as first_name, unnest($8::text[]) as last_name,
+                unnest($9::text[]) as name, unnest($10::text[]) as job_title,
+                unnest($11::text[]) as state, unnest($12::text[]) as role, unnest($13::text[]) as roles,
+                unnest($14::text[]) as custom_attributes, unnest($15::text[]) as raw_attributes,
+                unnest($16::timestamptz[]) as created_at, unnest($17::timestamptz[]) as updated_at,
+                unnest($18::timestamptz[]) as version_updated_at,
+                unnest($19::timestamptz[]) as version_observed_at, unnest($20::text[]) as version_event,
+                unnest($21::text[]) as version_source, unnest($22::bigint[]) as version_digest,
+                unnest($23::timestamptz[]) as seen_at, unnest($24::text[]) as seen_event,
+                unnest($25::text[]) as seen_source, unnest($26::timestamptz[]) as gone_at,
+                unnest($27::text[]) as gone_event, unnest($28::text[]) as gone_source
+        ) as x
         left join directories as d on d.id = x.directory_id
         order by x.id collate "C"
         on conflict (id) do update set

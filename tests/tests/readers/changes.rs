@@ -413,6 +413,30 @@ async fn each_change_names_its_cause_and_what_is_not_one_leaves_no_row() -> anyh
 }
 
 #[tokio::test]
+async fn a_number_written_in_another_way_is_no_change() -> anyhow::Result<()> {
+    let postgres = Postgres::migrated().await?;
+    let pool = postgres.pool().await?;
+    for (second, level) in [(1, json!(1)), (2, json!(1.0)), (3, json!(2)), (4, json!(2.0))] {
+        let more = json!({"custom_attributes": {"level": level, "team": "a"}});
+        let id = format!("e{second}");
+        tell(
+            &pool,
+            event(&id, "dsync.user.updated", second, user("u1", 1, more)),
+        )
+        .await?;
+    }
+    let told = text(
+        &pool,
+        "select string_agg(event_id || ' ' || operation || ' ' || changed::text, ', ' order by change_id)
+         from directory.changes",
+    )
+    .await?;
+    let expected = "e1 created {}, e3 updated {custom_attributes}";
+    ensure!(told.as_deref() == Some(expected), "{told:?}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_directory_that_changes_hands_leaves_one_tenant_and_enters_the_other() -> anyhow::Result<()> {
     let postgres = Postgres::migrated().await?;
     let pool = postgres.pool().await?;
