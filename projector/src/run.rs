@@ -23,6 +23,7 @@ use service::clock::Clock;
 use service::postgres::{Kept, Trouble, answered, answered_within, described};
 use service::retry::Backoff;
 use sqlx::PgPool;
+use sqlx::postgres::PgExecutor;
 use tokio_util::sync::CancellationToken;
 
 use crate::apply::{self, Applied, Batch, Fate};
@@ -33,6 +34,8 @@ use crate::watch::{Verdict, appended_at, judge};
 
 /// How often it is renewed while nothing is applied.
 const RENEW: Duration = Duration::from_millis(1_500);
+/// A renewal that takes longer is none: the connection is given up.
+const RENEWED_WITHIN: Duration = Duration::from_secs(5);
 /// How often one that stands by asks for the lease.
 const STAND_BY: Duration = Duration::from_secs(1);
 /// A batch is several statements.
@@ -160,7 +163,7 @@ impl Worker {
     async fn stretch(&self, lane: Lane) -> Result<End, Stop> {
         let log = self.journal.identity().await?.ok_or(Stop::NoStream)?;
         answered(progress::begin(&self.pool, &self.stream, log.created)).await?;
-        let Some(position) = self.hold(lane).await? else {
+        let Some(position) = answered(self.hold(&self.pool, lane)).await? else {
             return Ok(End::StandBy);
         };
         if !self.is_same_log(lane, position).await? {
@@ -173,8 +176,8 @@ impl Worker {
     }
 
     /// Takes or renews the lease; where the lane stands, unless it is another's.
-    async fn hold(&self, lane: Lane) -> sqlx::Result<Option<Position>> {
-        answered(progress::hold(&self.pool, lane, &self.holder, self.tuning.lease)).await
+    async fn hold(&self, executor: impl PgExecutor<'_>, lane: Lane) -> sqlx::Result<Option<Position>> {
+        progress::hold(executor, lane, &self.holder, self.tuning.lease).await
     }
 
     /// Reads and applies from `position` on, keeping the lease and an eye on the log.
@@ -204,11 +207,15 @@ impl Worker {
             };
             let entries = match next {
                 Next::Apply(entries) => entries,
-                Next::Renew => match self.hold(lane).await? {
-                    Some(held) if held == position => continue,
-                    Some(_) => return Ok(End::Again),
-                    None => return Ok(End::StandBy),
-                },
+                Next::Renew => {
+                    // On the connection that batches are written with: so it proves itself before a batch waits for it.
+                    let renewing = self.hold(connection.ready().await?, lane);
+                    match answered_within(RENEWED_WITHIN, renewing).await? {
+                        Some(held) if held == position => continue,
+                        Some(_) => return Ok(End::Again),
+                        None => return Ok(End::StandBy),
+                    }
+                }
                 Next::Compare if self.is_same_log(lane, position).await? => continue,
                 Next::Compare => return Ok(End::Again),
             };

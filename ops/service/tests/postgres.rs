@@ -179,7 +179,7 @@ async fn a_kept_connection_is_looked_at_when_it_was_idle() {
     // Used a moment ago, it is taken at its word: that spares the round trip.
     kept.ready().await.unwrap();
     // That long it must be idle; nothing tells of it.
-    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    tokio::time::sleep(Duration::from_millis(2_100)).await;
     let Err(error) = kept.ready().await else {
         panic!("it is good for reading only")
     };

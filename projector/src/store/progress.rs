@@ -55,7 +55,7 @@ pub async fn position(executor: impl PgExecutor<'_>, lane: Lane) -> sqlx::Result
 
 /// Takes or renews the lease of `lane` for `holder`, and answers where the lane stands; nothing while another holds it.
 pub async fn hold(
-    pool: &PgPool,
+    executor: impl PgExecutor<'_>,
     lane: Lane,
     holder: &str,
     lease: Duration,
@@ -70,7 +70,7 @@ pub async fn hold(
         holder,
         interval(lease),
     )
-    .fetch_optional(pool)
+    .fetch_optional(executor)
     .await?;
     Ok(row.map(|row| at(row.stream_created, row.seq, row.seq_appended_at)))
 }

@@ -72,8 +72,9 @@ pub fn pool(url: &Secret, settings: &PoolSettings) -> Result<PgPool, SettingErro
         .connect_lazy_with(options))
 }
 
-/// After so long without a statement a connection is looked at before it is used.
-const IDLE: Duration = Duration::from_secs(1);
+/// After so long without a statement a connection is looked at before it is used. Whoever uses one more often than that,
+/// if only to renew a lease, never waits for the look.
+const IDLE: Duration = Duration::from_secs(2);
 
 /// A connection that one task keeps, for transaction after transaction: the pool would look at it before each and after
 /// each, which is three round trips on top of a small transaction's five.
