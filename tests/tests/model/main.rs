@@ -10,6 +10,7 @@ mod cursor;
 mod erasing;
 mod history;
 mod rebuilding;
+mod renewing;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
