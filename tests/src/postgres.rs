@@ -212,27 +212,16 @@ impl Postgres {
 
     /// Kills it outright, every process of it; back when they are gone, and the memory they shared with them.
     pub fn kill(&mut self) -> anyhow::Result<()> {
-        if let Some(mut process) = self.process.take() {
-            let workers = workers(process.pid());
-            process.kill();
-            for pid in &workers {
-                // It may have noticed already that its parent is gone.
-                signal_pid(*pid, Signal::KILL).ok();
-            }
-            let began = Instant::now();
-            while workers.iter().any(|pid| holds_memory(*pid)) {
-                anyhow::ensure!(began.elapsed() < DIES_WITHIN, "a killed Postgres still runs");
-                std::thread::sleep(Duration::from_millis(1));
-            }
-        }
-        // Also of one that ended by itself: the machine has room for some thousands, until it is started anew.
+        let gone = self.process.take().map_or(Ok(()), end);
+        // Also of one that ended by itself, and of one whose processes the disk holds on to for long: the machine has room
+        // for some thousands, until it is started anew.
         if let Some(id) = segment(&self.data()) {
             let mut remove = Command::new("ipcrm");
             remove.args(["-m", &id]).stderr(Stdio::null());
             // It may be gone already.
             remove.status().context("there is no ipcrm on this machine")?;
         }
-        Ok(())
+        gone
     }
 
     /// Asks it to stop, disconnecting everyone, and waits.
@@ -324,6 +313,22 @@ impl Drop for Postgres {
     fn drop(&mut self) {
         self.kill().ok();
     }
+}
+
+/// Kills a server and waits until its processes are gone.
+fn end(mut process: Process) -> anyhow::Result<()> {
+    let workers = workers(process.pid());
+    process.kill();
+    for pid in &workers {
+        // It may have noticed already that its parent is gone.
+        signal_pid(*pid, Signal::KILL).ok();
+    }
+    let began = Instant::now();
+    while workers.iter().any(|pid| holds_memory(*pid)) {
+        anyhow::ensure!(began.elapsed() < DIES_WITHIN, "a killed Postgres still runs");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
 }
 
 /// The id of the shared memory segment a server that is up, or did not end in order, holds its data with: the second

@@ -1,6 +1,7 @@
 //! A child process that cannot outlive the test: killed when dropped, and by a watchdog when the test process dies.
 
 use std::fs::File;
+use std::io::Write as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus};
@@ -149,7 +150,9 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         if std::thread::panicking() && !self.tail(1).is_empty() {
-            eprintln!("--- last words of {}\n{}\n---", self.name, self.tail(30));
+            // Nobody may listen any more. A second panic would end all at once, and what else is to be cleaned up stay.
+            let words = format!("--- last words of {}\n{}\n---\n", self.name, self.tail(30));
+            std::io::stderr().write_all(words.as_bytes()).ok();
         }
         self.kill();
     }

@@ -92,6 +92,33 @@ async fn a_postgres_leaves_no_shared_memory_however_it_ends() -> anyhow::Result<
     Ok(())
 }
 
+/// Nor does a test that fails while nobody reads what it says of that.
+#[tokio::test]
+async fn a_test_that_fails_unheard_leaves_no_shared_memory() -> anyhow::Result<()> {
+    const FAILS: &str = "DSYNC_TEST_FAILS_UNHEARD";
+    if std::env::var_os(FAILS).is_some() {
+        let postgres = Postgres::start().await?;
+        println!("\n{}", pid(&postgres.data())?);
+        panic!("as it shall");
+    }
+    let (heard, said) = std::io::pipe()?;
+    drop(heard);
+    let output = Command::new(std::env::current_exe()?)
+        .args([
+            "--exact",
+            "a_test_that_fails_unheard_leaves_no_shared_memory",
+            "--nocapture",
+        ])
+        .env(FAILS, "1")
+        .stderr(said)
+        .output()?;
+    assert!(!output.status.success());
+    let said = String::from_utf8(output.stdout)?;
+    let server = said.lines().find(|line| line.parse::<u32>().is_ok());
+    assert_eq!(segments(server.expect("the server's process id"))?, 0, "{said}");
+    Ok(())
+}
+
 #[tokio::test]
 async fn two_servers_share_nothing() -> anyhow::Result<()> {
     let (one, other) = tokio::try_join!(Postgres::start(), Postgres::start())?;
