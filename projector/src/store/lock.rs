@@ -1,5 +1,5 @@
-//! How a transaction that writes the projection begins: which tables it means, and locks that it holds to its end, so
-//! that writes within one directory are serial and none runs beside an erasure or a rebuild.
+//! How a transaction that writes the projection begins: which tables it means, locks that it holds to its end, so that
+//! writes within one directory are serial and none runs beside an erasure or a rebuild, and whom it must leave out.
 //!
 //! The statements that write the projection name its tables without a schema: live they are those of schema `dsync`, for
 //! a rebuild temporary ones of the same shape. So there is one set of statements, and a rebuild cannot differ from what
@@ -15,14 +15,13 @@ use sqlx::PgConnection;
 pub(super) async fn enter(
     connection: &mut PgConnection,
     directories: &BTreeSet<&DirectoryId<'_>>,
-    people: &HashSet<&str>,
+    people: &[&str],
 ) -> sqlx::Result<HashSet<String>> {
     let directories: Vec<&str> = directories.iter().map(|id| id.as_str()).collect();
-    let people: Vec<&str> = people.iter().copied().collect();
     let erased = sqlx::query_scalar!(
         r#"select dsync.enter($1::text[], $2::text[]) as "user_id!""#,
         &directories as &[&str],
-        &people as &[&str],
+        people as &[&str],
     )
     .fetch_all(connection)
     .await?;

@@ -43,8 +43,7 @@ pub async fn write(connection: &mut PgConnection, picture: &Picture<'_>) -> sqlx
 /// The same into the temporary tables that [`shadow::create`] made. No locks, no history.
 pub async fn write_beside(connection: &mut PgConnection, picture: &Picture<'_>) -> sqlx::Result<Effects> {
     lock::beside(connection).await?;
-    let people: Vec<&str> = people(picture).into_iter().collect();
-    let erased = erased::among(connection, &people).await?;
+    let erased = erased::among(connection, &people(picture)).await?;
     write_rows(connection, picture, erased).await
 }
 
@@ -87,9 +86,7 @@ async fn write_rows(
 /// Takes the locks that writing `picture` takes. For whoever writes in parts: locks are always taken in one order, and
 /// before the one that history takes with the first change.
 pub async fn lock(connection: &mut PgConnection, picture: &Picture<'_>) -> sqlx::Result<()> {
-    lock::enter(connection, &touched(picture), &HashSet::new())
-        .await
-        .map(drop)
+    lock::enter(connection, &touched(picture), &[]).await.map(drop)
 }
 
 /// The directories a picture says something of or in.
@@ -105,8 +102,9 @@ fn touched<'p, 'a>(picture: &'p Picture<'a>) -> BTreeSet<&'p DirectoryId<'a>> {
         .collect()
 }
 
-/// The people a picture says something of.
-fn people<'p>(picture: &'p Picture<'_>) -> HashSet<&'p str> {
+/// The people a picture says something of, each once.
+fn people<'p>(picture: &'p Picture<'_>) -> Vec<&'p str> {
     let members = picture.memberships.keys().map(|(_, user)| user);
-    picture.users.keys().chain(members).map(UserId::as_str).collect()
+    let people: HashSet<&UserId<'_>> = picture.users.keys().chain(members).collect();
+    people.into_iter().map(UserId::as_str).collect()
 }
