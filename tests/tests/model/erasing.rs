@@ -1,14 +1,10 @@
 //! An erasure and a batch that was read before it.
 
-use std::time::Duration;
-
 use anyhow::ensure;
 use projector::store;
-use tests::{Postgres, eventually};
+use tests::Postgres;
 
-use crate::{pictured, records, texts};
-
-const BOUND: Duration = Duration::from_mins(1);
+use crate::{pictured, records, somebody_waits, texts};
 
 /// What a batch knows of someone is old news if it had to wait for that person's erasure.
 #[tokio::test]
@@ -29,16 +25,7 @@ async fn who_is_erased_while_a_batch_waits_is_left_out_of_it() -> anyhow::Result
     let mut batch = pool.begin().await?;
     let writing = store::write(&mut batch, &picture);
     let erasing = async {
-        eventually(BOUND, async || {
-            let waits: bool = sqlx::query_scalar(
-                "select exists (select from pg_locks where locktype = 'advisory' and not granted)",
-            )
-            .fetch_one(&pool)
-            .await?;
-            ensure!(waits, "the batch does not wait yet");
-            Ok(())
-        })
-        .await?;
+        somebody_waits(&pool, "locktype = 'advisory'").await?;
         sqlx::query("insert into dsync.erased (user_id, erased_at) values ($1, now())")
             .bind(&person)
             .execute(&mut *erasure)

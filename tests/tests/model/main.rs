@@ -249,6 +249,31 @@ async fn append(journal: &Journal, records: &[Record], rng: &mut StdRng) -> anyh
     Ok(last)
 }
 
+/// One that works as in production, until `shutdown`.
+fn worker(pool: PgPool, journal: Journal, shutdown: &CancellationToken) -> Worker {
+    Worker {
+        pool,
+        journal,
+        stream: "DSYNC".to_owned(),
+        holder: "projector".to_owned(),
+        clock: Clock::system(),
+        metrics: Metrics::new(&prometheus::Registry::new()),
+        tuning: Tuning::default(),
+        shutdown: shutdown.clone(),
+    }
+}
+
+/// Waits until somebody waits for a lock of those in `pg_locks` that `meant` is true of.
+async fn somebody_waits(pool: &PgPool, meant: &str) -> anyhow::Result<()> {
+    eventually(Duration::from_mins(1), async || {
+        let asked = format!("select exists (select from pg_locks where {meant} and not granted)");
+        let waits: bool = sqlx::query_scalar(AssertSqlSafe(asked)).fetch_one(pool).await?;
+        ensure!(waits, "nobody waits for a lock");
+        Ok(())
+    })
+    .await
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn projectors_that_all_hold_the_lease_at_once_give_equal_tables() -> anyhow::Result<()> {
     let (postgres, mut nats) = (Postgres::migrated().await?, Nats::start().await?);
@@ -269,19 +294,14 @@ async fn projectors_that_all_hold_the_lease_at_once_give_equal_tables() -> anyho
         let mut tasks = JoinSet::new();
         for number in 0..projectors {
             let worker = Worker {
-                pool: postgres.pool().await?,
-                journal: log(&nats).await?,
-                stream: "DSYNC".to_owned(),
                 holder: format!("projector {number}"),
-                clock: Clock::system(),
-                metrics: Metrics::new(&prometheus::Registry::new()),
                 // A lease that ends at once: only the compare-and-set keeps them apart.
                 tuning: Tuning {
                     lease: Duration::ZERO,
                     batch_records: rng.random_range(1..40),
                     batch_bytes: 1 << 20,
                 },
-                shutdown: shutdown.clone(),
+                ..worker(postgres.pool().await?, log(&nats).await?, &shutdown)
             };
             for lane in Lane::EVERY {
                 tasks.spawn(worker.clone().work(lane));

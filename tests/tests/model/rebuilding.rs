@@ -18,7 +18,7 @@ use sqlx::{AssertSqlSafe, PgPool};
 use tests::{Nats, Postgres, eventually};
 use tokio_util::sync::CancellationToken;
 
-use crate::{append, clear, log, records, tables};
+use crate::{append, clear, log, records, somebody_waits, tables, worker};
 
 const BOUND: Duration = Duration::from_mins(1);
 
@@ -37,17 +37,12 @@ fn tools(pool: &PgPool, journal: &Journal) -> Tools {
 async fn work(pool: &PgPool, nats: &Nats, lane: Lane, seq: u64) -> anyhow::Result<()> {
     let shutdown = CancellationToken::new();
     let worker = Worker {
-        pool: pool.clone(),
-        journal: log(nats).await?,
-        stream: "DSYNC".to_owned(),
         holder: lane.as_str().to_owned(),
-        clock: Clock::system(),
-        metrics: projector::metrics::Metrics::new(&prometheus::Registry::new()),
         tuning: Tuning {
             batch_records: 7,
             ..Tuning::default()
         },
-        shutdown: shutdown.clone(),
+        ..worker(pool.clone(), log(nats).await?, &shutdown)
     };
     let task = tokio::spawn(worker.work(lane));
     eventually(BOUND, async || {
@@ -180,16 +175,7 @@ async fn a_lane_that_moves_on_while_a_build_begins_stands_in_no_other_log() -> a
         .await?;
     let tools = tools(&pool, &journal);
     let verifying = tokio::spawn(async move { tools.verify().await });
-    eventually(BOUND, async || {
-        let waits: bool = sqlx::query_scalar(
-            "select exists (select from pg_locks where relation = 'dsync.progress'::regclass and not granted)",
-        )
-        .fetch_one(&pool)
-        .await?;
-        ensure!(waits, "nobody asks where the lanes stand");
-        Ok(())
-    })
-    .await?;
+    somebody_waits(&pool, "relation = 'dsync.progress'::regclass").await?;
     let again = Record {
         id: "event_more".to_owned(),
         ..records[0].clone()

@@ -4,15 +4,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use projector::lane::Lane;
-use projector::metrics::Metrics;
-use projector::run::{Tuning, Worker};
 use rand::SeedableRng as _;
 use rand::prelude::StdRng;
-use service::clock::Clock;
 use tests::{Nats, Postgres, eventually};
 use tokio_util::sync::CancellationToken;
 
-use crate::{append, log, records};
+use crate::{append, log, records, worker};
 
 const BOUND: Duration = Duration::from_secs(20);
 
@@ -23,17 +20,7 @@ async fn a_lease_is_renewed_on_the_connection_that_batches_are_written_with() ->
     let (pool, journal) = (postgres.pool().await?, log(&nats).await?);
     append(&journal, &records(3), &mut StdRng::seed_from_u64(3)).await?;
     let shutdown = CancellationToken::new();
-    let worker = Worker {
-        pool: postgres.pool().await?,
-        journal,
-        stream: "DSYNC".to_owned(),
-        holder: "projector".to_owned(),
-        clock: Clock::system(),
-        metrics: Metrics::new(&prometheus::Registry::new()),
-        tuning: Tuning::default(),
-        shutdown: shutdown.clone(),
-    };
-    let work = tokio::spawn(worker.work(Lane::All));
+    let work = tokio::spawn(worker(postgres.pool().await?, journal, &shutdown).work(Lane::All));
     // It wrote, and its last word was that all of it counts.
     let mut writer = None;
     eventually(BOUND, async || {
