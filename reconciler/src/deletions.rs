@@ -86,8 +86,7 @@ pub async fn confirm(
             ..Confirmed::default()
         });
     }
-    let step = absent.len().div_ceil(SAMPLE);
-    let sample: Vec<Held> = absent.iter().step_by(step).cloned().collect();
+    let sample: Vec<Held> = sample(&absent).cloned().collect();
     let gone = really_gone(work, directory, entity, &sample, way).await?;
     if gone.len() < sample.len() {
         tracing::error!(
@@ -111,6 +110,11 @@ pub async fn confirm(
         held: absent,
         ..Confirmed::default()
     })
+}
+
+/// Some of the absent, from one end to the other.
+pub fn sample(absent: &[Held]) -> impl Iterator<Item = &Held> {
+    absent.iter().step_by(absent.len().div_ceil(SAMPLE).max(1))
 }
 
 /// Those that are gone by their own read, and the moment it speaks for.

@@ -8,7 +8,7 @@ use crate::difference::{Entity, Kind};
 use crate::findings::{Findings, Judged};
 use crate::judge::{CHUNK, Decided, hold, id_of, plainly};
 use crate::memberships::Way;
-use crate::plan::{self, Known, Verdict};
+use crate::plan::{self, Verdict};
 use crate::reading::{Pair, Reading};
 use crate::snapshot::Snapshot;
 use crate::store::checks::What;
@@ -74,15 +74,8 @@ impl Judge<'_> {
             let Some(at) = read.at(&row.group_id, &row.user_id) else {
                 continue;
             };
-            let known = Known {
-                shown: true,
-                seen_at: Some(row.seen_at.into()),
-                ..Known::default()
-            };
-            let one = Held {
-                group_id: row.group_id,
-                user_id: row.user_id,
-            };
+            let known = row.known();
+            let one = Held::from(row);
             match plan::gone(&known, at) {
                 Verdict::Drift(_) => candidates.push(one),
                 verdict => self.take(findings, &one.group_id, &one.user_id, verdict, false),

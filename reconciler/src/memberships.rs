@@ -2,7 +2,7 @@
 //!
 //! | way | requests | complete because |
 //! |---|---|---|
-//! | field | none beyond the users | users' `groups` was proved to be filled, by reading some of them from the other side |
+//! | field | none beyond the users | users' `groups` was proved to be filled, by reading some of them from the other side, and some of those that it takes a group from |
 //! | by group | a page a hundred members, one a group at least | each group's list came to its end |
 //! | by user | a page a user | each user's list came to its end |
 //!
@@ -14,6 +14,8 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use schema::timestamp::Timestamp;
 use serde::Serialize;
 
+use crate::deletions::sample;
+use crate::plan::{self, Verdict};
 use crate::snapshot::Listed;
 use crate::store::memberships;
 use crate::work::{Failure, Work};
@@ -109,8 +111,8 @@ impl Memberships {
         }
     }
 
-    /// From what users said of themselves, if that is proved to be all: what users with and without groups, and groups
-    /// that nobody named, say when asked themselves, is the same.
+    /// From what users said of themselves, if that is proved to be all: what users with and without groups, users it
+    /// takes a group from, and groups that nobody named, say when asked themselves, is the same.
     pub async fn from_field(
         work: &Work,
         directory: &str,
@@ -121,12 +123,15 @@ impl Memberships {
         if told.is_empty() {
             return Ok(None);
         }
+        // Those that would lose a group come first: where the field is filled for some only, it is they who show it,
+        // and a walk that believed it would end with a removal that is refuted, and conclude nothing, time and again.
+        let denied = denied(work, directory, users, groups).await?;
         let silent = users
             .ids()
             .iter()
             .filter(|id| !told.contains_key(*id))
             .take(PROOF);
-        for user in told.keys().take(PROOF).chain(silent) {
+        for user in denied.iter().chain(told.keys().take(PROOF)).chain(silent) {
             let listed = match groups_of(work, directory, user).await {
                 Ok((_, listed)) => listed,
                 // It went while we walked: another tells.
@@ -202,6 +207,30 @@ impl Memberships {
         }
         Ok(all)
     }
+}
+
+/// Users whose own words lack a group that readers see them in: of such memberships, the sample that is asked for
+/// before a mass removal is believed.
+async fn denied(
+    work: &Work,
+    directory: &str,
+    users: &Listed,
+    groups: &Listed,
+) -> Result<BTreeSet<String>, Failure> {
+    let told = users.groups_of();
+    let mut lost = Vec::new();
+    memberships::shown(&work.pool, directory, |row| {
+        let named = told
+            .get(&row.user_id)
+            .is_some_and(|all| all.contains(&row.group_id));
+        let listed = users.ids().contains(&row.user_id) && groups.ids().contains(&row.group_id);
+        if listed && !named && matches!(plan::gone(&row.known(), users.at()), Verdict::Drift(_)) {
+            lost.push(row.into());
+        }
+    })
+    .await?;
+    lost.sort();
+    Ok(sample(&lost).map(|one| one.user_id.clone()).collect())
 }
 
 /// The members of a group, and the moment that speaks for.

@@ -5,6 +5,7 @@ use sqlx::PgPool;
 use time::OffsetDateTime;
 
 use crate::plan::Known;
+use crate::store::held::Held;
 
 /// A membership that readers see.
 #[derive(Debug, Clone)]
@@ -15,6 +16,26 @@ pub struct Shown {
     pub user_id: String,
     /// When it was last seen.
     pub seen_at: OffsetDateTime,
+}
+
+impl Shown {
+    /// What is known of it.
+    pub fn known(&self) -> Known {
+        Known {
+            shown: true,
+            seen_at: Some(self.seen_at.into()),
+            ..Known::default()
+        }
+    }
+}
+
+impl From<Shown> for Held {
+    fn from(shown: Shown) -> Self {
+        Self {
+            group_id: shown.group_id,
+            user_id: shown.user_id,
+        }
+    }
 }
 
 /// Hands every membership of a directory that readers see to `each`, in no order.
