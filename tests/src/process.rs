@@ -7,12 +7,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 pub use rustix::process::Signal;
 use rustix::process::{Pid, kill_process};
 
 use crate::eventually::eventually;
+use crate::usage::after_the_name;
 use crate::watchdog::{Watchdog, Watched};
+
+/// How long a process may take to stop, once told: one that waits for the disk does so first.
+const STOPS_WITHIN: Duration = Duration::from_secs(10);
 
 /// A running child process; its output goes to a file.
 #[derive(Debug)]
@@ -149,7 +153,10 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        if std::thread::panicking() && !self.tail(1).is_empty() {
+        // A test that ends with an error does not panic. What nextest runs says its last words anyway: it shows the
+        // output of those that failed.
+        let heard = std::thread::panicking() || std::env::var_os("NEXTEST").is_some();
+        if heard && !self.tail(1).is_empty() {
             // Nobody may listen any more. A second panic would end all at once, and what else is to be cleaned up stay.
             let words = format!("--- last words of {}\n{}\n---\n", self.name, self.tail(30));
             std::io::stderr().write_all(words.as_bytes()).ok();
@@ -158,11 +165,34 @@ impl Drop for Process {
     }
 }
 
-/// Signals a process by its id.
+/// Signals a process by its id. One that is told to stop has stopped when this is back: after the signal its threads go
+/// on for a moment, long enough to answer what is asked next.
 pub(crate) fn signal_pid(pid: u32, signal: Signal) -> anyhow::Result<()> {
-    let pid = i32::try_from(pid)
+    let id = i32::try_from(pid)
         .ok()
         .and_then(Pid::from_raw)
         .context("not a process id")?;
-    kill_process(pid, signal).context("cannot signal a process")
+    kill_process(id, signal).context("cannot signal a process")?;
+    let began = Instant::now();
+    while signal == Signal::STOP && !has_stopped(pid) {
+        ensure!(
+            began.elapsed() < STOPS_WITHIN,
+            "a process that was told to stop goes on"
+        );
+        std::thread::yield_now();
+    }
+    Ok(())
+}
+
+/// Whether no thread of the process runs any more, be it that it is stopped or gone.
+fn has_stopped(pid: u32) -> bool {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
+        return true;
+    };
+    threads.flatten().all(|thread| {
+        let id = thread.file_name().to_str().and_then(|name| name.parse().ok());
+        // A thread may end at any time, and then has no state.
+        let state = id.and_then(|id| after_the_name(id).ok());
+        state.is_none_or(|state| state.starts_with(['T', 't', 'Z', 'X']))
+    })
 }

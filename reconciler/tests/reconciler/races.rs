@@ -298,7 +298,8 @@ async fn aba_made_between_pages_and_the_event_is_lost() -> anyhow::Result<()> {
 /// that happened long ago and was lost is repaired, and nothing that happens now is undone.
 #[tokio::test]
 async fn ten_seeded_races_end_equal_and_undo_nothing() -> anyhow::Result<()> {
-    let races = (0..10).map(async |seed| race_at_random(seed).await.with_context(|| format!("seed {seed}")));
+    let races =
+        (0..10).map(|seed| async move { race_at_random(seed).await.with_context(|| format!("seed {seed}")) });
     let races = futures_util::stream::iter(races).buffer_unordered(5);
     races.try_collect::<Vec<()>>().await.map(drop)
 }

@@ -171,7 +171,8 @@ impl Stand {
         if let Received::Event(record) | Received::Quarantined(record, _) =
             Record::receive(body, Source::Webhook, None, self.clock.now().into())
         {
-            self.journal.append(&record).await?;
+            // Told again until it is stored, as a webhook is.
+            eventually(BOUND, async || Ok(self.journal.append(&record).await?)).await?;
         }
         Ok(())
     }

@@ -33,27 +33,34 @@ fn promoted(nth: u32, second: u32) -> Record {
     told(nth, second, "dsync.user.updated", person(nth, second))
 }
 
-fn joined(nth: u32, second: u32) -> Record {
+/// The user is told as of `known`, as WorkOS does with each membership; so that the user was seen again is noted.
+fn joined(nth: u32, known: u32, second: u32) -> Record {
     let group = json!({
         "id": format!("g{}", nth % GROUPS), "directory_id": "d1", "organization_id": "org_1", "name": "Staff",
         "updated_at": "2026-01-01T00:00:01.000Z"
     });
-    let data = json!({"directory_id": "d1", "user": person(nth, 1), "group": group});
+    let data = json!({"directory_id": "d1", "user": person(nth, known), "group": group});
     told(nth, second, "dsync.group.user_added", data)
+}
+
+/// Rows updated so far, and those of them that wrote no index. What earlier transactions did is in it until the
+/// session hands it on, which it does now and then, but never within a transaction.
+async fn counted(transaction: &mut PgConnection) -> anyhow::Result<(i64, i64)> {
+    let counted = sqlx::query_as(
+        "select sum(n_tup_upd)::bigint, sum(n_tup_hot_upd)::bigint from pg_stat_xact_user_tables
+         where schemaname = 'dsync' and relname in ('directories', 'users', 'groups', 'memberships')",
+    );
+    Ok(counted.fetch_one(transaction).await?)
 }
 
 /// Rows updated by these records, and those of them that wrote no index.
 async fn updated(session: &mut PgConnection, records: &[Record]) -> anyhow::Result<(i64, i64)> {
     let mut transaction = session.begin().await?;
+    let before = counted(&mut transaction).await?;
     write_within(&mut transaction, records).await?;
-    let (rows, alone) = sqlx::query_as(
-        "select sum(n_tup_upd)::bigint, sum(n_tup_hot_upd)::bigint from pg_stat_xact_user_tables
-         where schemaname = 'dsync' and relname in ('directories', 'users', 'groups', 'memberships')",
-    )
-    .fetch_one(&mut *transaction)
-    .await?;
+    let after = counted(&mut transaction).await?;
     transaction.commit().await?;
-    Ok((rows, alone))
+    Ok((after.0 - before.0, after.1 - before.1))
 }
 
 #[tokio::test]
@@ -72,7 +79,9 @@ async fn an_event_writes_no_index_that_it_does_not_concern() -> anyhow::Result<(
             some(second)
                 .map(|nth| promoted(nth, 2 * second))
                 .collect::<Vec<_>>(),
-            some(second).map(|nth| joined(nth, 2 * second + 1)).collect(),
+            some(second)
+                .map(|nth| joined(nth, 2 * second, 2 * second + 1))
+                .collect(),
         ] {
             let (rows, alone) = updated(&mut session, &records).await?;
             ensure!(

@@ -266,7 +266,12 @@ async fn months_of_history_come_and_go() -> anyhow::Result<()> {
             .len()
             == 1
     );
-    let dropped = drop_partitions(&pool, now + 40 * DAY).await?;
+    // Whatever day it is, this month is over then and the next is not.
+    let in_the_next: OffsetDateTime =
+        sqlx::query_scalar("select date_trunc('month', now()) + interval '1 month 1 day'")
+            .fetch_one(&pool)
+            .await?;
+    let dropped = drop_partitions(&pool, in_the_next).await?;
     ensure!(dropped.len() == 1, "{dropped:?}");
     ensure!(text(&pool, where_is("u1")).await?.is_none());
     // Past moments of which history is gone have no answer; those of which it is kept have the right one.
