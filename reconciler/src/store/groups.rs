@@ -66,11 +66,13 @@ pub(super) async fn compare(
                 'name', x.name, 'raw_attributes', x.raw_attributes::jsonb, 'created_at', x.created_at,
                 'updated_at', x.updated_at
             ) end as after
-        from unnest(
-            $1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[], $7::timestamptz[]
-        ) with ordinality as x (
-            id, organization_id, idp_id, name, raw_attributes, created_at, updated_at, place
-        )
+        from (
+            select
+                generate_subscripts($1::text[], 1)::bigint as place, unnest($1::text[]) as id,
+                unnest($2::text[]) as organization_id, unnest($3::text[]) as idp_id,
+                unnest($4::text[]) as name, unnest($5::text[]) as raw_attributes,
+                unnest($6::timestamptz[]) as created_at, unnest($7::timestamptz[]) as updated_at
+        ) as x
         left join dsync.directories as d on d.id = $8
         left join lateral (select * from dsync.groups as g where g.id = x.id limit 1) as g on true
         left join lateral (select * from directory.groups as v where v.id = x.id limit 1) as v on true

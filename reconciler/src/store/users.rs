@@ -98,14 +98,18 @@ pub(super) async fn compare(
                 'raw_attributes', x.raw_attributes::jsonb, 'created_at', x.created_at,
                 'updated_at', x.updated_at
             ) end as after
-        from unnest(
-            $1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
-            $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[],
-            $15::timestamptz[], $16::timestamptz[]
-        ) with ordinality as x (
-            id, organization_id, idp_id, email, username, first_name, last_name, name, job_title, state,
-            role, roles, custom_attributes, raw_attributes, created_at, updated_at, place
-        )
+        -- Side by side in a list, columns are not written into a table of their own first.
+        from (
+            select
+                generate_subscripts($1::text[], 1)::bigint as place, unnest($1::text[]) as id,
+                unnest($2::text[]) as organization_id, unnest($3::text[]) as idp_id,
+                unnest($4::text[]) as email, unnest($5::text[]) as username,
+                unnest($6::text[]) as first_name, unnest($7::text[]) as last_name,
+                unnest($8::text[]) as name, unnest($9::text[]) as job_title,
+                unnest($10::text[]) as state, unnest($11::text[]) as role, unnest($12::text[]) as roles,
+                unnest($13::text[]) as custom_attributes, unnest($14::text[]) as raw_attributes,
+                unnest($15::timestamptz[]) as created_at, unnest($16::timestamptz[]) as updated_at
+        ) as x
         left join dsync.directories as d on d.id = $17
         left join lateral (select * from directory.users as v where v.id = x.id limit 1) as v on true
         cross join lateral (
