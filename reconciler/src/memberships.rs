@@ -123,9 +123,16 @@ impl Memberships {
         if told.is_empty() {
             return Ok(None);
         }
+        let mut all = Self::new(Way::Field);
+        all.at_all = Some(users.at());
+        for (user, groups) in told {
+            for group in groups {
+                all.members.entry(group.clone()).or_default().insert(user.clone());
+            }
+        }
         // Those that would lose a group come first: where the field is filled for some only, it is they who show it,
         // and a walk that believed it would end with a removal that is refuted, and conclude nothing, time and again.
-        let denied = denied(work, directory, users, groups).await?;
+        let denied = all.denied(work, directory, users, groups).await?;
         let silent = users
             .ids()
             .iter()
@@ -143,13 +150,6 @@ impl Memberships {
                 return Ok(None);
             }
         }
-        let mut all = Self::new(Way::Field);
-        all.at_all = Some(users.at());
-        for (user, groups) in told {
-            for group in groups {
-                all.members.entry(group.clone()).or_default().insert(user.clone());
-            }
-        }
         let unnamed = groups.ids().iter().filter(|id| !all.members.contains_key(*id));
         for group in unnamed.take(PROOF) {
             let page = Pages::of(&work.api, List::members(directory, group)).next().await;
@@ -160,6 +160,32 @@ impl Memberships {
             }
         }
         Ok(Some(all))
+    }
+
+    /// Users whom these memberships take out of a group that readers see them in: of those, the sample that is asked
+    /// for before a mass removal is believed.
+    async fn denied(
+        &self,
+        work: &Work,
+        directory: &str,
+        users: &Listed,
+        groups: &Listed,
+    ) -> Result<BTreeSet<String>, Failure> {
+        let mut lost = Vec::new();
+        memberships::shown(&work.pool, directory, |row| {
+            let (group, user) = (&row.group_id, &row.user_id);
+            let listed = users.ids().contains(user) && groups.ids().contains(group);
+            if listed
+                && !self.has(group, user)
+                && let Some(at) = self.at(group, user)
+                && matches!(plan::gone(&row.known(), at), Verdict::Drift(_))
+            {
+                lost.push(row.into());
+            }
+        })
+        .await?;
+        lost.sort();
+        Ok(sample(&lost).map(|one| one.user_id.clone()).collect())
     }
 
     /// From each group's members. A group that went while we walked is forgotten: it is for the groups' own list to
@@ -207,30 +233,6 @@ impl Memberships {
         }
         Ok(all)
     }
-}
-
-/// Users whose own words lack a group that readers see them in: of such memberships, the sample that is asked for
-/// before a mass removal is believed.
-async fn denied(
-    work: &Work,
-    directory: &str,
-    users: &Listed,
-    groups: &Listed,
-) -> Result<BTreeSet<String>, Failure> {
-    let told = users.groups_of();
-    let mut lost = Vec::new();
-    memberships::shown(&work.pool, directory, |row| {
-        let named = told
-            .get(&row.user_id)
-            .is_some_and(|all| all.contains(&row.group_id));
-        let listed = users.ids().contains(&row.user_id) && groups.ids().contains(&row.group_id);
-        if listed && !named && matches!(plan::gone(&row.known(), users.at()), Verdict::Drift(_)) {
-            lost.push(row.into());
-        }
-    })
-    .await?;
-    lost.sort();
-    Ok(sample(&lost).map(|one| one.user_id.clone()).collect())
 }
 
 /// The members of a group, and the moment that speaks for.
