@@ -5,13 +5,18 @@
 //! add up to.
 //!
 //! Any number of programs may start at once: an advisory lock lets one migrate while the others wait and then find
-//! nothing left to do.
+//! nothing left to do. A migration works beside programs that read and write. It waits for a lock of theirs only
+//! [`LOCKED_WITHIN`], because whoever comes after it waits behind it; then it lets go of all it holds and tries again.
 
 mod sqlx_driver;
 
-use refinery::Migration;
+use std::error::Error as _;
+use std::time::Duration;
+
+use refinery::{Migration, Report, Target};
+use sqlx::error::DatabaseError;
 use sqlx::postgres::{PgAdvisoryLock, PgPool};
-use sqlx::{Connection as _, PgConnection};
+use sqlx::{AssertSqlSafe, Connection as _, Either, PgConnection};
 
 use sqlx_driver::SqlxClient;
 
@@ -21,6 +26,13 @@ mod embedded {
 
 /// The table in which refinery keeps what was applied.
 const HISTORY: &str = "dsync.schema_history";
+
+/// How long a migration waits for a lock that another session holds.
+pub const LOCKED_WITHIN: Duration = Duration::from_secs(3);
+
+/// How often a migration that met with others' locks is tried, and how long after the last time: for over a minute.
+const TRIES: u32 = 15;
+const PAUSE: Duration = Duration::from_secs(2);
 
 /// Why the schema could not be brought up to date.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +45,25 @@ pub enum Error {
     Migration(#[from] refinery::Error),
 }
 
+impl Error {
+    /// What the database answered, if it is that: before a migration or within one. All of a migration was undone then.
+    pub fn database(&self) -> Option<&sqlx::Error> {
+        match self {
+            Self::Database(error) => Some(error),
+            Self::Migration(error) => error.source()?.downcast_ref(),
+        }
+    }
+
+    /// Whether others held locks: for too long, or in another order than the migration took them (deadlock).
+    fn is_contention(&self) -> bool {
+        let answer = self.database().and_then(sqlx::Error::as_database_error);
+        matches!(
+            answer.and_then(DatabaseError::code).as_deref(),
+            Some("55P03" | "40P01")
+        )
+    }
+}
+
 /// What [`run`] applied: version and name of each migration, in order. Empty if the schema was up to date.
 pub type Applied = Vec<(i32, String)>;
 
@@ -41,17 +72,38 @@ pub type Applied = Vec<(i32, String)>;
 /// Needs the right to create schemas only while something is missing; a program with fewer rights may call this once an
 /// administrator has migrated.
 pub async fn run(pool: &PgPool) -> Result<Applied, Error> {
+    run_to(pool, Target::Latest).await
+}
+
+/// Brings the schema up to version `newest` and no further: where a test of an upgrade begins.
+pub async fn run_up_to(pool: &PgPool, newest: i32) -> Result<Applied, Error> {
+    run_to(pool, Target::Version(newest)).await
+}
+
+async fn run_to(pool: &PgPool, target: Target) -> Result<Applied, Error> {
     let mut connection = pool.acquire().await?.detach();
     if pending(&mut connection).await? == Some(0) {
         connection.close().await?;
         return Ok(Vec::new());
     }
+    // To write a large table anew takes longer than any statement of the programs may.
+    sqlx::raw_sql("set statement_timeout = 0")
+        .execute(&mut connection)
+        .await?;
     let lock = PgAdvisoryLock::new("dsync migrations");
-    let mut guard = lock.acquire(connection).await?;
-    let applied = migrate(guard.as_mut()).await;
+    let mut guard = match lock.try_acquire(connection).await? {
+        Either::Left(guard) => guard,
+        Either::Right(connection) => {
+            tracing::warn!("another program migrates: waiting for it");
+            lock.acquire(connection).await?
+        }
+    };
+    let applied = migrate_beside_others(guard.as_mut(), target).await;
     // Closing the connection gives the lock back too, should saying so fail.
-    guard.release_now().await?.close().await?;
-    applied
+    let closed = async { guard.release_now().await?.close().await }.await;
+    let applied = applied?;
+    closed?;
+    Ok(applied)
 }
 
 /// How many migrations are still to be applied; nothing where none ever was.
@@ -82,7 +134,29 @@ pub async fn pending(connection: &mut PgConnection) -> Result<Option<usize>, Err
     ))
 }
 
-async fn migrate(connection: &mut PgConnection) -> Result<Applied, Error> {
+async fn migrate_beside_others(connection: &mut PgConnection, target: Target) -> Result<Applied, Error> {
+    sqlx::raw_sql(AssertSqlSafe(format!(
+        "set lock_timeout = '{}ms'",
+        LOCKED_WITHIN.as_millis()
+    )))
+    .execute(&mut *connection)
+    .await?;
+    let mut applied = Vec::new();
+    for _ in 1..TRIES {
+        match migrate(connection, target, &mut applied).await {
+            Err(error) if error.is_contention() => {
+                tracing::warn!("others hold locks that a migration needs: it waits, and tries again");
+                tokio::time::sleep(PAUSE).await;
+            }
+            other => return other.map(|()| applied),
+        }
+    }
+    migrate(connection, target, &mut applied).await?;
+    Ok(applied)
+}
+
+/// Adds what was applied to `applied`, also when a later migration fails.
+async fn migrate(connection: &mut PgConnection, target: Target, applied: &mut Applied) -> Result<(), Error> {
     let exists: bool = sqlx::query_scalar("select to_regnamespace('dsync') is not null")
         .fetch_one(&mut *connection)
         .await?;
@@ -91,12 +165,19 @@ async fn migrate(connection: &mut PgConnection) -> Result<Applied, Error> {
             .execute(&mut *connection)
             .await?;
     }
-    let mut runner = embedded::migrations::runner();
+    let mut runner = embedded::migrations::runner().set_target(target);
     runner.set_migration_table_name(HISTORY);
-    let report = runner.run_async(&mut SqlxClient(connection)).await?;
-    Ok(report
-        .applied_migrations()
-        .iter()
-        .map(|migration| (migration.version(), migration.name().to_owned()))
-        .collect())
+    let migrated = runner.run_async(&mut SqlxClient(connection)).await;
+    let report = match &migrated {
+        Ok(report) => Some(report),
+        Err(error) => error.report(),
+    };
+    applied.extend(
+        report
+            .into_iter()
+            .flat_map(Report::applied_migrations)
+            .map(|migration| (migration.version(), migration.name().to_owned())),
+    );
+    migrated?;
+    Ok(())
 }

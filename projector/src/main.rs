@@ -1,6 +1,8 @@
 //! `dsync-projector`: from settings to running lanes, and its subcommands.
 
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -187,11 +189,13 @@ const NO_READERS: &str = "readers have no access: this role may not create roles
 async fn serve(cli: &Cli, context: Context, pool: PgPool) -> anyhow::Result<ExitCode> {
     let metrics = Metrics::new(&context.metrics);
     let journal = connect(cli).await?;
-    ready_checks(&context, &pool, &journal);
+    let is_migrated = Arc::new(AtomicBool::new(false));
+    ready_checks(&context, &pool, &journal, is_migrated.clone());
     let _admin = admin::serve(cli.admin_addr, &context).await?;
     if !migrated(&pool, &context).await? {
         return Ok(ExitCode::SUCCESS);
     }
+    is_migrated.store(true, Ordering::Relaxed);
     let worker = Worker {
         pool: pool.clone(),
         journal: journal.clone(),
@@ -228,7 +232,7 @@ async fn serve(cli: &Cli, context: Context, pool: PgPool) -> anyhow::Result<Exit
     Ok(ExitCode::SUCCESS)
 }
 
-fn ready_checks(context: &Context, pool: &PgPool, journal: &Journal) {
+fn ready_checks(context: &Context, pool: &PgPool, journal: &Journal, is_migrated: Arc<AtomicBool>) {
     const PATIENCE: Duration = Duration::from_secs(2);
     let database = pool.clone();
     context.readiness.check("database", PATIENCE, move || {
@@ -238,6 +242,15 @@ fn ready_checks(context: &Context, pool: &PgPool, journal: &Journal) {
                 .fetch_one(&pool)
                 .await;
             seen.map(|_| ()).map_err(|error| described(&error).to_string())
+        }
+    });
+    // Until then it applies nothing: whoever replaces programs one by one must not stop the last old one yet.
+    context.readiness.check("schema", PATIENCE, move || {
+        let is_migrated = is_migrated.load(Ordering::Relaxed);
+        async move {
+            is_migrated
+                .then_some(())
+                .ok_or("it is not up to date yet: see the log")
         }
     });
     let log = journal.clone();
@@ -261,7 +274,11 @@ async fn grant_readers(pool: &PgPool) {
 async fn migrated(pool: &PgPool, context: &Context) -> anyhow::Result<bool> {
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
     loop {
-        match migrations::run(pool).await {
+        // A large table may take minutes, and a program that is told to stop has less.
+        let Some(migrated) = context.shutdown.run_until_cancelled(migrations::run(pool)).await else {
+            return Ok(false);
+        };
+        match migrated {
             Ok(applied) => {
                 for (version, name) in applied {
                     tracing::info!(version, name, "applied a migration");
@@ -269,10 +286,13 @@ async fn migrated(pool: &PgPool, context: &Context) -> anyhow::Result<bool> {
                 grant_readers(pool).await;
                 return Ok(true);
             }
-            Err(migrations::Error::Database(error)) if Trouble::of(&error) == Trouble::Transient => {
-                tracing::warn!(error = %described(&error), "waiting for the database");
-            }
-            Err(error) => return Err(error).context("the schema cannot be brought up to date"),
+            Err(error) => match error
+                .database()
+                .filter(|error| Trouble::of(error) == Trouble::Transient)
+            {
+                Some(error) => tracing::warn!(error = %described(error), "waiting for the database"),
+                None => return Err(error).context("the schema cannot be brought up to date"),
+            },
         }
         if !backoff.wait(&context.shutdown).await {
             return Ok(false);

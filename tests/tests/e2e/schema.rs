@@ -1,11 +1,14 @@
-//! The database schema: what the migrations add up to, and that any number of programs may migrate at once.
+//! The database schema: what the migrations add up to, that any number of programs may migrate at once, and that they
+//! migrate beside programs that read and write.
 
 use std::fmt::Write as _;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{PgPool, Row as _};
-use tests::{Nats, Postgres, Program};
+use tests::{Nats, Postgres, Program, eventually};
 
 const GOLDEN: &str = "tests/e2e/schema.golden";
 
@@ -101,19 +104,24 @@ async fn every_view_and_column_readers_see_is_documented() -> anyhow::Result<()>
     Ok(())
 }
 
+/// What makes the stream, without which no projector is ready.
+fn ingest(nats: &Nats) -> Program {
+    Program::new("dsync-ingest")
+        .env("NATS_URL", nats.url())
+        .env("WORKOS_WEBHOOK_SECRET", "whsec_x")
+}
+
+fn projector(postgres: &Postgres, nats: &Nats) -> Program {
+    Program::new("dsync-projector")
+        .env("NATS_URL", nats.url())
+        .env("DATABASE_URL", postgres.url())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_projectors_may_start_on_an_empty_database_at_once() -> anyhow::Result<()> {
     let (postgres, nats) = (Postgres::start().await?, Nats::start().await?);
-    let projector = || {
-        Program::new("dsync-projector")
-            .env("NATS_URL", nats.url())
-            .env("DATABASE_URL", postgres.url())
-    };
-    let _ingest = Program::new("dsync-ingest")
-        .env("NATS_URL", nats.url())
-        .env("WORKOS_WEBHOOK_SECRET", "whsec_x")
-        .start()
-        .await?;
+    let _ingest = ingest(&nats).start().await?;
+    let projector = || projector(&postgres, &nats);
     let mut all = [projector().spawn()?, projector().spawn()?, projector().spawn()?];
     for one in &mut all {
         one.ready().await?;
@@ -128,5 +136,187 @@ async fn three_projectors_may_start_on_an_empty_database_at_once() -> anyhow::Re
     for one in &mut all {
         one.terminate().await?;
     }
+    Ok(())
+}
+
+/// How long a test waits for what must come.
+const BOUND: Duration = Duration::from_mins(1);
+
+/// The last version before one that rewrites tables of those who read and write.
+const OLDER: i32 = 10;
+
+async fn older() -> anyhow::Result<(Postgres, PgPool)> {
+    let postgres = Postgres::start().await?;
+    let pool = postgres.pool().await?;
+    migrations::run_up_to(&pool, OLDER).await?;
+    Ok((postgres, pool))
+}
+
+/// The process id of a backend of `program` that has waited for a lock for `span`, and of which `is_meant` is true.
+async fn waiting(
+    pool: &PgPool,
+    program: &str,
+    span: Duration,
+    is_meant: impl Fn(i32) -> bool,
+) -> anyhow::Result<i32> {
+    eventually(BOUND, async || {
+        let pids: Vec<i32> = sqlx::query_scalar(
+            "select pid from pg_stat_activity
+            where application_name = $1 and wait_event_type = 'Lock' and clock_timestamp() - query_start >= $2",
+        )
+        .bind(program)
+        .bind(span)
+        .fetch_all(pool)
+        .await?;
+        let meant = pids.into_iter().find(|pid| is_meant(*pid));
+        meant.context("no migration waits for a lock")
+    })
+    .await
+}
+
+async fn is_up_to_date(pool: &PgPool) -> anyhow::Result<()> {
+    eventually(BOUND, async || {
+        let pending = migrations::pending(&mut *pool.acquire().await?).await?;
+        ensure!(pending == Some(0), "{pending:?} migrations are pending");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_waits_behind_a_migration_that_waits_for_a_long_query() -> anyhow::Result<()> {
+    let ((postgres, pool), nats) = (older().await?, Nats::start().await?);
+    let _ingest = ingest(&nats).start().await?;
+    let mut long = pool.begin().await?;
+    sqlx::query("select id from directory.users")
+        .fetch_all(&mut *long)
+        .await?;
+    let mut projector = projector(&postgres, &nats).spawn()?;
+    waiting(&pool, "dsync-projector", Duration::ZERO, |_| true).await?;
+    let login = sqlx::query("select id from directory.users").fetch_all(&pool);
+    tokio::time::timeout(BOUND, login)
+        .await
+        .context("a query waits behind the migration")??;
+    let pending = migrations::pending(&mut *pool.acquire().await?).await?;
+    ensure!(pending != Some(0), "the migration never had to wait");
+    ensure!(projector.readiness().await? == 503, "ready on an old schema");
+    long.commit().await?;
+    is_up_to_date(&pool).await?;
+    projector.ready().await?;
+    projector.terminate().await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_goes_on_after_the_server_ended_its_migration() -> anyhow::Result<()> {
+    let ((postgres, pool), nats) = (older().await?, Nats::start().await?);
+    let mut long = pool.begin().await?;
+    sqlx::query("select id from directory.users")
+        .fetch_all(&mut *long)
+        .await?;
+    let mut projector = projector(&postgres, &nats).spawn()?;
+    let first = waiting(&pool, "dsync-projector", Duration::ZERO, |_| true).await?;
+    sqlx::query("select pg_terminate_backend($1)")
+        .bind(first)
+        .execute(&pool)
+        .await?;
+    waiting(&pool, "dsync-projector", Duration::ZERO, |pid| pid != first).await?;
+    long.commit().await?;
+    is_up_to_date(&pool).await?;
+    projector.terminate().await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_that_is_told_to_stop_does_not_wait_for_its_migration() -> anyhow::Result<()> {
+    let ((postgres, pool), nats) = (older().await?, Nats::start().await?);
+    let mut long = pool.begin().await?;
+    sqlx::query("select id from directory.users")
+        .fetch_all(&mut *long)
+        .await?;
+    let mut projector = projector(&postgres, &nats).spawn()?;
+    waiting(&pool, "dsync-projector", Duration::ZERO, |_| true).await?;
+    projector.terminate().await?;
+    Ok(())
+}
+
+/// Migrates on connections whose statements may run for a second.
+async fn hurried(postgres: &Postgres) -> anyhow::Result<migrations::Applied> {
+    let options: PgConnectOptions = postgres.url().parse()?;
+    let pool = PgPoolOptions::new()
+        .connect_with(
+            options
+                .application_name("hurried")
+                .options([("statement_timeout", "1s")]),
+        )
+        .await?;
+    Ok(migrations::run(&pool).await?)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_migration_takes_longer_than_a_statement_may() -> anyhow::Result<()> {
+    let (postgres, pool) = older().await?;
+    let mut long = pool.begin().await?;
+    sqlx::query("select id from directory.users")
+        .fetch_all(&mut *long)
+        .await?;
+    let (applied, ()) = tokio::try_join!(hurried(&postgres), async {
+        waiting(&pool, "hurried", Duration::from_millis(1500), |_| true).await?;
+        Ok(long.commit().await?)
+    })?;
+    ensure!(applied.first().is_some_and(|(version, _)| *version == OLDER + 1));
+    is_up_to_date(&pool).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_migration_that_deadlocks_with_a_query_is_tried_again() -> anyhow::Result<()> {
+    let (postgres, pool) = older().await?;
+    // The other way round than the migration, which takes users first. The one that looks for a deadlock is the migration.
+    let mut query = pool.begin().await?;
+    sqlx::raw_sql("set local deadlock_timeout = '10min'; select id from dsync.groups")
+        .execute(&mut *query)
+        .await?;
+    let (applied, ()) = tokio::try_join!(hurried(&postgres), async {
+        waiting(&pool, "hurried", Duration::ZERO, |_| true).await?;
+        tokio::time::timeout(
+            BOUND,
+            sqlx::query("select id from dsync.users").fetch_all(&mut *query),
+        )
+        .await
+        .context("the migration and the query wait for one another")??;
+        // Its next try waits for the query, too.
+        waiting(&pool, "hurried", Duration::ZERO, |_| true).await?;
+        Ok(query.commit().await?)
+    })?;
+    ensure!(applied.first().is_some_and(|(version, _)| *version == OLDER + 1));
+    is_up_to_date(&pool).await
+}
+
+/// The version before the newest.
+const NEWEST_BUT_ONE: i32 = 13;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reconciler_begins_nothing_before_the_newest_migration() -> anyhow::Result<()> {
+    let (postgres, nats) = (Postgres::start().await?, Nats::start().await?);
+    let pool = postgres.pool().await?;
+    migrations::run_up_to(&pool, NEWEST_BUT_ONE).await?;
+    let pending = migrations::pending(&mut *pool.acquire().await?).await?;
+    ensure!(
+        pending == Some(1),
+        "a migration is new: NEWEST_BUT_ONE is to be raised"
+    );
+    let sweep = Program::new("dsync-reconciler")
+        .env("NATS_URL", nats.url())
+        .env("DATABASE_URL", postgres.url())
+        .env("WORKOS_API_KEY", "sk_x")
+        .arg("sweep")
+        .run()
+        .await?;
+    ensure!(
+        !sweep.status.success() && sweep.stderr.contains("no such schema yet"),
+        "{}{}",
+        sweep.stdout,
+        sweep.stderr
+    );
     Ok(())
 }
