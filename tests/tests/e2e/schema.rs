@@ -203,6 +203,11 @@ async fn nobody_waits_behind_a_migration_that_waits_for_a_long_query() -> anyhow
     long.commit().await?;
     is_up_to_date(&pool).await?;
     projector.ready().await?;
+    let said = projector.output();
+    ensure!(
+        said.contains("others hold locks") && !said.contains("alter table"),
+        "who waits says so, and not in pages of SQL:\n{said}"
+    );
     projector.terminate().await?;
     Ok(())
 }

@@ -4,6 +4,7 @@ mod trouble;
 
 use std::time::{Duration, Instant};
 
+use log::LevelFilter;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::{ConnectOptions as _, Connection as _, PgConnection, Postgres};
@@ -33,6 +34,9 @@ const ACQUIRED_WITHIN: Duration = Duration::from_secs(5);
 /// Longer than a statement waits for another program's locks, which the server ends before.
 const GIVEN_UP_AFTER: Duration = Duration::from_secs(40);
 
+/// A statement that takes longer is told of at debug level.
+const SLOW: Duration = Duration::from_secs(1);
+
 /// Connections to the database at `url`. Returns at once: they are opened when needed, and opened again when lost.
 /// An error only when the URL cannot be understood.
 ///
@@ -60,6 +64,8 @@ pub fn pool(url: &Secret, settings: &PoolSettings) -> Result<PgPool, SettingErro
         ("tcp_keepalives_interval", "5".to_owned()),
         ("tcp_keepalives_count", "4".to_owned()),
     ]);
+    // The driver's warning shows all of a statement, pages of it; how slow the database is, metrics tell.
+    let options = options.log_slow_statements(LevelFilter::Debug, SLOW);
     Ok(PgPoolOptions::new()
         .max_connections(settings.max_connections)
         .acquire_timeout(ACQUIRED_WITHIN)
