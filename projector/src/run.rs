@@ -38,8 +38,6 @@ const RENEW: Duration = Duration::from_millis(1_500);
 const RENEWED_WITHIN: Duration = Duration::from_secs(5);
 /// How often one that stands by asks for the lease.
 const STAND_BY: Duration = Duration::from_secs(1);
-/// A batch is several statements.
-const APPLIED_WITHIN: Duration = Duration::from_mins(2);
 /// How far apart transactions of the lane of everything begin at least, so that under load many records share one: each
 /// costs the database about as much as five records do. What takes access away has a lane of its own that never waits.
 const APART: Duration = Duration::from_millis(10);
@@ -55,6 +53,9 @@ pub struct Tuning {
     pub batch_records: usize,
     /// Bytes of bodies in a batch at most, or one record.
     pub batch_bytes: usize,
+    /// After so long the database is asked whether it is at work on a batch; if it is, it may go on. All that a large
+    /// directory takes along goes in one transaction, which takes minutes.
+    pub patience: Duration,
 }
 
 impl Default for Tuning {
@@ -63,6 +64,7 @@ impl Default for Tuning {
             lease: Duration::from_secs(5),
             batch_records: 1_000,
             batch_bytes: 4 << 20,
+            patience: Duration::from_mins(1),
         }
     }
 }
@@ -229,8 +231,9 @@ impl Worker {
             if lane == Lane::All {
                 not_before = tokio::time::Instant::now() + APART;
             }
-            let connection = connection.ready().await?;
-            match answered_within(APPLIED_WITHIN, apply::apply(connection, batch, self.clock.now())).await {
+            let backend = connection.backend();
+            let applying = apply::apply(connection.ready().await?, batch, self.clock.now());
+            match backend.answered(self.tuning.patience, applying).await {
                 Ok(applied) => {
                     position = batch.to();
                     self.count(lane, &entries, &applied, began.elapsed());

@@ -193,6 +193,33 @@ async fn a_kept_connection_is_looked_at_when_it_was_idle() {
         .unwrap();
 }
 
+#[tokio::test]
+async fn what_the_server_is_at_work_on_is_waited_for_and_nothing_else() {
+    const LIMIT: Duration = Duration::from_millis(100);
+    let mut server = Postgres::start().await.unwrap();
+    let settings = PoolSettings {
+        max_connections: 2,
+        statement_timeout: Duration::ZERO,
+        ..SETTINGS
+    };
+    let pool = pool(&Secret::from(server.url()), &settings).unwrap();
+    let mut kept = Kept::from(&pool).await.unwrap();
+    let backend = kept.backend();
+    let long = sqlx::query("select pg_sleep(1)").execute(kept.ready().await.unwrap());
+    backend.answered(LIMIT, long).await.unwrap();
+    // An answer that was lost on the way: the server has nothing to do.
+    let lost = std::future::pending::<Result<(), sqlx::Error>>();
+    let given_up = backend.answered(LIMIT, lost).await.unwrap_err();
+    assert_eq!(Trouble::of(&given_up), Trouble::Transient);
+    // A server that is gone says nothing, of that neither.
+    let connection = kept.ready().await.unwrap();
+    server.pause().unwrap();
+    let silent = backend.answered(LIMIT, sqlx::query("select 1").execute(connection));
+    let given_up = silent.await.unwrap_err();
+    assert_eq!(Trouble::of(&given_up), Trouble::Transient);
+    server.resume().unwrap();
+}
+
 /// The pool has one place, which the connection that is never answered holds.
 #[tokio::test]
 async fn a_connection_that_is_never_answered_is_given_up_and_gives_up_its_place() {

@@ -300,6 +300,7 @@ async fn projectors_that_all_hold_the_lease_at_once_give_equal_tables() -> anyho
                     lease: Duration::ZERO,
                     batch_records: rng.random_range(1..40),
                     batch_bytes: 1 << 20,
+                    ..Tuning::default()
                 },
                 ..worker(postgres.pool().await?, log(&nats).await?, &shutdown)
             };

@@ -1,9 +1,11 @@
-//! A lane that has nothing to do, and is ready for what comes.
+//! A lane that waits: for something to do, ready for what comes; and for a database that takes its time.
 
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use projector::lane::Lane;
+use projector::run::{Tuning, Worker};
+use projector::store::progress;
 use rand::SeedableRng as _;
 use rand::prelude::StdRng;
 use tests::{Nats, Postgres, eventually};
@@ -42,6 +44,52 @@ async fn a_lease_is_renewed_on_the_connection_that_batches_are_written_with() ->
         Ok(())
     })
     .await?;
+    shutdown.cancel();
+    Ok(work.await?)
+}
+
+/// A batch that was given up would begin again from nothing, and be given up again: what a large directory takes along
+/// goes in one transaction, however long that takes.
+#[tokio::test]
+async fn a_batch_is_not_given_up_while_the_database_is_at_work_on_it() -> anyhow::Result<()> {
+    let (postgres, nats) = tokio::try_join!(Postgres::migrated(), Nats::start())?;
+    let (pool, journal) = (postgres.pool().await?, log(&nats).await?);
+    let last = append(&journal, &records(3), &mut StdRng::seed_from_u64(3)).await?;
+    let mut slow = pool.begin().await?;
+    sqlx::query("lock table dsync.users in share mode")
+        .execute(&mut *slow)
+        .await?;
+    let shutdown = CancellationToken::new();
+    let worker = Worker {
+        tuning: Tuning {
+            patience: Duration::from_millis(50),
+            ..Tuning::default()
+        },
+        ..worker(postgres.pool().await?, journal, &shutdown)
+    };
+    let retries = worker.metrics.batch_retries.clone();
+    let work = tokio::spawn(worker.work(Lane::All));
+    eventually(BOUND, async || {
+        let waits: bool = sqlx::query_scalar(
+            "select exists (
+                select from pg_stat_activity
+                where wait_event_type = 'Lock' and clock_timestamp() - query_start > interval '500 ms'
+            )",
+        )
+        .fetch_one(&pool)
+        .await?;
+        ensure!(waits, "no statement waits for as long as ten patiences");
+        Ok(())
+    })
+    .await?;
+    slow.rollback().await?;
+    eventually(BOUND, async || {
+        let position = progress::position(&pool, Lane::All).await?.context("not begun")?;
+        ensure!(position.seq == last, "at {} of {last}", position.seq);
+        Ok(())
+    })
+    .await?;
+    ensure!(retries.get() == 0, "{} batches were tried again", retries.get());
     shutdown.cancel();
     Ok(work.await?)
 }

@@ -8,6 +8,7 @@ use log::LevelFilter;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::{ConnectOptions as _, Connection as _, PgConnection, Postgres};
+use time::OffsetDateTime;
 
 pub use trouble::{Described, Trouble, described};
 pub(crate) use trouble::{UNPROVEN, is_unproven};
@@ -86,17 +87,30 @@ const IDLE: Duration = Duration::from_secs(2);
 /// each, which is three round trips on top of a small transaction's five.
 pub struct Kept {
     connection: PoolConnection<Postgres>,
+    backend: Backend,
     used_at: Instant,
 }
 
 impl Kept {
     /// Takes one out of `pool`, which gets it back when this is dropped.
     pub async fn from(pool: &PgPool) -> Result<Self, sqlx::Error> {
-        let connection = answered(pool.acquire()).await?;
+        let mut connection = answered(pool.acquire()).await?;
+        let identity =
+            sqlx::query_as("select pid, backend_start from pg_stat_activity where pid = pg_backend_pid()");
+        let identity = answered(identity.fetch_one(&mut *connection)).await?;
         Ok(Self {
             connection,
+            backend: Backend {
+                pool: pool.clone(),
+                identity,
+            },
             used_at: Instant::now(),
         })
+    }
+
+    /// The server's end of the connection.
+    pub fn backend(&self) -> Backend {
+        self.backend.clone()
     }
 
     /// The connection. An error when it was idle and does not answer any more, or only for reading: then this is to be
@@ -144,6 +158,46 @@ pub fn answered_within<T, E: From<sqlx::Error>>(
             Ok(answer) => answer,
             Err(_) => Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()).into()),
         }
+    }
+}
+
+/// The server's process at the other end of a connection.
+#[derive(Clone, Debug)]
+pub struct Backend {
+    pool: PgPool,
+    /// Its id, and when it began: another server may have a process of the same id.
+    identity: (i32, OffsetDateTime),
+}
+
+impl Backend {
+    /// Waits for what this process was asked for as long as it is at work on it, however long that is: the server bounds
+    /// its statements itself. Every `limit` it is looked at, on another connection; what it is not at work on is given up,
+    /// as by [`answered_within`].
+    pub fn answered<T, E: From<sqlx::Error>>(
+        &self,
+        limit: Duration,
+        asking: impl Future<Output = Result<T, E>>,
+    ) -> impl Future<Output = Result<T, E>> {
+        let mut asking = Box::pin(asking);
+        async move {
+            loop {
+                match tokio::time::timeout(limit, &mut asking).await {
+                    Ok(answer) => return answer,
+                    Err(_) if self.is_at_work().await => {}
+                    Err(_) => return Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()).into()),
+                }
+            }
+        }
+    }
+
+    /// Whether the server says so. Behind a pooler the process may be another's by now, which is no reason to wait.
+    async fn is_at_work(&self) -> bool {
+        let (pid, began) = self.identity;
+        let look = sqlx::query_scalar(
+            "select exists (select from pg_stat_activity where pid = $1 and backend_start = $2 and state = 'active')",
+        );
+        let looking = look.bind(pid).bind(began).fetch_one(&self.pool);
+        answered_within(ACQUIRED_WITHIN, looking).await.unwrap_or(false)
     }
 }
 
