@@ -64,7 +64,7 @@ impl Default for Tuning {
             lease: Duration::from_secs(5),
             batch_records: 1_000,
             batch_bytes: 4 << 20,
-            patience: Duration::from_mins(1),
+            patience: Duration::from_mins(2),
         }
     }
 }
