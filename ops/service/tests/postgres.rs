@@ -195,7 +195,7 @@ async fn a_kept_connection_is_looked_at_when_it_was_idle() {
 
 #[tokio::test]
 async fn what_the_server_is_at_work_on_is_waited_for_and_nothing_else() {
-    const LIMIT: Duration = Duration::from_millis(100);
+    const LIMIT: Duration = Duration::from_millis(500);
     let mut server = Postgres::start().await.unwrap();
     let settings = PoolSettings {
         max_connections: 2,
@@ -205,7 +205,7 @@ async fn what_the_server_is_at_work_on_is_waited_for_and_nothing_else() {
     let pool = pool(&Secret::from(server.url()), &settings).unwrap();
     let mut kept = Kept::from(&pool).await.unwrap();
     let backend = kept.backend();
-    let long = sqlx::query("select pg_sleep(1)").execute(kept.ready().await.unwrap());
+    let long = sqlx::query("select pg_sleep(2)").execute(kept.ready().await.unwrap());
     backend.answered(LIMIT, long).await.unwrap();
     // An answer that was lost on the way: the server has nothing to do.
     let lost = std::future::pending::<Result<(), sqlx::Error>>();
