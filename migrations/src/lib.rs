@@ -6,7 +6,7 @@
 //!
 //! Any number of programs may start at once: an advisory lock lets one migrate while the others wait and then find
 //! nothing left to do. A migration works beside programs that read and write. It waits for a lock of theirs only
-//! [`LOCKED_WITHIN`], because whoever comes after it waits behind it; then it lets go of all it holds and tries again.
+//! 3 s, because whoever comes after it waits behind it; then it lets go of all it holds and tries again.
 
 mod sqlx_driver;
 
@@ -16,7 +16,7 @@ use std::time::Duration;
 use refinery::{Migration, Report, Target};
 use sqlx::error::DatabaseError;
 use sqlx::postgres::{PgAdvisoryLock, PgPool};
-use sqlx::{AssertSqlSafe, Connection as _, Either, PgConnection};
+use sqlx::{Connection as _, Either, PgConnection};
 
 use sqlx_driver::SqlxClient;
 
@@ -27,8 +27,8 @@ mod embedded {
 /// The table in which refinery keeps what was applied.
 const HISTORY: &str = "dsync.schema_history";
 
-/// How long a migration waits for a lock that another session holds.
-pub const LOCKED_WITHIN: Duration = Duration::from_secs(3);
+/// How often it is asked whether another program still migrates.
+const POLL: Duration = Duration::from_millis(200);
 
 /// How often a migration that met with others' locks is tried, and how long after the last time: for over a minute.
 const TRIES: u32 = 15;
@@ -86,17 +86,18 @@ async fn run_to(pool: &PgPool, target: Target) -> Result<Applied, Error> {
         connection.close().await?;
         return Ok(Vec::new());
     }
-    // To write a large table anew takes longer than any statement of the programs may.
-    sqlx::raw_sql("set statement_timeout = 0")
-        .execute(&mut connection)
-        .await?;
     let lock = PgAdvisoryLock::new("dsync migrations");
-    let mut guard = match lock.try_acquire(connection).await? {
-        Either::Left(guard) => guard,
-        Either::Right(connection) => {
-            tracing::warn!("another program migrates: waiting for it");
-            lock.acquire(connection).await?
+    let mut is_told = false;
+    // Asked again and again: one long wait would be cut by the statement's time-out.
+    let mut guard = loop {
+        match lock.try_acquire(connection).await? {
+            Either::Left(guard) => break guard,
+            Either::Right(waiting) => connection = waiting,
         }
+        if !std::mem::replace(&mut is_told, true) {
+            tracing::warn!("another program migrates: waiting for it");
+        }
+        tokio::time::sleep(POLL).await;
     };
     let applied = migrate_beside_others(guard.as_mut(), target).await;
     // Closing the connection gives the lock back too, should saying so fail.
@@ -135,12 +136,6 @@ pub async fn pending(connection: &mut PgConnection) -> Result<Option<usize>, Err
 }
 
 async fn migrate_beside_others(connection: &mut PgConnection, target: Target) -> Result<Applied, Error> {
-    sqlx::raw_sql(AssertSqlSafe(format!(
-        "set lock_timeout = '{}ms'",
-        LOCKED_WITHIN.as_millis()
-    )))
-    .execute(&mut *connection)
-    .await?;
     let mut applied = Vec::new();
     for _ in 1..TRIES {
         match migrate(connection, target, &mut applied).await {

@@ -6,6 +6,10 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+/// To write a large table anew takes longer than any statement of the programs may. For a lock that another holds there
+/// is little time: whoever comes after waits behind us. Of the transaction alone, for a pooler may give the session to others.
+const LIMITS: &str = "set local statement_timeout = 0; set local lock_timeout = '3s'";
+
 /// A connection as refinery wants one.
 pub(crate) struct SqlxClient<'c>(pub(crate) &'c mut PgConnection);
 
@@ -17,6 +21,7 @@ impl AsyncTransaction for SqlxClient<'_> {
         queries: T,
     ) -> Result<usize, Self::Error> {
         let mut transaction = self.0.begin().await?;
+        sqlx::raw_sql(LIMITS).execute(&mut *transaction).await?;
         let mut count = 0;
         for query in queries {
             // The text is embedded at build time, or refinery's own.

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{PgPool, Row as _};
-use tests::{Nats, Postgres, Program, eventually};
+use sqlx::{PgPool, Row as _, Transaction};
+use tests::{Nats, Postgres, Program, Running, eventually};
 
 const GOLDEN: &str = "tests/e2e/schema.golden";
 
@@ -183,16 +183,28 @@ async fn is_up_to_date(pool: &PgPool) -> anyhow::Result<()> {
     .await
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nobody_waits_behind_a_migration_that_waits_for_a_long_query() -> anyhow::Result<()> {
-    let ((postgres, pool), nats) = (older().await?, Nats::start().await?);
-    let _ingest = ingest(&nats).start().await?;
+/// A transaction that reads what migrations lock, and does not end by itself.
+async fn long_query(pool: &PgPool) -> anyhow::Result<Transaction<'static, sqlx::Postgres>> {
     let mut long = pool.begin().await?;
     sqlx::query("select id from directory.users")
         .fetch_all(&mut *long)
         .await?;
-    let mut projector = projector(&postgres, &nats).spawn()?;
-    waiting(&pool, "dsync-projector", Duration::ZERO, |_| true).await?;
+    Ok(long)
+}
+
+/// A projector that waits for such a transaction, and the process id of its backend.
+async fn held_up(postgres: &Postgres, nats: &Nats, pool: &PgPool) -> anyhow::Result<(Running, i32)> {
+    let running = projector(postgres, nats).spawn()?;
+    let backend = waiting(pool, "dsync-projector", Duration::ZERO, |_| true).await?;
+    Ok((running, backend))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_waits_behind_a_migration_that_waits_for_a_long_query() -> anyhow::Result<()> {
+    let ((postgres, pool), nats) = (older().await?, Nats::start().await?);
+    let _ingest = ingest(&nats).start().await?;
+    let long = long_query(&pool).await?;
+    let (mut projector, _) = held_up(&postgres, &nats, &pool).await?;
     let login = sqlx::query("select id from directory.users").fetch_all(&pool);
     tokio::time::timeout(BOUND, login)
         .await
@@ -215,12 +227,8 @@ async fn nobody_waits_behind_a_migration_that_waits_for_a_long_query() -> anyhow
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_program_goes_on_after_the_server_ended_its_migration() -> anyhow::Result<()> {
     let ((postgres, pool), nats) = (older().await?, Nats::start().await?);
-    let mut long = pool.begin().await?;
-    sqlx::query("select id from directory.users")
-        .fetch_all(&mut *long)
-        .await?;
-    let mut projector = projector(&postgres, &nats).spawn()?;
-    let first = waiting(&pool, "dsync-projector", Duration::ZERO, |_| true).await?;
+    let long = long_query(&pool).await?;
+    let (mut projector, first) = held_up(&postgres, &nats, &pool).await?;
     sqlx::query("select pg_terminate_backend($1)")
         .bind(first)
         .execute(&pool)
@@ -235,12 +243,8 @@ async fn a_program_goes_on_after_the_server_ended_its_migration() -> anyhow::Res
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_program_that_is_told_to_stop_does_not_wait_for_its_migration() -> anyhow::Result<()> {
     let ((postgres, pool), nats) = (older().await?, Nats::start().await?);
-    let mut long = pool.begin().await?;
-    sqlx::query("select id from directory.users")
-        .fetch_all(&mut *long)
-        .await?;
-    let mut projector = projector(&postgres, &nats).spawn()?;
-    waiting(&pool, "dsync-projector", Duration::ZERO, |_| true).await?;
+    let _long = long_query(&pool).await?;
+    let (mut projector, _) = held_up(&postgres, &nats, &pool).await?;
     projector.terminate().await?;
     Ok(())
 }
@@ -261,10 +265,7 @@ async fn hurried(postgres: &Postgres) -> anyhow::Result<migrations::Applied> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_migration_takes_longer_than_a_statement_may() -> anyhow::Result<()> {
     let (postgres, pool) = older().await?;
-    let mut long = pool.begin().await?;
-    sqlx::query("select id from directory.users")
-        .fetch_all(&mut *long)
-        .await?;
+    let long = long_query(&pool).await?;
     let (applied, ()) = tokio::try_join!(hurried(&postgres), async {
         waiting(&pool, "hurried", Duration::from_millis(1500), |_| true).await?;
         Ok(long.commit().await?)

@@ -156,9 +156,13 @@ pub fn answered_within<T, E: From<sqlx::Error>>(
     async move {
         match tokio::time::timeout(limit, asking).await {
             Ok(answer) => answer,
-            Err(_) => Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()).into()),
+            Err(_) => Err(given_up().into()),
         }
     }
+}
+
+fn given_up() -> sqlx::Error {
+    sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())
 }
 
 /// The server's process at the other end of a connection.
@@ -184,7 +188,7 @@ impl Backend {
                 match tokio::time::timeout(limit, &mut asking).await {
                     Ok(answer) => return answer,
                     Err(_) if self.is_at_work().await => {}
-                    Err(_) => return Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()).into()),
+                    Err(_) => return Err(given_up().into()),
                 }
             }
         }
