@@ -15,6 +15,7 @@
 //! here: whatever goes wrong, a lane goes back to the position that Postgres holds and reads on from there.
 
 pub mod apply;
+pub mod backlog;
 pub mod beside;
 pub mod config;
 pub mod dead_letters;

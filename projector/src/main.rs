@@ -13,7 +13,7 @@ use projector::metrics::Metrics;
 use projector::rebuild::Tools;
 use projector::run::{Tuning, Worker};
 use projector::scrub::Upkeep;
-use projector::{beside, dead_letters, erase, roles, status, store, watch};
+use projector::{backlog, beside, dead_letters, erase, roles, status, store, watch};
 use service::boot::{self, Context};
 use service::postgres::{self, PoolSettings, Trouble, described};
 use service::retry::Backoff;
@@ -215,6 +215,7 @@ async fn serve(cli: &Cli, context: Context, pool: PgPool) -> anyhow::Result<Exit
     };
     let mut tasks = JoinSet::new();
     tasks.spawn(upkeep.work(context.shutdown.clone()));
+    tasks.spawn(backlog::work(pool.clone(), context.shutdown.clone()));
     for lane in Lane::EVERY {
         tasks.spawn(worker.clone().work(lane));
     }

@@ -48,6 +48,8 @@ pub struct Metrics {
     pub deprovision_seconds: Histogram,
     /// Records that wait in the dead letters.
     pub dead_letters: IntGauge,
+    /// Directories that ended and whose history is still being written.
+    pub history_backlog: IntGauge,
     /// How often the log was found to have lost records.
     pub log_rewinds: IntCounter,
     /// 1 on the projector that works a lane.
@@ -86,6 +88,8 @@ impl Metrics {
             let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
             registered(registry, Histogram::with_opts(options))
         };
+        let gauge = |name: &str, help: &str| registered(registry, IntGauge::new(name, help));
+        let counter = |name: &str, help: &str| registered(registry, IntCounter::new(name, help));
         let lane_held = registered(
             registry,
             IntGaugeVec::new(
@@ -116,12 +120,9 @@ impl Metrics {
                 WORK,
             ),
             batch_events: histogram("dsync_projector_batch_events", "Records in a batch.", SIZE),
-            pending_messages: registered(
-                registry,
-                IntGauge::new(
-                    "dsync_projector_pending_messages",
-                    "Records of the log that the lane `all` has not applied yet.",
-                ),
+            pending_messages: gauge(
+                "dsync_projector_pending_messages",
+                "Records of the log that the lane `all` has not applied yet.",
             ),
             freshness_seconds: histogram(
                 "dsync_projector_freshness_seconds",
@@ -133,27 +134,22 @@ impl Metrics {
                 "Seconds from an event's created_at to being visible, of events that take access away.",
                 AGE,
             ),
-            dead_letters: registered(
-                registry,
-                IntGauge::new(
-                    "dsync_projector_dead_letters",
-                    "Records that wait in the dead letters.",
-                ),
+            dead_letters: gauge(
+                "dsync_projector_dead_letters",
+                "Records that wait in the dead letters.",
             ),
-            log_rewinds: registered(
-                registry,
-                IntCounter::new(
-                    "dsync_projector_log_rewinds_total",
-                    "How often the log was found to have lost records.",
-                ),
+            history_backlog: gauge(
+                "dsync_projector_history_backlog",
+                "Directories that ended and whose history is still being written.",
+            ),
+            log_rewinds: counter(
+                "dsync_projector_log_rewinds_total",
+                "How often the log was found to have lost records.",
             ),
             lane_held,
-            batch_retries: registered(
-                registry,
-                IntCounter::new(
-                    "dsync_projector_batch_retries_total",
-                    "Stretches of work that ended in an error and were begun again.",
-                ),
+            batch_retries: counter(
+                "dsync_projector_batch_retries_total",
+                "Stretches of work that ended in an error and were begun again.",
             ),
         }
     }

@@ -13,6 +13,7 @@ use service::clock::Clock;
 use sqlx::{Connection as _, PgConnection, PgPool};
 use tokio_util::sync::CancellationToken;
 
+use crate::backlog;
 use crate::beside::{Build, Error, Reach};
 use crate::rebuild_report::{Older, Rebuilt, Undone, Verified};
 use crate::store::differing;
@@ -146,6 +147,8 @@ impl Tools {
 
     /// Replaces what differs, with every writer waiting.
     async fn swap(&self, connection: &mut PgConnection, build: &mut Build) -> Result<Rebuilt, Error> {
+        // What is left of it would be written while they wait.
+        backlog::drain(&self.pool).await?;
         for _ in 0..ATTEMPTS {
             let mut transaction = connection.begin().await?;
             let stopped = Instant::now();
@@ -192,6 +195,7 @@ impl Tools {
         sqlx::raw_sql("set statement_timeout = 0")
             .execute(&mut connection)
             .await?;
+        backlog::drain(&self.pool).await?;
         let mut transaction = connection.begin().await?;
         swap::stop_writers(&mut transaction).await?;
         let newest = swap::newest(&mut transaction).await?;

@@ -53,8 +53,8 @@ pub struct Tuning {
     pub batch_records: usize,
     /// Bytes of bodies in a batch at most, or one record.
     pub batch_bytes: usize,
-    /// After so long the database is asked whether it is at work on a batch; if it is, it may go on. All that a large
-    /// directory takes along goes in one transaction, which takes minutes.
+    /// After so long the database is asked whether it is at work on a batch; if it is, it may go on. All that goes with
+    /// a large group, or comes back with a directory, is one transaction, which may take minutes.
     pub patience: Duration,
 }
 

@@ -67,6 +67,7 @@ async fn totals(connection: &mut PgConnection, now: OffsetDateTime) -> sqlx::Res
         users,
         memberships,
         changes,
+        history_backlog,
         rewound_at,
         rebuilt_at,
         rebuilt_rows,
@@ -76,6 +77,7 @@ async fn totals(connection: &mut PgConnection, now: OffsetDateTime) -> sqlx::Res
         .fact("users_about", Told::count(users.unsigned_abs()))
         .fact("memberships_about", Told::count(memberships.unsigned_abs()))
         .fact("changes_about", Told::count(changes.unsigned_abs()))
+        .fact("history_backlog", Told::count(history_backlog.unsigned_abs()))
         .fact("log_rewound", moment(rewound_at))
         .fact("rebuilt", moment(rebuilt_at))
         .fact(

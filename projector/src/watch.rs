@@ -13,8 +13,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::lane::Lane;
 use crate::metrics::Metrics;
-use crate::store::dead_letters;
 use crate::store::progress::{self, Found, Position};
+use crate::store::{backlog, dead_letters};
 
 /// What comparing the log with a lane's position shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +60,12 @@ pub async fn gauges(pool: PgPool, journal: Journal, metrics: Metrics, shutdown: 
         match answered(dead_letters::count(&pool)).await {
             Ok(count) => metrics.dead_letters.set(count),
             Err(error) => tracing::debug!(error = %described(&error), "dead letters cannot be counted"),
+        }
+        match answered(backlog::count(&pool)).await {
+            Ok(count) => metrics.history_backlog.set(count),
+            Err(error) => {
+                tracing::debug!(error = %described(&error), "the backlog of history cannot be counted");
+            }
         }
         let position = answered(progress::position(&pool, Lane::All))
             .await

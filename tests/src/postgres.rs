@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use sqlx::postgres::PgPoolOptions;
-use sqlx::{Connection as _, PgPool};
+use sqlx::{AssertSqlSafe, Connection as _, PgPool};
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 
@@ -104,6 +104,17 @@ impl Postgres {
         migrations::run(&pool).await.context("the migrations fail")?;
         pool.close().await;
         Ok(())
+    }
+
+    /// A server whose database has our schema, and whose history is written afterwards of whatever a directory takes
+    /// along, however little that is.
+    pub async fn deferring() -> anyhow::Result<Postgres> {
+        let postgres = Postgres::migrated().await?;
+        let pool = postgres.pool().await?;
+        let setting = format!("alter database {DATABASE} set dsync.deferred_above = 0");
+        sqlx::raw_sql(AssertSqlSafe(setting)).execute(&pool).await?;
+        pool.close().await;
+        Ok(postgres)
     }
 
     /// Where programs find its database, password included.

@@ -3,6 +3,8 @@
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 
+use super::backlog;
+
 /// What the database knew of a person, and lost.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Forgotten {
@@ -46,6 +48,7 @@ pub async fn forget(pool: &PgPool, id: &str, force: bool, now: OffsetDateTime) -
     )
     .execute(&mut *transaction)
     .await?;
+    backlog::write_early(&mut transaction, &backlog::Meant::person(id)).await?;
     let marks = marks(&mut transaction, id).await?;
     let memberships = sqlx::query!("delete from dsync.memberships where user_id = $1", id)
         .execute(&mut *transaction)

@@ -5,27 +5,36 @@
 //! a rebuild temporary ones of the same shape. So there is one set of statements, and a rebuild cannot differ from what
 //! it rebuilds.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 
-use schema::ids::DirectoryId;
 use sqlx::PgConnection;
 
+/// What a writer knows once it has its locks.
+pub(super) struct Entered {
+    /// Those of the people it means who are erased.
+    pub erased: HashSet<String>,
+    /// Whether history of some directory's end is still to be written: see [`super::backlog`].
+    pub has_backlog: bool,
+}
+
 /// Takes the lock of each directory, and shares the one that erasures hold alone; then answers which of `people` are
-/// erased. For the order of the locks see `dsync.enter` (V14).
+/// erased. For the order of the locks see `dsync.lock_directories` (V15).
 pub(super) async fn enter(
     connection: &mut PgConnection,
-    directories: &BTreeSet<&DirectoryId<'_>>,
+    directories: &[&str],
     people: &[&str],
-) -> sqlx::Result<HashSet<String>> {
-    let directories: Vec<&str> = directories.iter().map(|id| id.as_str()).collect();
-    let erased = sqlx::query_scalar!(
-        r#"select dsync.enter($1::text[], $2::text[]) as "user_id!""#,
-        &directories as &[&str],
+) -> sqlx::Result<Entered> {
+    let entered = sqlx::query!(
+        r#"select erased as "erased!", has_backlog as "has_backlog!" from dsync.entering($1::text[], $2::text[])"#,
+        directories as &[&str],
         people as &[&str],
     )
-    .fetch_all(connection)
+    .fetch_one(connection)
     .await?;
-    Ok(erased.into_iter().collect())
+    Ok(Entered {
+        erased: entered.erased.into_iter().collect(),
+        has_backlog: entered.has_backlog,
+    })
 }
 
 /// For a transaction that writes temporary tables instead, which nobody else sees: no locks.

@@ -4,6 +4,7 @@
 //! statements keep the greater of every register, so that writing twice, late or in another order changes nothing.
 //! Nothing is read, compared here and written back: the comparison is in the statement.
 
+pub mod backlog;
 mod columns;
 pub mod dead_letters;
 pub mod differing;
@@ -29,6 +30,7 @@ use schema::ids::{DirectoryId, UserId};
 use schema::picture::Picture;
 use sqlx::PgConnection;
 
+use backlog::Meant;
 pub use written::Effects;
 
 /// Writes `picture`, but for what it says of erased people, and answers which events had an effect.
@@ -36,29 +38,31 @@ pub use written::Effects;
 /// `connection` must be in a transaction. It is left holding the locks of the directories touched, so that writes
 /// within one directory are serial: exact history needs that, the registers do not.
 pub async fn write(connection: &mut PgConnection, picture: &Picture<'_>) -> sqlx::Result<Effects> {
-    let erased = lock::enter(connection, &touched(picture), &people(picture)).await?;
-    write_rows(connection, picture, erased).await
+    let lock::Entered { erased, has_backlog } =
+        lock::enter(connection, &touched(picture), &people(picture)).await?;
+    // Before the lock that history takes with the first change: whoever writes the backlog takes them in that order.
+    if has_backlog {
+        backlog::write_early(connection, &Meant::by(picture)).await?;
+    }
+    let mut effects = write_directories(connection, picture).await?;
+    // A directory may have ended in this very batch.
+    if !picture.directories.is_empty() {
+        backlog::write_early(connection, &Meant::by(picture)).await?;
+    }
+    write_rest(connection, picture, erased, &mut effects).await?;
+    Ok(effects)
 }
 
 /// The same into the temporary tables that [`shadow::create`] made. No locks, no history.
 pub async fn write_beside(connection: &mut PgConnection, picture: &Picture<'_>) -> sqlx::Result<Effects> {
     lock::beside(connection).await?;
     let erased = erased::among(connection, &people(picture)).await?;
-    write_rows(connection, picture, erased).await
+    let mut effects = write_directories(connection, picture).await?;
+    write_rest(connection, picture, erased, &mut effects).await?;
+    Ok(effects)
 }
 
-async fn write_rows(
-    connection: &mut PgConnection,
-    picture: &Picture<'_>,
-    erased: HashSet<String>,
-) -> sqlx::Result<Effects> {
-    if !picture.directories.is_empty() {
-        // What a directory takes along has history of its own: of a large one that is more than other statements may
-        // take. Whoever waits for the locks meanwhile tries again.
-        sqlx::query!("set local statement_timeout = '15min'")
-            .execute(&mut *connection)
-            .await?;
-    }
+async fn write_directories(connection: &mut PgConnection, picture: &Picture<'_>) -> sqlx::Result<Effects> {
     let mut effects = Effects::default();
     let before = organization::of(connection, picture.directories.keys()).await?;
     let directories = directories::write(connection, picture.directories.iter()).await?;
@@ -66,6 +70,15 @@ async fn write_rows(
     for row in directories {
         effects.add([row.version_event, row.seen_event, row.gone_event]);
     }
+    Ok(effects)
+}
+
+async fn write_rest(
+    connection: &mut PgConnection,
+    picture: &Picture<'_>,
+    erased: HashSet<String>,
+    effects: &mut Effects,
+) -> sqlx::Result<()> {
     let users = picture
         .users
         .iter()
@@ -80,7 +93,7 @@ async fn write_rows(
         effects.add([row.seen_event, row.gone_event]);
     }
     effects.erased = erased;
-    Ok(effects)
+    Ok(())
 }
 
 /// Takes the locks that writing `picture` takes. For whoever writes in parts: locks are always taken in one order, and
@@ -90,16 +103,17 @@ pub async fn lock(connection: &mut PgConnection, picture: &Picture<'_>) -> sqlx:
 }
 
 /// The directories a picture says something of or in.
-fn touched<'p, 'a>(picture: &'p Picture<'a>) -> BTreeSet<&'p DirectoryId<'a>> {
+fn touched<'p>(picture: &'p Picture<'_>) -> Vec<&'p str> {
     let directories = picture.directories.keys();
     let users = picture.users.values().map(|row| &row.directory);
     let groups = picture.groups.values().map(|row| &row.directory);
     let memberships = picture.memberships.values().map(|row| &row.directory);
-    directories
+    let all: BTreeSet<&DirectoryId<'_>> = directories
         .chain(users)
         .chain(groups)
         .chain(memberships)
-        .collect()
+        .collect();
+    all.into_iter().map(DirectoryId::as_str).collect()
 }
 
 /// The people a picture says something of, each once.

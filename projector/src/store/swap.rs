@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use time::OffsetDateTime;
 
 use super::shadow::{TABLES, Table};
-use super::{lock, progress};
+use super::{backlog, lock, progress};
 use crate::lane::Lane;
 use crate::store::progress::Position;
 
@@ -29,6 +29,8 @@ pub async fn stop_writers(connection: &mut PgConnection) -> sqlx::Result<Option<
         .execute(&mut *connection)
         .await?;
     lock::erasures(connection).await?;
+    // As long as the rows are what it is about.
+    backlog::write_all(connection).await?;
     stand(connection).await
 }
 

@@ -63,6 +63,7 @@ pub async fn scrub(pool: &PgPool, gone_before: OffsetDateTime) -> sqlx::Result<S
 }
 
 /// The conditions of `for update` are those of the index that finds the rows: one that came back meanwhile is left alone.
+/// What history is still to be written of keeps its values until then.
 async fn users(connection: &mut PgConnection, gone_before: OffsetDateTime) -> sqlx::Result<u64> {
     let row = sqlx::query!(
         r#"
@@ -73,7 +74,8 @@ async fn users(connection: &mut PgConnection, gone_before: OffsetDateTime) -> sq
         ), taken_along as materialized (
             select u.id from dsync.directories as d
             join dsync.users as u on u.directory_id = d.id
-            where d.gone_at < $1 and u.seen_at <= d.gone_at and u.version_observed_at < $1 and (
+            where d.gone_at < $1 and u.seen_at <= d.gone_at and u.version_observed_at < $1
+                and not exists (select from dsync.history_backlog as h where h.directory_id = d.id) and (
                 u.idp_id is not null or u.email is not null or u.username is not null
                 or u.first_name is not null or u.last_name is not null or u.name is not null
                 or u.job_title is not null or u.state is not null or u.role is not null
@@ -113,6 +115,7 @@ async fn groups(connection: &mut PgConnection, gone_before: OffsetDateTime) -> s
             select g.id from dsync.directories as d
             join dsync.groups as g on g.directory_id = d.id
             where d.gone_at < $1 and g.seen_at <= d.gone_at and g.version_observed_at < $1
+                and not exists (select from dsync.history_backlog as h where h.directory_id = d.id)
                 and (g.idp_id is not null or g.name is not null or g.raw_attributes is not null)
             limit $2 for update of g skip locked
         ), scrubbed as (

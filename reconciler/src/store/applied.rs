@@ -14,7 +14,7 @@ pub async fn position(pool: &PgPool) -> sqlx::Result<Option<(Timestamp, u64)>> {
 /// Whether the schema is as new as this program knows it; the projector brings it up to date. Asked for what the newest
 /// migration makes: whoever adds one says so here.
 pub async fn has_schema(pool: &PgPool) -> sqlx::Result<bool> {
-    sqlx::query_scalar!(r#"select to_regproc('dsync.enter') is not null as "there!""#)
+    sqlx::query_scalar!(r#"select to_regproc('dsync.entering') is not null as "there!""#)
         .fetch_one(pool)
         .await
 }

@@ -158,6 +158,38 @@ async fn wherever_the_lanes_stand_the_log_tells_what_was_tampered_with_and_puts_
     Ok(())
 }
 
+/// What history is still to tell of the rows as they are, it tells before they are replaced.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn history_of_a_directorys_end_is_written_before_rows_are_replaced() -> anyhow::Result<()> {
+    let (postgres, nats) = (Postgres::migrated().await?, Nats::start().await?);
+    let pool = postgres.pool().await?;
+    let journal = log(&nats).await?;
+    let last = append(&journal, &records(7), &mut StdRng::seed_from_u64(7)).await?;
+    work(&pool, &nats, Lane::All, last).await?;
+    work(&pool, &nats, Lane::Removals, 0).await?;
+    let ended = async || {
+        let ended = "insert into dsync.history_backlog (directory_id, seen_after, recorded_at, occurred_at, event_id, source)
+                     select directory_id, '-infinity', now(), now(), 'end', 'a' from dsync.users
+                     where seen_at > gone_at limit 1";
+        sqlx::raw_sql(ended).execute(&pool).await?;
+        anyhow::ensure!(store::backlog::count(&pool).await? == 1);
+        Ok(())
+    };
+    let told = async || {
+        let told = "with told as (delete from dsync.changes where event_id = 'end' returning 1) select count(*) from told";
+        sqlx::query_scalar::<_, i64>(told).fetch_one(&pool).await
+    };
+    let tools = tools(&pool, &journal);
+    tamper(&pool, &mut StdRng::seed_from_u64(7)).await?;
+    ended().await?;
+    tools.rebuild(false).await?;
+    ensure!(store::backlog::count(&pool).await? == 0 && told().await? > 0);
+    ended().await?;
+    tools.undo().await?;
+    ensure!(store::backlog::count(&pool).await? == 0 && told().await? > 0);
+    Ok(())
+}
+
 /// In a burst a lane moves on between two questions of a build: here, while it waits for the first one's answer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lane_that_moves_on_while_a_build_begins_stands_in_no_other_log() -> anyhow::Result<()> {

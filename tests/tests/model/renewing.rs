@@ -5,13 +5,14 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use projector::lane::Lane;
 use projector::run::{Tuning, Worker};
-use projector::store::progress;
+use projector::store::{self, progress};
 use rand::SeedableRng as _;
 use rand::prelude::StdRng;
+use sqlx::{Connection as _, PgConnection};
 use tests::{Nats, Postgres, eventually, holds};
 use tokio_util::sync::CancellationToken;
 
-use crate::{append, log, records, worker};
+use crate::{append, log, pictured, records, texts, worker};
 
 const BOUND: Duration = Duration::from_secs(20);
 
@@ -48,8 +49,43 @@ async fn a_lease_is_renewed_on_the_connection_that_batches_are_written_with() ->
     Ok(work.await?)
 }
 
-/// A batch that was given up would begin again from nothing, and be given up again: what a large directory takes along
-/// goes in one transaction, however long that takes.
+/// The limit for this program's statements is not that of a batch's, whatever is in it: a batch that the server ends would
+/// begin again from nothing.
+#[tokio::test]
+async fn a_batchs_statements_may_take_longer_than_others() -> anyhow::Result<()> {
+    let postgres = Postgres::migrated().await?;
+    let mut connection = postgres.pool().await?.acquire().await?.detach();
+    sqlx::raw_sql("set statement_timeout = '30s'")
+        .execute(&mut connection)
+        .await?;
+    let limit = async |connection: &mut PgConnection| {
+        let shown = sqlx::query_scalar::<_, String>("show statement_timeout");
+        shown.fetch_one(connection).await
+    };
+    let records = records(3);
+    let texts = texts(&records);
+    for kind in ["dsync.user", "dsync.group", "dsync.deleted"] {
+        let (some, of_them): (Vec<_>, Vec<_>) = records
+            .iter()
+            .zip(&texts)
+            .filter(|(record, _)| record.event_type.starts_with(kind))
+            .map(|(record, text)| (record.clone(), text.clone()))
+            .unzip();
+        ensure!(!some.is_empty(), "no {kind}");
+        let mut transaction = connection.begin().await?;
+        store::write(&mut transaction, &pictured(&of_them, &some)).await?;
+        ensure!(limit(&mut transaction).await? == "15min", "{kind}");
+        transaction.commit().await?;
+        ensure!(
+            limit(&mut connection).await? == "30s",
+            "{kind}: it outlives its transaction"
+        );
+    }
+    Ok(())
+}
+
+/// A batch that was given up would begin again from nothing, and be given up again: what goes with a large group, or comes
+/// back with a directory, goes in one transaction, however long that takes.
 #[tokio::test]
 async fn a_batch_is_not_given_up_while_the_database_is_at_work_on_it() -> anyhow::Result<()> {
     // Longer than the way from one statement to the next on a busy machine.

@@ -3,13 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, ensure};
+use projector::{backlog, store};
 use rand::prelude::*;
 use serde_json::{Value, json};
 use sqlx::PgPool;
 use tests::{Postgres, agrees};
 use workos_sim::{DirectoryOptions, Options, Seed, Sim, Truth};
 
-use super::{events, rows, text, write};
+use super::changes::clear;
+use super::{events, records_of_day, rows, text, write};
 
 const MOMENTS: usize = 50;
 
@@ -101,6 +103,61 @@ async fn past_moments_look_as_the_source_did_then() -> anyhow::Result<()> {
             "at {moment} the view showed otherwise"
         );
     }
+    Ok(())
+}
+
+/// What the views show now, or showed at `moment`.
+async fn views(pool: &PgPool, moment: Option<&str>) -> anyhow::Result<Vec<Vec<Value>>> {
+    let mut all = Vec::new();
+    for view in ["users", "groups", "memberships"] {
+        let at = moment.map_or(String::new(), |moment| format!("_at('{moment}')"));
+        // When a membership was last seen is told by the view alone.
+        let but = if view == "memberships" { " - 'seen_at'" } else { "" };
+        let query = format!("select to_jsonb(v){but} as row from directory.{view}{at} as v");
+        all.push(rows(pool, query).await?);
+    }
+    Ok(all)
+}
+
+/// The wildest histories, while what directories took along is still to be told, and after it was.
+#[tokio::test]
+async fn past_moments_look_as_the_views_did_then_while_history_is_written() -> anyhow::Result<()> {
+    let postgres = Postgres::deferring().await?;
+    let pool = postgres.pool().await?;
+    let mut looked = 0;
+    for seed in 0..6 {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut moments = Vec::new();
+        for day in 1..=8 {
+            let mut records = records_of_day(seed * 100 + day as u64, 50, day);
+            while !records.is_empty() {
+                let size = rng.random_range(1..=8).min(records.len());
+                let batch: Vec<_> = records.drain(..size).collect();
+                write(&pool, &batch).await?;
+                let now = text(&pool, "select clock_timestamp()").await?.unwrap();
+                moments.push((now, views(&pool, None).await?));
+                if store::backlog::count(&pool).await? > 0 {
+                    looked += 1;
+                    let (moment, then) = moments.choose(&mut rng).unwrap();
+                    ensure!(
+                        views(&pool, Some(moment)).await? == *then,
+                        "seed {seed}, day {day}: at {moment}"
+                    );
+                    let (listed, part) = (rng.random_range(1..4), rng.random_range(1..3));
+                    backlog::write_listed(&pool, listed, part).await?;
+                }
+            }
+        }
+        backlog::drain(&pool).await?;
+        for (moment, then) in moments.sample(&mut rng, 30) {
+            ensure!(
+                views(&pool, Some(moment)).await? == *then,
+                "seed {seed}: at {moment}"
+            );
+        }
+        clear(&pool).await?;
+    }
+    ensure!(looked > 100, "history was unfinished {looked} times");
     Ok(())
 }
 

@@ -57,6 +57,15 @@ impl Stage {
         tell(&pool, json!({"id": "x1", "event": "dsync.user.created", "created_at": "2026-01-01T00:00:00Z",
             "data": {"id": "user_of_nobody", "directory_id": "directory_of_nobody", "email": "nobody@example.com"}}))
             .await?;
+        // Of every directory history is still being written, as it is of large ones that ended: nothing later than `moment`.
+        sqlx::raw_sql(
+            "insert into dsync.history_backlog (directory_id, seen_after, recorded_at, occurred_at, event_id, source)
+             select id, '-infinity', '-infinity', '-infinity', seen_event, 'a' from dsync.directories;
+             insert into dsync.history_told_early (directory_id, entity, id)
+             select directory_id, 'user', id from dsync.users union select directory_id, 'group', id from dsync.groups",
+        )
+        .execute(&pool)
+        .await?;
         let organizations = rows(
             &pool,
             "select distinct organization_id as id from directory.users where organization_id is not null",

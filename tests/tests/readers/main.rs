@@ -13,6 +13,7 @@
 
 mod as_of;
 mod changes;
+mod ends;
 mod forgetting;
 mod heap_only;
 #[path = "../model/history.rs"]
@@ -52,6 +53,11 @@ fn record(body: &[u8], source: Source) -> Record {
 
 /// The random history of the model tests, as records.
 fn random_records(seed: u64, length: usize) -> Vec<Record> {
+    records_of_day(seed, length, 1)
+}
+
+/// The same on a day of the same month: what it tells comes after all that a history of an earlier day does.
+fn records_of_day(seed: u64, length: usize, day: usize) -> Vec<Record> {
     history::history(seed, length)
         .iter()
         .map(|body| {
@@ -60,7 +66,9 @@ fn random_records(seed: u64, length: usize) -> Vec<Record> {
             } else {
                 Source::Webhook
             };
-            record(&body.json, source)
+            let json =
+                String::from_utf8_lossy(&body.json).replace("2024-05-01", &format!("2024-05-{day:02}"));
+            record(json.as_bytes(), source)
         })
         .collect()
 }

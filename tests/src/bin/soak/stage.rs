@@ -202,7 +202,7 @@ impl Stage {
 async fn servers(small_disks: bool) -> anyhow::Result<(Nats, Postgres, BTreeMap<Place, Disk>)> {
     let mut disks = BTreeMap::new();
     let mut nats = Nats::absent(NatsOptions::default())?;
-    let mut postgres = Postgres::migrated().await?;
+    let mut postgres = Postgres::deferring().await?;
     if small_disks {
         std::fs::create_dir(nats.store())?;
         disks.insert(Place::Nats, Disk::over(&nats.store(), NATS_DISK)?);

@@ -78,6 +78,16 @@ impl Stage {
         verdict.lost = lost(&acknowledged, &log);
         let dead = sqlx::query_scalar("select count(*) from dsync.dead_letters");
         verdict.dead_letters = dead.fetch_one(&self.pool).await?;
+        let told = eventually(patience, async || {
+            let backlog = sqlx::query_scalar::<_, i64>("select count(*) from dsync.history_backlog");
+            ensure!(
+                backlog.fetch_one(&self.pool).await? == 0,
+                "history is not told to its end"
+            );
+            Ok(())
+        })
+        .await;
+        verdict.wrong.extend(told.err().map(|error| format!("{error:#}")));
         let history = history(&self.pool).await?;
         verdict.changes = history.len();
         verdict.duplicated_effects = faults_of(&history);

@@ -1,0 +1,347 @@
+//! The end of a directory is in force at once; the history of what it took along follows, and is none the worse for it.
+
+use anyhow::{Context as _, ensure};
+use projector::store::backlog::{Entity, Key, Place};
+use projector::store::erase;
+use projector::store::upkeep::{Scrubbed, scrub};
+use projector::{backlog, store};
+use schema::record::{Record, Source};
+use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, PgPool};
+use tests::{Nats, Postgres, Program, eventually};
+use time::macros::datetime;
+
+use super::changes::{adds_up, clear};
+use super::{BOUND, append, log_on, reader, record, rows, text, write};
+
+const AT: &str = "2026-01-01T00:00:00Z";
+const ENDED: &str = "2026-01-02T00:00:00Z";
+
+fn told(event: &str, kind: &str, at: &str, data: Value) -> Record {
+    let body = json!({"id": event, "event": kind, "created_at": at, "data": data}).to_string();
+    record(body.as_bytes(), Source::Webhook)
+}
+
+fn user(id: &str, directory: &str) -> Value {
+    json!({
+        "id": id, "directory_id": directory, "organization_id": format!("org_{directory}"), "state": "active",
+        "email": format!("{id}@example.com"), "updated_at": AT
+    })
+}
+
+fn group(directory: &str) -> Value {
+    json!({
+        "id": format!("g_{directory}"), "directory_id": directory, "organization_id": format!("org_{directory}"),
+        "name": "Staff", "updated_at": AT
+    })
+}
+
+/// A directory of three people, of whom two are in a group.
+fn directory(id: &str) -> Vec<Record> {
+    let own = json!({"id": id, "organization_id": format!("org_{id}"), "state": "linked", "updated_at": AT});
+    let mut all = vec![told(&format!("{id}_1"), "dsync.activated", AT, own)];
+    for number in 1..=3 {
+        let event = format!("{id}_user_{number}");
+        all.push(told(
+            &event,
+            "dsync.user.created",
+            AT,
+            user(&format!("{id}_u{number}"), id),
+        ));
+    }
+    for number in 1..=2 {
+        let data =
+            json!({"directory_id": id, "user": user(&format!("{id}_u{number}"), id), "group": group(id)});
+        all.push(told(
+            &format!("{id}_member_{number}"),
+            "dsync.group.user_added",
+            AT,
+            data,
+        ));
+    }
+    all
+}
+
+fn end_of(id: &str) -> Record {
+    told(&format!("{id}_end"), "dsync.deleted", ENDED, json!({"id": id}))
+}
+
+/// Of the end of `id`: the rows of history, and how many of them are its own.
+async fn told_of_end(pool: &PgPool, id: &str) -> anyhow::Result<String> {
+    let asked = format!(
+        "select count(*) || ' of ' || count(distinct recorded_at) || ' moments, ' || count(*) filter (where entity = 'directory')
+         from directory.changes where event_id = '{id}_end'"
+    );
+    text(pool, asked).await?.context("no row")
+}
+
+/// A database with a directory that ended, and whose history is still to be written.
+async fn with_backlog() -> anyhow::Result<(Postgres, PgPool)> {
+    let postgres = Postgres::deferring().await?;
+    let pool = postgres.pool().await?;
+    write(&pool, &directory("d1")).await?;
+    write(&pool, &[end_of("d1")]).await?;
+    ensure!(told_of_end(&pool, "d1").await? == "1 of 1 moments, 1");
+    Ok((postgres, pool))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn access_ends_and_others_go_on_before_history_is_written() -> anyhow::Result<()> {
+    let (postgres, nats) = tokio::try_join!(Postgres::deferring(), Nats::start())?;
+    let (pool, journal) = (postgres.pool().await?, log_on(&nats).await?);
+    let mut writing = pool.begin().await?;
+    sqlx::query("select pg_advisory_xact_lock(hashtext('dsync history backlog'), 0)")
+        .execute(&mut *writing)
+        .await?;
+    let projector = Program::new("dsync-projector")
+        .env("NATS_URL", nats.url())
+        .env("DATABASE_URL", postgres.url())
+        .start()
+        .await?;
+    append(&journal, &directory("d1")).await?;
+    append(&journal, &directory("d2")).await?;
+    let shown = async |users_and_memberships: (usize, usize)| {
+        eventually(BOUND, async || {
+            let users = rows(&pool, "select id from directory.users").await?;
+            let memberships = rows(&pool, "select user_id from directory.memberships").await?;
+            let found = (users.len(), memberships.len());
+            ensure!(
+                found == users_and_memberships,
+                "{found:?}, not {users_and_memberships:?}"
+            );
+            Ok(())
+        })
+        .await
+    };
+    shown((6, 4)).await?;
+    let before = text(&pool, "select clock_timestamp()").await?.unwrap();
+    let gone = told("d2_gone", "dsync.user.deleted", ENDED, user("d2_u1", "d2"));
+    append(&journal, &[end_of("d1"), gone]).await?;
+    shown((2, 1)).await?;
+    ensure!(told_of_end(&pool, "d1").await? == "1 of 1 moments, 1");
+    let other = "select count(*) from directory.changes where event_id = 'd2_gone'";
+    ensure!(
+        text(&pool, other).await?.as_deref() == Some("2"),
+        "another's removal"
+    );
+    eventually(BOUND, async || {
+        let waiting = projector
+            .metrics()
+            .await?
+            .get("dsync_projector_history_backlog", &[])?;
+        ensure!((waiting - 1.0).abs() < 0.5, "{waiting} directories wait");
+        Ok(())
+    })
+    .await?;
+    // What was, each tenant sees of itself as ever.
+    for (organization, users) in [("org_d1", 3), ("org_d2", 3), ("org_3", 0)] {
+        let tenant = reader(&postgres, "dsync_tenant", Some(organization)).await?;
+        let then = rows(&tenant, format!("select * from directory.users_at('{before}')")).await?;
+        ensure!(then.len() == users, "{organization}: {then:?}");
+    }
+
+    writing.rollback().await?;
+    eventually(BOUND, async || {
+        let told = told_of_end(&pool, "d1").await?;
+        // The directory, three users, a group, two memberships.
+        ensure!(told == "7 of 1 moments, 1", "{told}");
+        ensure!(store::backlog::count(&pool).await? == 0);
+        Ok(())
+    })
+    .await?;
+    adds_up(&pool).await.map(drop)
+}
+
+/// Wherever the backlog stands when they change: each row is told once, as it was last shown.
+#[tokio::test]
+async fn what_changes_meanwhile_is_told_as_it_was_shown() -> anyhow::Result<()> {
+    let (_postgres, pool) = with_backlog().await?;
+    let changed = |mut object: Value| {
+        (object["email"], object["updated_at"]) = (json!("other@example.com"), json!(ENDED));
+        object
+    };
+    let late = |id: &str| {
+        told(
+            &format!("late_{id}"),
+            "dsync.user.updated",
+            ENDED,
+            changed(user(id, "d1")),
+        )
+    };
+    let new = [
+        late("d1_u2"),
+        late("d1_unknown"),
+        told(
+            "left",
+            "dsync.group.user_removed",
+            ENDED,
+            json!({"user": user("d1_u1", "d1"), "group": group("d1")}),
+        ),
+        told("gone", "dsync.group.deleted", ENDED, group("d1")),
+        // To another directory, whatever WorkOS means by it.
+        told(
+            "moved_user",
+            "dsync.user.updated",
+            ENDED,
+            changed(user("d1_u1", "d2")),
+        ),
+        told(
+            "moved_group",
+            "dsync.group.updated",
+            ENDED,
+            changed(json!({"id": "g_d1", "directory_id": "d2"})),
+        ),
+    ];
+    for (steps, record) in (0..=9).flat_map(|steps| new.iter().map(move |record| (steps, record))) {
+        clear(&pool).await?;
+        write(&pool, &directory("d1")).await?;
+        write(&pool, &[end_of("d1")]).await?;
+        // Three users, a group and two memberships, one a step, and one step for seeing that there are no more of each.
+        for step in 0..steps {
+            let more = backlog::write_listed(&pool, 1, 1).await?;
+            ensure!(more == (step < 9), "step {step}");
+        }
+        ensure!(
+            (store::backlog::count(&pool).await? == 0) == (steps == 9),
+            "{steps} steps"
+        );
+        write(&pool, std::slice::from_ref(record)).await?;
+        backlog::drain(&pool).await?;
+        let told = told_of_end(&pool, "d1").await?;
+        ensure!(
+            told == "7 of 1 moments, 1",
+            "{steps} steps, then {}: {told}",
+            record.id
+        );
+        adds_up(&pool)
+            .await
+            .with_context(|| format!("{steps} steps, then {}", record.id))?;
+    }
+    Ok(())
+}
+
+/// Whoever listed what is to be told before a directory came back and ended again has not listed what it held the second
+/// time.
+#[tokio::test]
+async fn what_was_listed_for_one_end_is_not_told_for_the_next() -> anyhow::Result<()> {
+    let (_postgres, pool) = with_backlog().await?;
+    let first = store::backlog::oldest(&pool).await?.context("no backlog")?;
+    let listed = store::backlog::next_rows(&pool, &first, 10).await?;
+    let (back, again) = ("2026-01-03T00:00:00Z", "2026-01-04T00:00:00Z");
+    let own = json!({"id": "d1", "organization_id": "org_d1", "state": "linked", "updated_at": back});
+    let mut late = user("d1_u0", "d1");
+    late["updated_at"] = json!(back);
+    write(&pool, &[told("d1_back", "dsync.activated", back, own)]).await?;
+    write(&pool, &[told("d1_late", "dsync.user.created", back, late)]).await?;
+    write(
+        &pool,
+        &[told("d1_again", "dsync.deleted", again, json!({"id": "d1"}))],
+    )
+    .await?;
+    let next = Place {
+        entity: Entity::Group,
+        after: Key::default(),
+    };
+    ensure!(!store::backlog::write_part(&pool, &first, &listed, Some(&next)).await?);
+    backlog::drain(&pool).await?;
+    ensure!(told_of_end(&pool, "d1").await? == "7 of 1 moments, 1");
+    let second = "select string_agg(entity_id, ' ' order by entity_id) from directory.changes where event_id = 'd1_again'";
+    let second = text(&pool, second).await?;
+    ensure!(second.as_deref() == Some("d1 d1_u0"), "{second:?}");
+    adds_up(&pool).await.map(drop)
+}
+
+#[tokio::test]
+async fn of_who_is_erased_meanwhile_history_tells_the_end_and_no_values() -> anyhow::Result<()> {
+    let (_postgres, pool) = with_backlog().await?;
+    let erased = erase::forget(&pool, "d1_u1", false, datetime!(2026-06-01 00:00 UTC)).await?;
+    ensure!(matches!(erased, erase::Outcome::Forgotten(_)), "{erased:?}");
+    // With the membership; the rest waits.
+    ensure!(told_of_end(&pool, "d1").await? == "3 of 1 moments, 1");
+    backlog::drain(&pool).await?;
+    ensure!(told_of_end(&pool, "d1").await? == "7 of 1 moments, 1");
+    adds_up(&pool).await?;
+    let values = "select count(*) from dsync.changes where entity_id = 'd1_u1' and (before ? 'email' or after ? 'email')";
+    ensure!(
+        text(&pool, values).await?.as_deref() == Some("0"),
+        "values of someone erased"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_history_is_still_to_tell_is_not_scrubbed_before() -> anyhow::Result<()> {
+    let (_postgres, pool) = with_backlog().await?;
+    let long_after = datetime!(2026-06-01 00:00 UTC);
+    let only = |scrubbed: Scrubbed, count| scrubbed.users == count && scrubbed.groups == count / 3;
+    let scrubbed = scrub(&pool, long_after).await?;
+    ensure!(only(scrubbed, 0), "{scrubbed:?}");
+    backlog::drain(&pool).await?;
+    ensure!(told_of_end(&pool, "d1").await? == "7 of 1 moments, 1");
+    let scrubbed = scrub(&pool, long_after).await?;
+    ensure!(only(scrubbed, 3), "{scrubbed:?}");
+    let values =
+        "select count(*) from dsync.changes where entity = 'user' and (before ? 'email' or after ? 'email')";
+    ensure!(
+        text(&pool, values).await?.as_deref() == Some("0"),
+        "values are left"
+    );
+    Ok(())
+}
+
+/// While programs are replaced, some do not know of the backlog: what such a one is about to change is written first, and
+/// what it ends has its history at once.
+#[tokio::test]
+async fn a_program_from_before_neither_makes_a_backlog_nor_spoils_one() -> anyhow::Result<()> {
+    let (_postgres, pool) = with_backlog().await?;
+    write(&pool, &directory("d2")).await?;
+    let as_before = async |directory: &str, statement: &str| {
+        let mut transaction = pool.begin().await?;
+        sqlx::query("select dsync.enter(array[$1], '{}')")
+            .bind(directory)
+            .execute(&mut *transaction)
+            .await?;
+        sqlx::query(AssertSqlSafe(statement))
+            .execute(&mut *transaction)
+            .await?;
+        anyhow::Ok(transaction.commit().await?)
+    };
+    as_before(
+        "d2",
+        "update directories set gone_at = '2026-01-02', gone_event = 'd2_end', gone_source = 'a' where id = 'd2'",
+    )
+    .await?;
+    ensure!(told_of_end(&pool, "d2").await? == "7 of 1 moments, 1");
+    ensure!(
+        told_of_end(&pool, "d1").await? == "1 of 1 moments, 1",
+        "of another directory"
+    );
+    as_before(
+        "d1",
+        "update users set email = 'other@example.com' where id = 'd1_u1'",
+    )
+    .await?;
+    ensure!(told_of_end(&pool, "d1").await? == "7 of 1 moments, 1");
+    adds_up(&pool).await.map(drop)
+}
+
+/// Small ones have their history with their end, in one transaction, as everything else has.
+#[tokio::test]
+async fn only_a_large_directory_leaves_history_for_later() -> anyhow::Result<()> {
+    let postgres = Postgres::migrated().await?;
+    let pool = postgres.pool().await?;
+    write(&pool, &directory("d1")).await?;
+    write(&pool, &directory("d2")).await?;
+    sqlx::query(
+        "insert into dsync.memberships (group_id, user_id, directory_id)
+         select 'g', 'unknown_' || n, 'd2' from generate_series(1, 1000) as n",
+    )
+    .execute(&pool)
+    .await?;
+    write(&pool, &[end_of("d1"), end_of("d2")]).await?;
+    ensure!(told_of_end(&pool, "d1").await? == "7 of 1 moments, 1");
+    ensure!(told_of_end(&pool, "d2").await? == "1 of 1 moments, 1");
+    backlog::drain(&pool).await?;
+    ensure!(told_of_end(&pool, "d2").await? == "7 of 1 moments, 1");
+    adds_up(&pool).await.map(drop)
+}
