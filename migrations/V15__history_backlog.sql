@@ -589,6 +589,9 @@ begin
 end
 $$;
 
+comment on column directory.changes.recorded_at is
+    'When the views began to show it so; one moment for all of a transaction, and for what a directory took along with it, which may be written later: order by change_id.';
+
 -- As in V5; and what a directory took along after that moment was shown then, even if history does not say so yet.
 create or replace function directory.users_at(moment timestamptz) returns setof directory.users
 language sql stable
