@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, ensure};
-use projector::backlog;
 use rand::prelude::*;
 use schema::record::Record;
 use serde_json::{Value, json};
@@ -14,7 +13,7 @@ use sqlx::{PgPool, Row as _};
 use tests::{Nats, Postgres, Program, agrees, eventually, shared_out};
 use workos_sim::{DirectoryOptions, Options, Seed, Sim};
 
-use super::{BOUND, append, events, log_on, random_records, records_of_day, rows, tell, text, write};
+use super::{BOUND, append, events, log_on, random_records, rows, tell, text, write};
 
 /// A change as a consumer sees it.
 #[derive(Debug, Clone)]
@@ -192,7 +191,7 @@ pub(super) async fn clear(pool: &PgPool) -> anyhow::Result<()> {
 }
 
 /// Records in another order, some of them twice, in small batches.
-fn shuffled(mut records: Vec<Record>, rng: &mut StdRng) -> Vec<Vec<Record>> {
+pub(super) fn shuffled(mut records: Vec<Record>, rng: &mut StdRng) -> Vec<Vec<Record>> {
     let again: Vec<Record> = records.sample(rng, records.len() / 3).cloned().collect();
     records.extend(again);
     records.shuffle(rng);
@@ -204,97 +203,41 @@ fn shuffled(mut records: Vec<Record>, rng: &mut StdRng) -> Vec<Vec<Record>> {
     batches
 }
 
+/// Four writers write `batches` while someone polls, then whatever is left is written; nobody missed a change, and they add
+/// up to the views. How many there are.
+pub(super) async fn written_and_polled(
+    postgres: &Postgres,
+    batches: Vec<Vec<Record>>,
+    the_rest: impl AsyncFnOnce() -> anyhow::Result<()>,
+) -> anyhow::Result<usize> {
+    let pool = postgres.pool().await?;
+    let done = Arc::new(AtomicBool::new(false));
+    let poller = tokio::spawn(poll(postgres.pool().await?, done.clone()));
+    let written = write_concurrently(&pool, batches, 4).await;
+    let the_rest = the_rest().await;
+    done.store(true, Ordering::SeqCst);
+    let polled = poller.await??;
+    written.and(the_rest)?;
+    let all = adds_up(&pool).await?;
+    let ids: Vec<i64> = all.iter().map(|change| change.id).collect();
+    ensure!(polled == ids, "the poller saw {} of {}", polled.len(), ids.len());
+    Ok(ids.len())
+}
+
 /// The wildest histories: few objects, contradictions, every oddity; four writers at once, and someone polling.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn changes_add_up_to_the_views_and_a_poller_sees_each() -> anyhow::Result<()> {
     let postgres = Postgres::migrated().await?;
-    let (pool, polling) = (postgres.pool().await?, postgres.pool().await?);
+    let pool = postgres.pool().await?;
     let mut most = 0;
     for seed in 0..40 {
         let mut rng = StdRng::seed_from_u64(seed);
         clear(&pool).await?;
         let batches = shuffled(random_records(seed, 200), &mut rng);
-        let done = Arc::new(AtomicBool::new(false));
-        let poller = tokio::spawn(poll(polling.clone(), done.clone()));
-        let written = write_concurrently(&pool, batches, 4).await;
-        done.store(true, Ordering::SeqCst);
-        let polled = poller.await??;
-        written?;
-        let all = adds_up(&pool).await.with_context(|| format!("seed {seed}"))?;
-        let ids: Vec<i64> = all.iter().map(|change| change.id).collect();
-        ensure!(
-            polled == ids,
-            "seed {seed}: the poller saw {} of {}",
-            polled.len(),
-            ids.len()
-        );
-        most = most.max(ids.len());
+        let written = written_and_polled(&postgres, batches, async || Ok(())).await;
+        most = most.max(written.with_context(|| format!("seed {seed}"))?);
     }
     ensure!(most > 100, "histories of nothing prove nothing");
-    Ok(())
-}
-
-/// As [`poll`]ed, but one that writes what directories left to be written: few rows at a time, and not always at once.
-async fn write_backlog(pool: PgPool, seed: u64, done: Arc<AtomicBool>) -> anyhow::Result<()> {
-    let mut rng = StdRng::seed_from_u64(seed);
-    while !done.load(Ordering::SeqCst) {
-        let (listed, part) = (rng.random_range(1..6), rng.random_range(1..4));
-        let pause = rng.random_range(0..8);
-        sqlx::query("select pg_sleep($1 / 1000.0)")
-            .bind(pause)
-            .execute(&pool)
-            .await?;
-        backlog::write_listed(&pool, listed, part).await?;
-    }
-    Ok(())
-}
-
-/// Changes that were written in another transaction than the end of their directory.
-async fn told_later(pool: &PgPool) -> anyhow::Result<i64> {
-    let count = sqlx::query_scalar(
-        "select count(*) from dsync.changes as c where exists (
-            select from dsync.changes as d
-            where d.entity = 'directory' and d.recorded_at = c.recorded_at and d.xmin <> c.xmin
-         )",
-    );
-    Ok(count.fetch_one(pool).await?)
-}
-
-/// The same histories, in which whatever a directory takes along is told later, while four writers go on.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_told_later_adds_up_to_the_views_too() -> anyhow::Result<()> {
-    let postgres = Postgres::deferring().await?;
-    let (pool, polling) = (postgres.pool().await?, postgres.pool().await?);
-    let mut later = 0;
-    for seed in 0..25 {
-        let mut rng = StdRng::seed_from_u64(seed);
-        clear(&pool).await?;
-        let done = Arc::new(AtomicBool::new(false));
-        let poller = tokio::spawn(poll(polling.clone(), done.clone()));
-        let finished = Arc::new(AtomicBool::new(false));
-        let writer = tokio::spawn(write_backlog(pool.clone(), seed, finished.clone()));
-        // Day after day (the last piece is taken first), so that directories end and come back.
-        let days = (1..=8)
-            .rev()
-            .flat_map(|day| shuffled(records_of_day(seed + day as u64 * 1_000, 50, day), &mut rng));
-        let written = write_concurrently(&pool, days.collect(), 4).await;
-        finished.store(true, Ordering::SeqCst);
-        writer.await??;
-        written?;
-        backlog::drain(&pool).await?;
-        done.store(true, Ordering::SeqCst);
-        let polled = poller.await??;
-        let all = adds_up(&pool).await.with_context(|| format!("seed {seed}"))?;
-        let ids: Vec<i64> = all.iter().map(|change| change.id).collect();
-        ensure!(
-            polled == ids,
-            "seed {seed}: the poller saw {} of {}",
-            polled.len(),
-            ids.len()
-        );
-        later += told_later(&pool).await?;
-    }
-    ensure!(later > 100, "only {later} changes were told later");
     Ok(())
 }
 

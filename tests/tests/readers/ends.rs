@@ -1,18 +1,22 @@
 //! The end of a directory is in force at once; the history of what it took along follows, and is none the worse for it.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use anyhow::{Context as _, ensure};
 use projector::store::backlog::{Entity, Key, Place};
 use projector::store::erase;
 use projector::store::upkeep::{Scrubbed, scrub};
 use projector::{backlog, store};
+use rand::prelude::*;
 use schema::record::{Record, Source};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, PgPool};
 use tests::{Nats, Postgres, Program, eventually};
 use time::macros::datetime;
 
-use super::changes::{adds_up, clear};
-use super::{BOUND, append, log_on, reader, record, rows, text, write};
+use super::changes::{adds_up, clear, shuffled, written_and_polled};
+use super::{BOUND, append, log_on, reader, record, records_of_day, rows, text, write};
 
 const AT: &str = "2026-01-01T00:00:00Z";
 const ENDED: &str = "2026-01-02T00:00:00Z";
@@ -83,6 +87,61 @@ async fn with_backlog() -> anyhow::Result<(Postgres, PgPool)> {
     write(&pool, &[end_of("d1")]).await?;
     ensure!(told_of_end(&pool, "d1").await? == "1 of 1 moments, 1");
     Ok((postgres, pool))
+}
+
+/// Tells what directories left to be told, until it is done: few rows at a time, and not always at once.
+async fn tell_now_and_then(pool: PgPool, seed: u64, done: Arc<AtomicBool>) -> anyhow::Result<()> {
+    let mut rng = StdRng::seed_from_u64(seed);
+    while !done.load(Ordering::SeqCst) {
+        let (listed, part) = (rng.random_range(1..6), rng.random_range(1..4));
+        let pause = rng.random_range(0..8);
+        sqlx::query("select pg_sleep($1 / 1000.0)")
+            .bind(pause)
+            .execute(&pool)
+            .await?;
+        backlog::write_listed(&pool, listed, part).await?;
+    }
+    Ok(())
+}
+
+/// Changes that were written in another transaction than the end of their directory.
+async fn told_later(pool: &PgPool) -> anyhow::Result<i64> {
+    let count = sqlx::query_scalar(
+        "select count(*) from dsync.changes as c where exists (
+            select from dsync.changes as d
+            where d.entity = 'directory' and d.recorded_at = c.recorded_at and d.xmin <> c.xmin
+         )",
+    );
+    Ok(count.fetch_one(pool).await?)
+}
+
+/// The wildest histories, in which whatever a directory takes along is told later, while four writers go on and someone
+/// polls.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_told_later_adds_up_to_the_views_too() -> anyhow::Result<()> {
+    let postgres = Postgres::deferring().await?;
+    let pool = postgres.pool().await?;
+    let mut later = 0;
+    for seed in 0..25 {
+        let mut rng = StdRng::seed_from_u64(seed);
+        clear(&pool).await?;
+        // Day after day (the last piece is taken first), so that directories end and come back.
+        let days = (1..=8)
+            .rev()
+            .flat_map(|day| shuffled(records_of_day(seed + day as u64 * 1_000, 50, day), &mut rng))
+            .collect();
+        let done = Arc::new(AtomicBool::new(false));
+        let teller = tokio::spawn(tell_now_and_then(pool.clone(), seed, done.clone()));
+        let written = written_and_polled(&postgres, days, async || {
+            done.store(true, Ordering::SeqCst);
+            teller.await??;
+            Ok(backlog::drain(&pool).await?)
+        });
+        written.await.with_context(|| format!("seed {seed}"))?;
+        later += told_later(&pool).await?;
+    }
+    ensure!(later > 100, "only {later} changes were told later");
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
