@@ -101,11 +101,14 @@ async fn rebuild(
     output: Output,
 ) -> anyhow::Result<ExitCode> {
     let tools = tools(cli, context, limit).await?;
+    // Whatever is not committed when these are dropped never happened.
     if undo {
-        let undone = tools.undo().await?;
+        let undone = tokio::select! {
+            undone = tools.undo() => undone?,
+            () = context.shutdown.cancelled() => return Err(beside::Error::Stopped.into()),
+        };
         print(output, &undone, &undone.text())?;
     } else {
-        // Whatever is not committed when this is dropped never happened.
         let rebuilt = tokio::select! {
             rebuilt = tools.rebuild(sweep) => rebuilt?,
             () = context.shutdown.cancelled() => return Err(beside::Error::Stopped.into()),
