@@ -239,10 +239,15 @@ async fn months_of_history_come_and_go() -> anyhow::Result<()> {
         text(&pool, "select bool_and(relrowsecurity) from pg_class where oid in (select inhrelid from pg_inherits where inhparent = 'dsync.changes'::regclass) and relname <> 'changes_unprepared'").await?
             == Some("true".to_owned())
     );
+    let has_lz4 = text(
+        &pool,
+        "select 'lz4' = any(enumvals) from pg_settings where name = 'default_toast_compression'",
+    )
+    .await?;
+    let in_lz4 = text(&pool, "select bool_and(attcompression = 'l') from pg_attribute where attname in ('before', 'after') and (attrelid = 'dsync.changes'::regclass or attrelid in (select inhrelid from pg_inherits where inhparent = 'dsync.changes'::regclass))").await?;
     ensure!(
-        text(&pool, "select bool_and(attcompression = 'l') from pg_attribute where attname in ('before', 'after') and (attrelid = 'dsync.changes'::regclass or attrelid in (select inhrelid from pg_inherits where inhparent = 'dsync.changes'::regclass))").await?
-            == Some("true".to_owned()),
-        "a month without lz4"
+        in_lz4 == has_lz4,
+        "lz4 at the server {has_lz4:?}, in months {in_lz4:?}"
     );
 
     tell(
