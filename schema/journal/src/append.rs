@@ -81,10 +81,32 @@ impl Journal {
             .publish_with_headers(subject, headers, record.body.clone())
             .await?;
         match sent.await {
-            Ok(ack) if ack.duplicate => Ok(Some(Appended::Duplicate { seq: ack.sequence })),
-            Ok(ack) => Ok(Some(Appended::Stored { seq: ack.sequence })),
+            Ok(ack) => Ok(acknowledged(ack.sequence, ack.duplicate)),
             Err(error) if is_undecided(&error) => Ok(None),
             Err(error) => Err(error.into()),
         }
+    }
+}
+
+/// What an acknowledgement says. `None`: nothing yet. A broker of 2.10 that leads a cluster calls a message a duplicate of
+/// entry 0, which is none, while an earlier one of its id is in process, and may be lost; newer ones refuse it (10158).
+fn acknowledged(seq: u64, is_duplicate: bool) -> Option<Appended> {
+    match (seq, is_duplicate) {
+        (0, _) => None,
+        (seq, true) => Some(Appended::Duplicate { seq }),
+        (seq, false) => Some(Appended::Stored { seq }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_entry_acknowledges() {
+        assert_eq!(acknowledged(7, false), Some(Appended::Stored { seq: 7 }));
+        assert_eq!(acknowledged(7, true), Some(Appended::Duplicate { seq: 7 }));
+        assert_eq!(acknowledged(0, true), None);
+        assert_eq!(acknowledged(0, false), None);
     }
 }

@@ -110,7 +110,6 @@ impl Stage {
             Err(progress) => bail!("{progress:?}; ingest said:\n{}", self.ingest.tail(20)),
         };
         ensure!(counts.gave_up == 0, "{counts:?}");
-        eventually(BOUND, async || agrees(&self.pool, &self.sim.truth()).await).await?;
         // The log may be without a leader once more for a moment, now that all are together again.
         let logged = eventually(BOUND, async || self.logged().await).await?;
         let acknowledged: BTreeSet<String> = self
@@ -132,7 +131,14 @@ impl Stage {
             "only {} were acknowledged",
             acknowledged.len()
         );
-        Ok(())
+        eventually(BOUND, async || agrees(&self.pool, &self.sim.truth()).await)
+            .await
+            .with_context(|| {
+                format!(
+                    "the log has everything; the projector said:\n{}",
+                    self.projector.tail(20)
+                )
+            })
     }
 
     /// Nobody took the log for another, or for one that lost its end.
