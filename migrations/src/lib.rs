@@ -16,7 +16,7 @@ use std::time::Duration;
 use refinery::{Migration, Report, Target};
 use sqlx::error::DatabaseError;
 use sqlx::postgres::{PgAdvisoryLock, PgPool};
-use sqlx::{Connection as _, Either, PgConnection};
+use sqlx::{Connection as _, PgConnection};
 
 use sqlx_driver::SqlxClient;
 
@@ -86,25 +86,37 @@ async fn run_to(pool: &PgPool, target: Target) -> Result<Applied, Error> {
         connection.close().await?;
         return Ok(Vec::new());
     }
-    let lock = PgAdvisoryLock::new("dsync migrations");
+    // The lock is a transaction's, which does nothing else: a pooler in between may give a session's to others.
+    let mut holder = pool.acquire().await?.detach();
+    let mut lock = holder.begin().await?;
+    sqlx::raw_sql("set local idle_in_transaction_session_timeout = 0")
+        .execute(&mut *lock)
+        .await?;
     let mut is_told = false;
     // Asked again and again: one long wait would be cut by the statement's time-out.
-    let mut guard = loop {
-        match lock.try_acquire(connection).await? {
-            Either::Left(guard) => break guard,
-            Either::Right(waiting) => connection = waiting,
-        }
+    while !is_alone(&mut lock).await? {
         if !std::mem::replace(&mut is_told, true) {
             tracing::warn!("another program migrates: waiting for it");
         }
         tokio::time::sleep(POLL).await;
-    };
-    let applied = migrate_beside_others(guard.as_mut(), target).await;
+    }
+    let applied = migrate_beside_others(&mut connection, target).await;
     // Closing the connection gives the lock back too, should saying so fail.
-    let closed = async { guard.release_now().await?.close().await }.await;
+    let unlocked = lock.rollback().await;
+    let closed = [holder.close().await, connection.close().await];
     let applied = applied?;
-    closed?;
+    unlocked?;
+    closed.into_iter().collect::<Result<(), _>>()?;
     Ok(applied)
+}
+
+/// Takes the lock that one who migrates holds, if nobody does.
+async fn is_alone(transaction: &mut PgConnection) -> sqlx::Result<bool> {
+    let lock = PgAdvisoryLock::new("dsync migrations");
+    sqlx::query_scalar("select pg_try_advisory_xact_lock($1)")
+        .bind(lock.key().as_bigint())
+        .fetch_one(transaction)
+        .await
 }
 
 /// How many migrations are still to be applied; nothing where none ever was.

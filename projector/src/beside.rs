@@ -52,6 +52,12 @@ pub enum Error {
     /// Nothing was ever projected.
     #[error("nothing was ever projected into this database: start dsync-projector first")]
     NotBegun,
+    /// There is no session of our own.
+    #[error(
+        "DATABASE_URL leads through a transaction pooler, which gives what is made in a session to others: connect to \
+         Postgres directly, or through a session pooler, for this command"
+    )]
+    Pooled,
     /// The lanes stand in another log.
     #[error(
         "the log is not the one the projection stands in: a running dsync-projector notices within seconds and reads it \

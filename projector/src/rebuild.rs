@@ -10,6 +10,7 @@ use indicatif::ProgressBar;
 use journal::Journal;
 use schema::timestamp::Timestamp;
 use service::clock::Clock;
+use service::postgres::is_shared;
 use sqlx::{Connection as _, PgConnection, PgPool};
 use tokio_util::sync::CancellationToken;
 
@@ -44,8 +45,13 @@ pub struct Tools {
 }
 
 impl Tools {
+    /// One whose temporary tables and settings stay its own.
     async fn connection(&self) -> Result<PgConnection, Error> {
-        Ok(self.pool.acquire().await?.detach())
+        let mut connection = self.pool.acquire().await?.detach();
+        if is_shared(&mut connection, &self.pool).await? {
+            return Err(Error::Pooled);
+        }
+        Ok(connection)
     }
 
     /// Holds the live projection against the log. Writes nothing, and keeps nobody waiting.
@@ -191,12 +197,11 @@ impl Tools {
 
     /// Puts back what the newest rebuild replaced.
     pub async fn undo(&self) -> Result<Undone, Error> {
-        let mut connection = self.connection().await?;
-        sqlx::raw_sql("set statement_timeout = 0")
-            .execute(&mut connection)
-            .await?;
         backlog::drain(&self.pool).await?;
-        let mut transaction = connection.begin().await?;
+        let mut transaction = self.pool.begin().await?;
+        sqlx::raw_sql("set local statement_timeout = 0")
+            .execute(&mut *transaction)
+            .await?;
         swap::stop_writers(&mut transaction).await?;
         let newest = swap::newest(&mut transaction).await?;
         let newest = newest

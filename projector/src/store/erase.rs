@@ -31,6 +31,7 @@ pub enum Outcome {
 /// `force`. Writers of the projection wait meanwhile, so none of them can bring back what it read before.
 pub async fn forget(pool: &PgPool, id: &str, force: bool, now: OffsetDateTime) -> sqlx::Result<Outcome> {
     let mut transaction = pool.begin().await?;
+    super::lock::limit(&mut transaction).await?;
     super::lock::erasures(&mut transaction).await?;
     let live = sqlx::query_scalar!(
         r#"select exists (select from directory.users where id = $1) as "live!""#,

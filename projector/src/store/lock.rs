@@ -7,6 +7,7 @@
 
 use std::collections::HashSet;
 
+use service::postgres::IDLE_IN_TRANSACTION;
 use sqlx::PgConnection;
 
 /// What a writer knows once it has its locks.
@@ -17,17 +18,35 @@ pub(super) struct Entered {
     pub has_backlog: bool,
 }
 
+/// Has the server end the transaction should its program fall silent: others wait for it. The connection's own setting may
+/// have got lost in a pooler.
+pub(super) async fn limit(connection: &mut PgConnection) -> sqlx::Result<()> {
+    sqlx::query!(
+        r#"select set_config('idle_in_transaction_session_timeout', $1, true) as "limit!""#,
+        IDLE_IN_TRANSACTION
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(())
+}
+
 /// Takes the lock of each directory, and shares the one that erasures hold alone; then answers which of `people` are
-/// erased. For the order of the locks see `dsync.lock_directories` (V15).
+/// erased. Limited as by [`limit`]. For the order of the locks see `dsync.lock_directories` (V15).
 pub(super) async fn enter(
     connection: &mut PgConnection,
     directories: &[&str],
     people: &[&str],
 ) -> sqlx::Result<Entered> {
     let entered = sqlx::query!(
-        r#"select erased as "erased!", has_backlog as "has_backlog!" from dsync.entering($1::text[], $2::text[])"#,
+        r#"
+        select
+            erased as "erased!", has_backlog as "has_backlog!",
+            set_config('idle_in_transaction_session_timeout', $3, true) as "limit!"
+        from dsync.entering($1::text[], $2::text[])
+        "#,
         directories as &[&str],
         people as &[&str],
+        IDLE_IN_TRANSACTION,
     )
     .fetch_one(connection)
     .await?;

@@ -241,6 +241,26 @@ async fn nobody_waits_behind_a_migration_that_waits_for_a_long_query() -> anyhow
     Ok(())
 }
 
+/// A session's would be given to others with the session, by a transaction pooler, and not be given back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_migrates_holds_a_lock_of_a_transaction() -> anyhow::Result<()> {
+    let ((postgres, pool), nats) = (older().await?, Nats::start().await?);
+    let _long = long_query(&pool).await?;
+    let (mut projector, migrating) = held_up(&postgres, &nats, &pool).await?;
+    let holders: Vec<(i32, String)> = sqlx::query_as(
+        "select a.pid, a.state from pg_stat_activity as a join pg_locks as l on l.pid = a.pid
+        where a.application_name = 'dsync-projector' and l.locktype = 'advisory' and l.granted",
+    )
+    .fetch_all(&pool)
+    .await?;
+    ensure!(
+        matches!(&holders[..], [(holder, state)] if *holder != migrating && state == "idle in transaction"),
+        "{holders:?}"
+    );
+    projector.terminate().await?;
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_program_goes_on_after_the_server_ended_its_migration() -> anyhow::Result<()> {
     let ((postgres, pool), nats) = (older().await?, Nats::start().await?);

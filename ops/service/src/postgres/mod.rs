@@ -27,7 +27,7 @@ pub struct PoolSettings {
 }
 
 /// After this long without a statement, the server ends an open transaction: a frozen program's locks go with it.
-const IDLE_IN_TRANSACTION: &str = "20s";
+pub const IDLE_IN_TRANSACTION: &str = "20s";
 
 /// How long to wait for a connection, and for a sign that one is alive.
 const ACQUIRED_WITHIN: Duration = Duration::from_secs(5);
@@ -42,7 +42,8 @@ const SLOW: Duration = Duration::from_secs(1);
 /// An error only when the URL cannot be understood.
 ///
 /// The time-outs travel in the connection's `options`. A PgBouncer in between refuses those unless told to ignore them
-/// (`ignore_startup_parameters = extra_float_digits,options`); then set them on the role: `alter role … set …`.
+/// (`ignore_startup_parameters = extra_float_digits,options`); then set them on the role: `alter role … set …`. Transactions
+/// that others wait for bring [`IDLE_IN_TRANSACTION`] along.
 pub fn pool(url: &Secret, settings: &PoolSettings) -> Result<PgPool, SettingError> {
     // The parser's own error may repeat parts of the URL, and the URL holds the password. It takes any scheme.
     let options: PgConnectOptions = Some(url.expose())
@@ -203,6 +204,33 @@ impl Backend {
         let looking = look.bind(pid).bind(began).fetch_one(&self.pool);
         answered_within(ACQUIRED_WITHIN, looking).await.unwrap_or(false)
     }
+}
+
+/// Whether a transaction pooler is in between: what is made in a session (temporary tables, settings) may then be met by
+/// others, and not be met again. `connection` is not one of `pool`'s.
+///
+/// Such a pooler gives the server's process that one of its clients has just used to whoever begins a transaction next.
+pub async fn is_shared(connection: &mut PgConnection, pool: &PgPool) -> Result<bool, sqlx::Error> {
+    for _ in 0..LOOKS {
+        let before = process(connection).await?;
+        let mut other = pool.begin().await?;
+        let others = process(&mut other).await?;
+        let after = process(connection).await?;
+        other.rollback().await?;
+        if others == before || after != before {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// How often it is looked: somebody else may come in between.
+const LOOKS: usize = 3;
+
+async fn process(connection: &mut PgConnection) -> Result<i32, sqlx::Error> {
+    sqlx::query_scalar("select pg_backend_pid()")
+        .fetch_one(connection)
+        .await
 }
 
 async fn answers(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
