@@ -195,11 +195,15 @@ impl Backend {
         }
     }
 
-    /// Whether the server says so. Behind a pooler the process may be another's by now, which is no reason to wait.
+    /// Whether the server says so. Behind a pooler the process may be another's by now, which is no reason to wait: nor is that
+    /// it answers this very look.
     async fn is_at_work(&self) -> bool {
         let (pid, began) = self.identity;
         let look = sqlx::query_scalar(
-            "select exists (select from pg_stat_activity where pid = $1 and backend_start = $2 and state = 'active')",
+            "select exists (
+                select from pg_stat_activity
+                where pid = $1 and backend_start = $2 and state = 'active' and pid <> pg_backend_pid()
+            )",
         );
         let looking = look.bind(pid).bind(began).fetch_one(&self.pool);
         answered_within(ACQUIRED_WITHIN, looking).await.unwrap_or(false)
