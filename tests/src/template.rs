@@ -170,7 +170,7 @@ impl Installation {
 }
 
 impl Owner {
-    fn if_root() -> anyhow::Result<Option<Owner>> {
+    pub(crate) fn if_root() -> anyhow::Result<Option<Owner>> {
         if !rustix::process::geteuid().is_root() {
             return Ok(None);
         }

@@ -11,6 +11,7 @@ mod faults;
 mod foreign;
 mod lying_broker;
 mod overload;
+mod pooled;
 mod rebuilding;
 mod schema;
 mod soak;
