@@ -166,6 +166,7 @@ pub struct Found {
 /// longer stands at `from`; someone else noticed first.
 pub async fn rewind(pool: &PgPool, lane: Lane, from: Position, found: Found) -> sqlx::Result<bool> {
     let mut transaction = pool.begin().await?;
+    super::lock::limit(&mut transaction).await?;
     if !note(&mut transaction, lane, from, found.created, found.last_seq).await? {
         return Ok(false);
     }
@@ -183,6 +184,7 @@ pub async fn rewind(pool: &PgPool, lane: Lane, from: Position, found: Found) -> 
 /// [`rewind`].
 pub async fn skip_gap(pool: &PgPool, lane: Lane, from: Position, found: Found) -> sqlx::Result<bool> {
     let mut transaction = pool.begin().await?;
+    super::lock::limit(&mut transaction).await?;
     if !note(&mut transaction, lane, from, found.created, found.first_seq).await? {
         return Ok(false);
     }

@@ -189,6 +189,7 @@ pub async fn drop_partitions(pool: &PgPool, before: OffsetDateTime) -> sqlx::Res
 /// one partition while it waits for all readers, who may be waiting for that one.
 async fn alone(pool: &PgPool) -> sqlx::Result<Option<Transaction<'static, Postgres>>> {
     let mut transaction = pool.begin().await?;
+    super::lock::limit(&mut transaction).await?;
     let alone = sqlx::query_scalar!(
         r#"select pg_try_advisory_xact_lock(hashtext('dsync partitions'), 0) as "alone!""#
     )

@@ -11,6 +11,7 @@ mod erasing;
 mod history;
 mod rebuilding;
 mod renewing;
+mod silent;
 
 use std::collections::BTreeSet;
 use std::time::Duration;

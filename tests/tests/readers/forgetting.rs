@@ -9,11 +9,7 @@ use serde_json::{Value, json};
 use sqlx::PgPool;
 use tests::{Nats, Postgres, Program, Running, eventually};
 
-use projector::store::erase::forget;
-use time::OffsetDateTime;
-
-use super::changes::user;
-use super::{BOUND, append, log_on, record, rows, text, write};
+use super::{BOUND, append, log_on, record, rows, text};
 
 /// Words of the person that are to be found nowhere afterwards.
 const WORDS: [&str; 5] = [
@@ -404,40 +400,5 @@ async fn a_log_that_lost_its_first_messages_to_an_erasure_still_reaches_back_to_
     let rebuild = stage.program().arg("rebuild").run().await?;
     ensure!(rebuild.stderr.contains("no longer reaches back"), "{rebuild:?}");
     drop(running);
-    Ok(())
-}
-
-/// Behind a transaction pooler a connection's settings are not its own. That a program which falls silent lets go of what
-/// others wait for is a matter of the transaction.
-#[tokio::test]
-async fn who_keeps_others_waiting_is_ended_by_the_server_whatever_the_connection_says() -> anyhow::Result<()>
-{
-    let postgres = Postgres::migrated().await?;
-    // One without settings of ours.
-    let pool = postgres.pool().await?;
-    sqlx::raw_sql(
-        "create table noted (by text, value text);
-        create function note() returns trigger language plpgsql as $$
-        begin
-            insert into public.noted values (tg_op, current_setting('idle_in_transaction_session_timeout'));
-            return null;
-        end
-        $$;
-        create trigger note after insert or delete on dsync.users for each statement execute function note();",
-    )
-    .execute(&pool)
-    .await?;
-    let told = event("e1", "dsync.user.created", 1, &user("u1", 1, json!({})));
-    write(&pool, &[told]).await?;
-    forget(&pool, "u1", true, OffsetDateTime::UNIX_EPOCH).await?;
-    let noted = rows(&pool, "select distinct by, value from noted").await?;
-    ensure!(
-        noted
-            == [
-                json!({"by": "DELETE", "value": "20s"}),
-                json!({"by": "INSERT", "value": "20s"})
-            ],
-        "by whom, and after how long they are ended: {noted:?}"
-    );
     Ok(())
 }

@@ -210,6 +210,9 @@ impl Backend {
     }
 }
 
+/// How often it is looked whether a pooler is in between: somebody else may come there first.
+const LOOKS: usize = 3;
+
 /// Whether a transaction pooler is in between: what is made in a session (temporary tables, settings) may then be met by
 /// others, and not be met again. `connection` is not one of `pool`'s.
 ///
@@ -227,9 +230,6 @@ pub async fn is_shared(connection: &mut PgConnection, pool: &PgPool) -> Result<b
     }
     Ok(false)
 }
-
-/// How often it is looked: somebody else may come in between.
-const LOOKS: usize = 3;
 
 async fn process(connection: &mut PgConnection) -> Result<i32, sqlx::Error> {
     sqlx::query_scalar("select pg_backend_pid()")
