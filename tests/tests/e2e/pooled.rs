@@ -4,48 +4,49 @@
 
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use sqlx::Connection as _;
-use tests::{Nats, Pooler, Postgres, Program, eventually};
+use tests::{Nats, Pooler, Postgres, eventually};
+use workos_sim::Faults;
 
-use crate::stand::{SECRET, Stand, a_bad_day};
+use crate::schema::{ingest, ready_at_once};
+use crate::stand::{Stand, a_bad_day};
+use crate::take_over::pair;
+use crate::{rebuilding, schema};
 
 /// Long for what takes milliseconds.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-fn projector(nats: &Nats, pooler: &Pooler) -> Program {
-    Program::new("dsync-projector")
-        .env("NATS_URL", nats.url())
-        .env("DATABASE_URL", pooler.url())
+/// A stand whose programs reach the database through a pooler.
+async fn pooled() -> anyhow::Result<(Stand, Pooler)> {
+    let mut stand = Stand::up().await?;
+    let pooler = Pooler::start(&stand.postgres).await?;
+    stand.database_url = pooler.url();
+    Ok((stand, pooler))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs PgBouncer 1.21 or newer"]
 async fn source_and_tables_agree_and_who_falls_silent_is_replaced() -> anyhow::Result<()> {
-    let stand = Stand::up().await?;
-    let pooler = Pooler::start(&stand.postgres).await?;
-    let mut running = Vec::new();
-    for _ in 0..2 {
-        running.push(projector(&stand.nats, &pooler).start().await?);
-    }
+    let (stand, _pooler) = pooled().await?;
     let delivery = stand.deliver(a_bad_day(1))?;
     stand.populate(60, 6)?;
+    let (mut worker, _other) = pair(&stand).await?;
     stand.sim.burst(300)?;
     delivery.hurry();
     let counts = delivery.drained().await;
     ensure!(counts.gave_up == 0 && counts.lost == 0, "{counts:?}");
     stand.agrees().await?;
-    let mut frozen = running.swap_remove(0);
-    frozen.pause()?;
     stand.sim.burst(300)?;
+    worker.pause()?;
     delivery.hurry();
     delivery.drained().await;
     stand.agrees().await?;
-    frozen.resume()?;
-    for mut program in running {
-        program.terminate().await?;
-    }
-    Ok(())
+    worker.resume()?;
+    stand.sim.burst(100)?;
+    delivery.hurry();
+    delivery.drained().await;
+    stand.agrees().await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -53,18 +54,9 @@ async fn source_and_tables_agree_and_who_falls_silent_is_replaced() -> anyhow::R
 async fn three_projectors_may_start_on_an_empty_database_at_once() -> anyhow::Result<()> {
     let (postgres, nats) = tokio::try_join!(Postgres::start(), Nats::start())?;
     let pooler = Pooler::start(&postgres).await?;
-    let _ingest = Program::new("dsync-ingest")
-        .env("NATS_URL", nats.url())
-        .env("WORKOS_WEBHOOK_SECRET", SECRET)
-        .start()
-        .await?;
-    let mut all = Vec::new();
-    for _ in 0..3 {
-        all.push(projector(&nats, &pooler).spawn()?);
-    }
-    for one in &mut all {
-        one.ready().await?;
-    }
+    let _ingest = ingest(&nats).start().await?;
+    let _all =
+        ready_at_once(|| schema::projector(&postgres, &nats).env("DATABASE_URL", pooler.url())).await?;
     // Nobody keeps a lock that only a session would give back.
     let pool = postgres.pool().await?;
     eventually(PATIENCE, async || {
@@ -80,15 +72,18 @@ async fn three_projectors_may_start_on_an_empty_database_at_once() -> anyhow::Re
     .await
 }
 
-/// Temporary tables and settings would be met by others.
+/// Temporary tables and settings would be met by others. To undo takes neither.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs PgBouncer 1.21 or newer"]
-async fn verify_and_rebuild_refuse_and_leave_nothing_behind() -> anyhow::Result<()> {
-    let stand = Stand::up().await?;
-    let pooler = Pooler::start(&stand.postgres).await?;
-    let mut running = projector(&stand.nats, &pooler).start().await?;
+async fn verify_and_rebuild_refuse_and_leave_nothing_behind_and_undo_undoes() -> anyhow::Result<()> {
+    let (mut stand, pooler) = pooled().await?;
+    let _running = stand.projector().start().await?;
+    let delivery = stand.deliver(Faults::none())?;
+    stand.populate(5, 1)?;
+    delivery.drained().await;
+    stand.agrees().await?;
     for command in ["verify", "rebuild"] {
-        let output = projector(&stand.nats, &pooler).arg(command).run().await?;
+        let output = rebuilding::projector(&stand, &[command]).await?;
         ensure!(
             output.status.code() == Some(1) && output.stderr.contains("transaction pooler"),
             "{output:?}"
@@ -98,7 +93,25 @@ async fn verify_and_rebuild_refuse_and_leave_nothing_behind() -> anyhow::Result<
         .fetch_one(&stand.pool)
         .await?;
     ensure!(left == 0, "{left} temporary tables are left");
-    running.terminate().await
+
+    let tampered = "select count(*) from dsync.users where job_title = 'tampered'";
+    sqlx::query("update dsync.users set job_title = 'tampered'")
+        .execute(&stand.pool)
+        .await?;
+    let all = stand.count(tampered).await?;
+    stand.database_url = stand.postgres.url();
+    let rebuilt = rebuilding::projector(&stand, &["rebuild"]).await?;
+    ensure!(
+        all > 0 && rebuilt.status.success() && stand.count(tampered).await? == 0,
+        "{rebuilt:?}"
+    );
+    stand.database_url = pooler.url();
+    let undone = rebuilding::projector(&stand, &["rebuild", "--undo"]).await?;
+    ensure!(
+        undone.status.success() && stand.count(tampered).await? == all,
+        "{undone:?}"
+    );
+    Ok(())
 }
 
 /// The look at what the server is at work on comes through the pooler too, on the very session that it looks at.
@@ -117,8 +130,9 @@ async fn an_answer_that_was_lost_is_given_up() -> anyhow::Result<()> {
     let backend = kept.backend();
     kept.ready().await?.ping().await?;
     let lost = std::future::pending::<Result<(), sqlx::Error>>();
-    let given_up = backend.answered(Duration::from_millis(200), lost);
-    let given_up = tokio::time::timeout(PATIENCE, given_up).await;
-    ensure!(matches!(given_up, Ok(Err(_))), "it is waited for for ever");
+    let given_up = tokio::time::timeout(PATIENCE, backend.answered(Duration::from_millis(200), lost))
+        .await
+        .context("it is waited for for ever")?;
+    ensure!(given_up.is_err());
     Ok(())
 }

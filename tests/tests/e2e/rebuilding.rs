@@ -14,7 +14,7 @@ use crate::stand::{BOUND, Stand, a_bad_day};
 
 const DIFFERS: i32 = 3;
 
-async fn projector(stand: &Stand, args: &[&str]) -> anyhow::Result<Output> {
+pub(crate) async fn projector(stand: &Stand, args: &[&str]) -> anyhow::Result<Output> {
     let mut program = stand.projector();
     for arg in args {
         program = program.arg(*arg);

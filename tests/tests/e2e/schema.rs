@@ -122,16 +122,25 @@ async fn every_view_and_column_readers_see_is_documented() -> anyhow::Result<()>
 }
 
 /// What makes the stream, without which no projector is ready.
-fn ingest(nats: &Nats) -> Program {
+pub(crate) fn ingest(nats: &Nats) -> Program {
     Program::new("dsync-ingest")
         .env("NATS_URL", nats.url())
         .env("WORKOS_WEBHOOK_SECRET", "whsec_x")
 }
 
-fn projector(postgres: &Postgres, nats: &Nats) -> Program {
+pub(crate) fn projector(postgres: &Postgres, nats: &Nats) -> Program {
     Program::new("dsync-projector")
         .env("NATS_URL", nats.url())
         .env("DATABASE_URL", postgres.url())
+}
+
+/// Three of `program`, started at once, and all ready.
+pub(crate) async fn ready_at_once(program: impl Fn() -> Program) -> anyhow::Result<[Running; 3]> {
+    let mut all = [program().spawn()?, program().spawn()?, program().spawn()?];
+    for one in &mut all {
+        one.ready().await?;
+    }
+    Ok(all)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -139,10 +148,7 @@ async fn three_projectors_may_start_on_an_empty_database_at_once() -> anyhow::Re
     let (postgres, nats) = (Postgres::start().await?, Nats::start().await?);
     let _ingest = ingest(&nats).start().await?;
     let projector = || projector(&postgres, &nats);
-    let mut all = [projector().spawn()?, projector().spawn()?, projector().spawn()?];
-    for one in &mut all {
-        one.ready().await?;
-    }
+    let mut all = ready_at_once(projector).await?;
     let again = projector().arg("migrate").run().await?;
     ensure!(
         again.status.success() && again.stdout.contains("up to date"),

@@ -19,6 +19,8 @@ pub(crate) struct Stand {
     pub(crate) nats: Nats,
     pub(crate) ingest: Running,
     pub(crate) pool: PgPool,
+    /// Where programs find the database.
+    pub(crate) database_url: String,
     filter: &'static str,
 }
 
@@ -52,6 +54,7 @@ impl Stand {
         let pool = postgres.pool().await?;
         Ok(Self {
             sim,
+            database_url: postgres.url(),
             postgres,
             nats,
             ingest,
@@ -63,7 +66,7 @@ impl Stand {
     pub(crate) fn projector(&self) -> Program {
         Program::new("dsync-projector")
             .env("NATS_URL", self.nats.url())
-            .env("DATABASE_URL", self.postgres.url())
+            .env("DATABASE_URL", &self.database_url)
             .env("RUST_LOG", self.filter)
     }
 

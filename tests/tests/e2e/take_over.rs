@@ -17,7 +17,7 @@ async fn holds(program: &Running) -> anyhow::Result<bool> {
 }
 
 /// Two projectors, the one that works the lane `all` first.
-async fn pair(stand: &Stand) -> anyhow::Result<(Running, Running)> {
+pub(crate) async fn pair(stand: &Stand) -> anyhow::Result<(Running, Running)> {
     let (one, two) = (stand.projector().start().await?, stand.projector().start().await?);
     let first_works = eventually(BOUND, async || match (holds(&one).await?, holds(&two).await?) {
         (true, false) => Ok(true),
