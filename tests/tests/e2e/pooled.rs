@@ -18,17 +18,16 @@ use crate::{rebuilding, schema};
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A stand whose programs reach the database through a pooler.
-async fn pooled() -> anyhow::Result<(Stand, Pooler)> {
+async fn pooled() -> anyhow::Result<Stand> {
     let mut stand = Stand::up().await?;
-    let pooler = Pooler::start(&stand.postgres).await?;
-    stand.database_url = pooler.url();
-    Ok((stand, pooler))
+    stand.pooler = Some(Pooler::start(&stand.postgres).await?);
+    Ok(stand)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs PgBouncer 1.21 or newer"]
 async fn source_and_tables_agree_and_who_falls_silent_is_replaced() -> anyhow::Result<()> {
-    let (stand, _pooler) = pooled().await?;
+    let stand = pooled().await?;
     let delivery = stand.deliver(a_bad_day(1))?;
     stand.populate(60, 6)?;
     let (mut worker, _other) = pair(&stand).await?;
@@ -76,7 +75,7 @@ async fn three_projectors_may_start_on_an_empty_database_at_once() -> anyhow::Re
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs PgBouncer 1.21 or newer"]
 async fn verify_and_rebuild_refuse_and_leave_nothing_behind_and_undo_undoes() -> anyhow::Result<()> {
-    let (mut stand, pooler) = pooled().await?;
+    let mut stand = pooled().await?;
     let _running = stand.projector().start().await?;
     let delivery = stand.deliver(Faults::none())?;
     stand.populate(5, 1)?;
@@ -99,13 +98,13 @@ async fn verify_and_rebuild_refuse_and_leave_nothing_behind_and_undo_undoes() ->
         .execute(&stand.pool)
         .await?;
     let all = stand.count(tampered).await?;
-    stand.database_url = stand.postgres.url();
+    let pooler = stand.pooler.take();
     let rebuilt = rebuilding::projector(&stand, &["rebuild"]).await?;
     ensure!(
         all > 0 && rebuilt.status.success() && stand.count(tampered).await? == 0,
         "{rebuilt:?}"
     );
-    stand.database_url = pooler.url();
+    stand.pooler = pooler;
     let undone = rebuilding::projector(&stand, &["rebuild", "--undo"]).await?;
     ensure!(
         undone.status.success() && stand.count(tampered).await? == all,

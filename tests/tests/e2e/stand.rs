@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use futures_util::StreamExt as _;
 use sqlx::PgPool;
-use tests::{Nats, NatsOptions, Postgres, Program, Running, agrees, eventually};
+use tests::{Nats, NatsOptions, Pooler, Postgres, Program, Running, agrees, eventually};
 use workos_sim::{Delivery, DeliveryOptions, DirectoryOptions, Faults, Options, Seed, Sim};
 
 pub(crate) const SECRET: &str = "whsec_of_the_stand_0123456789";
@@ -19,8 +19,8 @@ pub(crate) struct Stand {
     pub(crate) nats: Nats,
     pub(crate) ingest: Running,
     pub(crate) pool: PgPool,
-    /// Where programs find the database.
-    pub(crate) database_url: String,
+    /// By way of which programs reach the database, if not directly.
+    pub(crate) pooler: Option<Pooler>,
     filter: &'static str,
 }
 
@@ -54,11 +54,11 @@ impl Stand {
         let pool = postgres.pool().await?;
         Ok(Self {
             sim,
-            database_url: postgres.url(),
             postgres,
             nats,
             ingest,
             pool,
+            pooler: None,
             filter,
         })
     }
@@ -66,7 +66,12 @@ impl Stand {
     pub(crate) fn projector(&self) -> Program {
         Program::new("dsync-projector")
             .env("NATS_URL", self.nats.url())
-            .env("DATABASE_URL", &self.database_url)
+            .env(
+                "DATABASE_URL",
+                self.pooler
+                    .as_ref()
+                    .map_or_else(|| self.postgres.url(), Pooler::url),
+            )
             .env("RUST_LOG", self.filter)
     }
 
