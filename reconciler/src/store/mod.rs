@@ -10,6 +10,7 @@ pub mod held;
 pub mod memberships;
 pub mod overview;
 pub mod sweeps;
+mod unchanged;
 pub mod users;
 
 use std::time::Duration;

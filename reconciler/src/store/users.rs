@@ -8,6 +8,7 @@ use sqlx::PgPool;
 use time::OffsetDateTime;
 
 use super::compared::{Comparison, Part, Row};
+use super::unchanged;
 
 #[derive(Default)]
 struct Columns {
@@ -54,7 +55,7 @@ impl Columns {
 }
 
 /// A list of texts as a Postgres array literal.
-fn array(elements: &[Text<'_>]) -> String {
+pub(super) fn array(elements: &[Text<'_>]) -> String {
     let quoted = elements.iter().map(|element| {
         let escaped = element.replace('\\', r"\\").replace('"', "\\\"");
         format!("\"{escaped}\"")
@@ -69,15 +70,31 @@ pub(super) async fn compare(
     comparison: Comparison<'_>,
     objects: &[(usize, &str)],
 ) -> sqlx::Result<Part> {
-    let (mut c, mut times, mut unreadable) = (Columns::default(), Vec::new(), Vec::new());
+    let (mut users, mut unreadable) = (Vec::new(), Vec::new());
     for (index, text) in objects {
         match directory::user(text) {
-            Ok(user) => {
-                c.push(user.id.as_str(), &user.attributes);
-                times.push((*index, user.attributes.times.speaks_for()));
-            }
+            Ok(user) => users.push((*index, user)),
             Err(_) => unreadable.push(*index),
         }
+    }
+    let listed: Vec<_> = users
+        .iter()
+        .map(|(_, user)| (user.id.as_str(), &user.attributes))
+        .collect();
+    let unchanged = unchanged::places(pool, comparison.directory, &listed).await?;
+    let (mut c, mut times) = (Columns::default(), Vec::new());
+    for (place, (index, user)) in users.iter().enumerate() {
+        if !unchanged.contains(&place) {
+            c.push(user.id.as_str(), &user.attributes);
+            times.push((*index, user.attributes.times.speaks_for()));
+        }
+    }
+    if c.id.is_empty() {
+        return Ok(Part {
+            rows: Vec::new(),
+            times,
+            unreadable,
+        });
     }
     let rows = sqlx::query_as!(
         Row,

@@ -4,6 +4,7 @@ mod asking;
 mod catching_up;
 mod checking;
 mod commanding;
+mod comparing;
 mod guarding;
 mod official;
 mod races;
