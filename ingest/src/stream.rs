@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use journal::{Error, Journal, Limits};
+use journal::{Ensured, Error, Journal, Limits};
 use service::readiness::Readiness;
 use service::retry::Backoff;
 use tokio::sync::{Notify, watch};
@@ -14,6 +14,9 @@ use tokio_util::sync::CancellationToken;
 
 /// Longer than the journal's own time-out, whose error says more.
 const CHECK_WITHIN: Duration = Duration::from_secs(4);
+
+/// How often a change of settings that the broker would not make is tried again.
+const KEPT: Duration = Duration::from_mins(1);
 
 /// What is known about the stream. Cheap to clone.
 #[derive(Clone)]
@@ -112,9 +115,22 @@ impl Keeper {
         loop {
             let connected = *connections.borrow_and_update();
             match self.journal.ensure(&self.limits).await {
-                Ok(_) => {
+                Ok(ensured) => {
                     self.state.send_replace(State::Ready);
-                    complaint.clear();
+                    let again = if let Ensured::Kept { differing, why } = ensured {
+                        if complaint != why {
+                            tracing::warn!(
+                                ?differing,
+                                error = %why,
+                                "the log's stream stays as it is, which is not as set; it is used all the same"
+                            );
+                            complaint = why;
+                        }
+                        KEPT
+                    } else {
+                        complaint.clear();
+                        Duration::MAX
+                    };
                     backoff.reset();
                     // The first connection is the one this was just done on.
                     if connected == 0 && *connections.borrow() == 1 {
@@ -124,6 +140,7 @@ impl Keeper {
                         () = self.shutdown.cancelled() => return,
                         _ = connections.changed() => {}
                         () = self.doubt.notified() => {}
+                        () = tokio::time::sleep(again) => {}
                     }
                 }
                 Err(error) => {

@@ -64,8 +64,10 @@ async fn attended(
     let work = work(cli, context).await?;
     let keeper = tokio::spawn(work.leases.clone().keep(context.shutdown.clone()));
     let ready = async {
-        let ensured = work.journal.ensure(&limits(cli)).await;
-        ensured.context("the log cannot be reached")?;
+        // It is not made here: whoever calls a subcommand has rarely the limits of the service at hand.
+        let log = work.journal.identity().await;
+        log.context("the log cannot be reached")?
+            .context("the log's stream does not exist yet: dsync-ingest makes it")?;
         let schema = applied::has_schema(&work.pool).await;
         let schema = schema.map_err(|error| anyhow::anyhow!("the database: {}", described(&error)))?;
         anyhow::ensure!(
@@ -197,12 +199,12 @@ async fn reachable(api: &Api) -> Result<(), String> {
     asked.map(|_| ()).map_err(|error| error.to_string())
 }
 
-/// Waits for the schema and makes the stream, as long as it takes. `false`: told to stop meanwhile.
+/// Waits for the schema and makes the stream where there is none, as long as it takes. `false`: told to stop meanwhile.
 async fn prepared(cli: &Cli, context: &Context, work: &Work) -> bool {
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
     loop {
         match applied::has_schema(&work.pool).await {
-            Ok(true) => match work.journal.ensure(&limits(cli)).await {
+            Ok(true) => match work.journal.create_missing(&limits(cli)).await {
                 Ok(_) => return true,
                 Err(error) => tracing::warn!(%error, "waiting for the log"),
             },

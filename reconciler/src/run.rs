@@ -60,12 +60,13 @@ pub fn start(
     tasks.spawn(keep_stream(work.journal.clone(), limits, shutdown.clone()));
 }
 
-/// Makes the log's stream anew when it was lost: at every connection, and now and then.
+/// Makes the log's stream anew when it was lost: at every connection, and now and then. What it is like is ingest's to say:
+/// two programs with other limits would change it back and forth.
 async fn keep_stream(journal: Journal, limits: Limits, shutdown: CancellationToken) {
     let mut connections = journal.connections();
     loop {
         connections.borrow_and_update();
-        if let Err(error) = journal.ensure(&limits).await {
+        if let Err(error) = journal.create_missing(&limits).await {
             tracing::warn!(%error, "the log's stream cannot be seen to now; trying again");
         }
         tokio::select! {

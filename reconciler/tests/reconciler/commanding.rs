@@ -1,10 +1,11 @@
 //! The subcommands as an operator sees them: output, exit codes, settings, metrics.
 
 use anyhow::{Context as _, ensure};
+use journal::Ensured;
 use tests::eventually;
 use workos_sim::{DirectoryOptions, Seed};
 
-use crate::stand::{BOUND, Stand};
+use crate::stand::{BOUND, LIMITS, Stand};
 
 #[tokio::test]
 async fn exit_codes_and_reports() -> anyhow::Result<()> {
@@ -19,6 +20,11 @@ async fn exit_codes_and_reports() -> anyhow::Result<()> {
     ensure!(dry.stdout.contains("nothing was repaired: dry run"), "{dry:?}");
     ensure!(dry.stdout.contains(&format!("{directory}: 50 users")), "{dry:?}");
     ensure!(stand.log_end().await? == end, "a dry run appended");
+    // The subcommand has the limits of whoever's shell it is called from.
+    ensure!(
+        stand.journal.ensure(&LIMITS).await? == Ensured::Unchanged,
+        "a dry run changed the log's limits"
+    );
     ensure!(
         stand.count("select count(swept_at) from dsync.sweeps").await? == 0,
         "a dry run was noted"

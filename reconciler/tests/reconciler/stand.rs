@@ -32,6 +32,14 @@ pub(crate) const BOUND: Duration = Duration::from_mins(2);
 /// The margin of reconcilers in this process.
 pub(crate) const MARGIN: Duration = Duration::from_mins(1);
 
+/// The log's, which are not the reconciler's defaults.
+pub(crate) const LIMITS: Limits = Limits {
+    replicas: 1,
+    max_age: Duration::ZERO,
+    max_bytes: 0,
+    dedup_window: Duration::from_hours(1),
+};
+
 pub(crate) struct Stand {
     pub(crate) sim: Sim,
     pub(crate) postgres: Postgres,
@@ -75,14 +83,7 @@ impl Stand {
             name: "test".to_owned(),
         })
         .await?;
-        journal
-            .ensure(&Limits {
-                replicas: 1,
-                max_age: Duration::ZERO,
-                max_bytes: 0,
-                dedup_window: Duration::from_hours(1),
-            })
-            .await?;
+        journal.ensure(&LIMITS).await?;
         let work = work(&sim, &pool, &journal, &clock)?;
         let keeper = CancellationToken::new();
         tokio::spawn(work.leases.clone().keep(keeper.clone()));

@@ -29,7 +29,8 @@ impl Journal {
         answer
     }
 
-    async fn ask_now<Q, A>(&self, subject: String, question: &Q) -> Result<A, Error>
+    /// The same where silence says nothing of the broker.
+    pub(crate) async fn ask_now<Q, A>(&self, subject: String, question: &Q) -> Result<A, Error>
     where
         Q: Serialize + ?Sized,
         A: DeserializeOwned,

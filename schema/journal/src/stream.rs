@@ -5,12 +5,16 @@ use std::time::{Duration, Instant};
 
 use async_nats::jetstream::stream::{Config, DiscardPolicy, Info, PeerInfo, RetentionPolicy, StorageType};
 use schema::timestamp::Timestamp;
+use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use crate::connection::Journal;
 use crate::error::{Error, Unavailable};
 
 /// Everything the log holds; `interface` of the stream.
 const SUBJECTS: &str = "dsync.>";
+/// Settings without which entries would go astray, or be dropped: a stream that has others is not the log.
+const ESSENTIAL: [&str; 4] = ["subjects", "storage", "retention", "discard"];
 /// The broker's error code for "a stream of this name exists, with another configuration".
 const NAME_IN_USE: u64 = 10058;
 
@@ -36,6 +40,14 @@ pub enum Ensured {
     Updated(Vec<&'static str>),
     /// The stream was there as it should be.
     Unchanged,
+    /// The stream was there and can serve as it is, though its settings of these names are not as they should be: the broker
+    /// would not have them changed, or did not answer, which is how it treats a login without the right to.
+    Kept {
+        /// The names of the settings that differ.
+        differing: Vec<&'static str>,
+        /// What came of changing them.
+        why: String,
+    },
 }
 
 /// What tells one log from another, and how far it reaches.
@@ -68,15 +80,30 @@ fn speaks_for_all(info: &Info) -> bool {
 
 impl Journal {
     /// Creates the stream, or brings its settings in line with `limits`. Entries are lost only to a shorter `max_age`.
-    /// [`Error::Refused`] says in the broker's words which setting it does not take. Several programs may call it at once.
+    /// [`Error::Refused`] says in the broker's words which setting it does not take. Several programs may call it at once,
+    /// if they agree about `limits`: who only needs a stream calls [`Self::create_missing`].
     pub async fn ensure(&self, limits: &Limits) -> Result<Ensured, Error> {
-        match self.info().await {
-            Ok(info) => self.update(info, limits).await,
+        match self.update(limits).await {
             Err(Error::NoStream) => match self.create(limits).await {
                 // Another program was quicker, with other settings.
                 Err(Error::Refused {
                     code: NAME_IN_USE, ..
-                }) => self.update(self.info().await?, limits).await,
+                }) => self.update(limits).await,
+                outcome => outcome,
+            },
+            outcome => outcome,
+        }
+    }
+
+    /// Creates the stream if there is none. One that is there stays as it is, whatever `limits` say.
+    pub async fn create_missing(&self, limits: &Limits) -> Result<Ensured, Error> {
+        match self.info().await {
+            Ok(_) => Ok(Ensured::Unchanged),
+            Err(Error::NoStream) => match self.create(limits).await {
+                // Another program was quicker, with other settings.
+                Err(Error::Refused {
+                    code: NAME_IN_USE, ..
+                }) => Ok(Ensured::Unchanged),
                 outcome => outcome,
             },
             Err(error) => Err(error),
@@ -120,21 +147,62 @@ impl Journal {
         Ok(Ensured::Created)
     }
 
-    async fn update(&self, info: Info, limits: &Limits) -> Result<Ensured, Error> {
-        let mut config = info.config;
-        let changed = limits.apply(&mut config);
+    async fn update(&self, limits: &Limits) -> Result<Ensured, Error> {
+        let Told { config } = self.ask(format!("STREAM.INFO.{}", self.stream), &()).await?;
+        let (config, changed) = limits.over(config)?;
         if changed.is_empty() {
             return Ok(Ensured::Unchanged);
         }
-        let _: Info = self
-            .ask(format!("STREAM.UPDATE.{}", self.stream), &config)
-            .await?;
-        tracing::info!(stream = %self.stream, ?changed, ?limits, "updated the log's stream");
-        Ok(Ensured::Updated(changed))
+        // Silence is no sign of a broker that is stuck: so it answers a login that may not.
+        let answer: Result<Info, Error> = self
+            .ask_now(format!("STREAM.UPDATE.{}", self.stream), &config)
+            .await;
+        match answer {
+            Ok(_) => {
+                tracing::info!(stream = %self.stream, ?changed, ?limits, "updated the log's stream");
+                Ok(Ensured::Updated(changed))
+            }
+            Err(error @ (Error::Refused { .. } | Error::Unavailable(Unavailable::TimedOut)))
+                if !changed.iter().any(|name| ESSENTIAL.contains(name)) =>
+            {
+                Ok(Ensured::Kept {
+                    differing: changed,
+                    why: error.to_string(),
+                })
+            }
+            Err(error) => Err(error),
+        }
     }
 }
 
+/// What is read of a stream before it is changed: its settings as the broker wrote them, so that those which this client
+/// does not know come back as they were.
+#[derive(Deserialize)]
+struct Told {
+    config: Map<String, Value>,
+}
+
 impl Limits {
+    /// A stream's settings with ours put in, and the names of those that were otherwise.
+    fn over(&self, told: Map<String, Value>) -> Result<(Map<String, Value>, Vec<&'static str>), Error> {
+        let unreadable = |_| Error::Unreadable;
+        let mut known: Config = serde_json::from_value(Value::Object(told.clone())).map_err(unreadable)?;
+        let changed = self.apply(&mut known);
+        let Ok(Value::Object(mut known)) = serde_json::to_value(known) else {
+            return Err(Error::Unreadable);
+        };
+        let mut config = told;
+        for name in &changed {
+            let name = if *name == "replicas" { "num_replicas" } else { name };
+            // What the client leaves out has the broker's default.
+            match known.remove(name) {
+                Some(value) => config.insert(name.to_owned(), value),
+                None => config.remove(name),
+            };
+        }
+        Ok((config, changed))
+    }
+
     /// Sets in `config` what is ours to set; the names of what was otherwise.
     fn apply(&self, config: &mut Config) -> Vec<&'static str> {
         let window = if self.max_age.is_zero() {

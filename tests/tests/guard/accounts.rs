@@ -8,9 +8,9 @@ use anyhow::{Context as _, ensure};
 use async_nats::jetstream::{self, consumer};
 use async_nats::{Client, ConnectOptions};
 use futures_util::StreamExt as _;
-use tests::{Nats, NatsOptions, Postgres};
+use tests::{Nats, NatsOptions, Postgres, Program};
 
-use crate::pipeline::{Pipeline, Settings};
+use crate::pipeline::{Pipeline, SECRET, Settings};
 
 const PASSWORDS: [(&str, &str); 3] = [
     ("ingest", "of-ingest-0123456789"),
@@ -75,6 +75,25 @@ async fn the_three_programs_work_with_the_logins_that_are_shipped() -> anyhow::R
             "refused something:\n{output}"
         );
     }
+    Ok(())
+}
+
+/// The login of ingest may not change the stream: with limits set otherwise than it was made, webhooks are stored all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn limits_that_a_login_may_not_change_stop_nobody() -> anyhow::Result<()> {
+    let (_nats, [ingest, ..]) = broker().await?;
+    let receiver = || {
+        Program::new("dsync-ingest")
+            .env("NATS_URL", &ingest)
+            .env("WORKOS_WEBHOOK_SECRET", SECRET)
+    };
+    receiver().start().await?.terminate().await?;
+    let changed = receiver().env("DSYNC_LOG_MAX_BYTES", "1GiB").start().await?;
+    ensure!(
+        changed.output().contains("it is used all the same"),
+        "{}",
+        changed.output()
+    );
     Ok(())
 }
 

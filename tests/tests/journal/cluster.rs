@@ -23,11 +23,15 @@ async fn log_on_cluster(cluster: &Cluster) -> anyhow::Result<Journal> {
         replicas: 3,
         ..limits()
     };
-    let updated = eventually(BOUND, async || Ok(journal.ensure(&three).await?)).await?;
-    assert!(
-        updated == Ensured::Updated(vec!["replicas"]) || updated == Ensured::Unchanged,
-        "{updated:?}"
-    );
+    eventually(BOUND, async || {
+        let updated = journal.ensure(&three).await?;
+        ensure!(
+            updated == Ensured::Updated(vec!["replicas"]) || updated == Ensured::Unchanged,
+            "{updated:?}"
+        );
+        Ok(())
+    })
+    .await?;
     Ok(journal)
 }
 

@@ -104,6 +104,93 @@ async fn what_the_operator_set_beside_ours_stays() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Settings that newer brokers have and this client does not know are no less the operator's.
+#[tokio::test]
+async fn settings_this_client_does_not_know_stay_too() -> anyhow::Result<()> {
+    let nats = Nats::start().await?;
+    let client = async_nats::connect(nats.url()).await?;
+    let newer = r#"{"name":"DSYNC","subjects":["dsync.>"],"storage":"file","discard":"new","allow_direct":true,
+        "allow_atomic":true,"allow_msg_ttl":true}"#;
+    client
+        .request("$JS.API.STREAM.CREATE.DSYNC", newer.into())
+        .await?;
+    let told = async || {
+        let answer = client.request("$JS.API.STREAM.INFO.DSYNC", "".into()).await?;
+        let info: serde_json::Value = serde_json::from_slice(&answer.payload)?;
+        anyhow::Ok(info["config"].clone())
+    };
+    let mut expected = told().await?;
+    let journal = Journal::connect(&settings(&nats)).await?;
+    assert_eq!(
+        journal.ensure(&limits()).await?,
+        Ensured::Updated(vec!["duplicate_window"])
+    );
+    expected["duplicate_window"] = u64::try_from(limits().dedup_window.as_nanos())?.into();
+    assert_eq!(told().await?, expected);
+    Ok(())
+}
+
+/// Whoever needs a stream, and has limits of its own only in case there is none.
+#[tokio::test]
+async fn a_stream_that_is_there_is_left_as_it_is_by_who_only_makes_missing_ones() -> anyhow::Result<()> {
+    let nats = Nats::start().await?;
+    let journal = Journal::connect(&settings(&nats)).await?;
+    assert_eq!(journal.create_missing(&limits()).await?, Ensured::Created);
+    let other = Limits {
+        max_age: Duration::from_hours(1),
+        max_bytes: 1 << 20,
+        ..limits()
+    };
+    assert_eq!(journal.create_missing(&other).await?, Ensured::Unchanged);
+    assert_eq!(journal.ensure(&limits()).await?, Ensured::Unchanged);
+    Ok(())
+}
+
+/// A limit that the broker does not take is no reason to refuse webhooks that it would store.
+#[tokio::test]
+async fn a_stream_whose_limits_cannot_be_changed_serves_as_it_is() -> anyhow::Result<()> {
+    let nats = Nats::start().await?;
+    let journal = log_on(&nats).await?;
+    let three = Limits {
+        replicas: 3,
+        ..limits()
+    };
+    let Ensured::Kept { differing, why } = journal.ensure(&three).await? else {
+        panic!("changed")
+    };
+    assert_eq!(differing, ["replicas"]);
+    assert!(why.contains("non-clustered"), "{why}");
+    journal.append(&nth(1)).await?;
+    Ok(())
+}
+
+/// One that drops its oldest when it is full cannot: what it acknowledged would be lost.
+#[tokio::test]
+async fn a_stream_that_would_lose_entries_does_not() -> anyhow::Result<()> {
+    use async_nats::jetstream::stream::{Config, DiscardPolicy};
+    let nats = Nats::start().await?;
+    let context = async_nats::jetstream::new(async_nats::connect(nats.url()).await?);
+    context
+        .create_stream(Config {
+            name: "DSYNC".to_owned(),
+            subjects: vec!["dsync.>".to_owned()],
+            discard: DiscardPolicy::Old,
+            ..Default::default()
+        })
+        .await?;
+    let three = Limits {
+        replicas: 3,
+        ..limits()
+    };
+    let journal = Journal::connect(&settings(&nats)).await?;
+    let refused = journal.ensure(&three).await;
+    assert!(
+        matches!(refused, Err(Error::Refused { code: 10074, .. })),
+        "{refused:?}"
+    );
+    Ok(())
+}
+
 #[tokio::test]
 async fn several_programs_may_ensure_at_once() -> anyhow::Result<()> {
     let nats = Nats::start().await?;
