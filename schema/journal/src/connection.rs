@@ -11,6 +11,7 @@ use async_nats::{Client, ConnectOptions, Event};
 use tokio::sync::watch;
 
 use crate::address::Servers;
+use crate::credentials;
 use crate::elsewhere::{Silence, Turns};
 use crate::error::{Error, Unavailable};
 
@@ -107,13 +108,13 @@ impl Journal {
         }
         let servers = Servers::parse(&settings.url).ok_or(ConnectError::Url)?;
         let named = servers.addresses.len();
-        let mut options = servers.login(ConnectOptions::new());
-        if let Some(path) = &settings.creds {
-            options = options
-                .credentials_file(path)
+        let options = match &settings.creds {
+            Some(path) => credentials::login(path.clone())
                 .await
-                .map_err(ConnectError::Credentials)?;
-        }
+                .map_err(ConnectError::Credentials)?,
+            None => ConnectOptions::new(),
+        };
+        let mut options = servers.login(options);
         if let Some(path) = &settings.ca {
             authorities(path).await.map_err(ConnectError::Authorities)?;
             options = options.add_root_certificates(path.clone());
@@ -267,8 +268,8 @@ impl Watcher {
         let mut last = self.complaint.lock().unwrap_or_else(PoisonError::into_inner);
         if last.as_ref() != Some(&what) {
             // The client does not tell a certificate it does not believe from a port where nothing listens.
-            let look_at =
-                "NATS_URL (--nats-url) for host and port, NATS_CA (--nats-ca) for the authorities believed";
+            let look_at = "NATS_URL (--nats-url) for host and port, NATS_CA (--nats-ca) for the authorities believed, \
+                 NATS_CREDS (--nats-creds) for the login";
             if what.contains("IO error") {
                 tracing::warn!(error = %what, look_at, "nothing answers as the log's broker, or it does not prove who it is");
             } else {

@@ -14,6 +14,7 @@ mod address;
 mod api;
 mod append;
 mod connection;
+mod credentials;
 mod elsewhere;
 mod entry;
 mod error;

@@ -2,6 +2,7 @@
 
 mod appending;
 mod cluster;
+mod credentials;
 mod forgetting;
 mod outages;
 mod reading;
