@@ -57,7 +57,10 @@ impl Acceptor {
             .observe(began.elapsed().as_secs_f64());
         appended.map_err(|error| {
             tracing::warn!(event, kind, %error, "not known to be stored");
-            if error == AppendError::Unavailable(Unavailable::NoResponders) {
+            if matches!(
+                error,
+                AppendError::Unavailable(Unavailable::NoResponders | Unavailable::Elsewhere)
+            ) {
                 self.stream.doubt();
             }
             match error {

@@ -189,3 +189,25 @@ async fn nothing_is_stored_while_the_stream_cannot_be_what_the_settings_say() {
         .await
         .unwrap();
 }
+
+/// The log deleted, and a stream of another name made for its subjects, as a restore would: that one acknowledges, and nobody
+/// reads it.
+#[tokio::test]
+async fn what_another_stream_stores_is_not_acknowledged() {
+    let broker = Nats::start().await.unwrap();
+    let app = App::start(&broker, Setup::default()).await;
+    assert_eq!(app.post(user_created("event_1")).await.status, 200);
+    jetstream(&broker, "STREAM.DELETE.DSYNC", "").await;
+    jetstream(
+        &broker,
+        "STREAM.CREATE.OTHER",
+        r#"{"name":"OTHER","subjects":["dsync.>"]}"#,
+    )
+    .await;
+    for _ in 0..3 {
+        assert_come_again(&app.post(user_created("event_2")).await, "5");
+    }
+    jetstream(&broker, "STREAM.DELETE.OTHER", "").await;
+    until_stored(&app, "event_2").await;
+    assert_eq!(stored(&app).await, ["event_2"]);
+}

@@ -65,7 +65,7 @@ impl Journal {
             Err(_) => Err(Unavailable::TimedOut.into()),
         };
         let answered = match &outcome {
-            Err(AppendError::Unavailable(why)) => Err(*why),
+            Err(AppendError::Unavailable(why)) if *why != Unavailable::Elsewhere => Err(*why),
             _ => Ok(()),
         };
         self.heed(&self.unstored, asked, answered).await;
@@ -81,6 +81,8 @@ impl Journal {
             .publish_with_headers(subject, headers, record.body.clone())
             .await?;
         match sent.await {
+            // It answers for the subject, whosever it is: our stream was deleted, say, and one of another name made.
+            Ok(ack) if ack.stream != *self.stream => Err(Unavailable::Elsewhere.into()),
             Ok(ack) => Ok(acknowledged(ack.sequence, ack.duplicate)),
             Err(error) if is_undecided(&error) => Ok(None),
             Err(error) => Err(error.into()),

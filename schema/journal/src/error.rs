@@ -19,6 +19,9 @@ pub enum Unavailable {
     /// Connected, but nothing answers for the stream: it is not there, has no leader now, or `JetStream` is off.
     #[error("the log's broker has nothing that answers for the stream")]
     NoResponders,
+    /// The broker stored it in another stream that takes the log's subjects: where nobody reads it.
+    #[error("the log's broker stores what is meant for the log in another stream")]
+    Elsewhere,
     /// The broker leads the stream and has lost touch with most of its copies: the others may be ahead of it by now.
     #[error("the log's broker has lost touch with most of its cluster")]
     Parted,
