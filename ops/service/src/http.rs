@@ -26,6 +26,10 @@ use tower::ServiceExt as _;
 
 use crate::tls::Tls;
 
+/// How much is buffered of a connection before it is read no further, and so how long a request's head may be (the last read
+/// may go beyond it): no proxy adds that much. Hyper's own limit is 400 KiB, for each connection that a stranger makes.
+const BUFFER: usize = 32 << 10;
+
 /// What one server puts up with.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -155,6 +159,7 @@ async fn converse(
         http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(limits.header_read)
+            .max_buf_size(BUFFER)
             .serve_connection(TokioIo::new(stream), service)
     );
     let time_is_up = shutdown.run_until_cancelled(tokio::time::sleep(limits.lifetime));

@@ -127,6 +127,24 @@ async fn dripping_headers_does_not_buy_time() {
     bounded(drip).await.unwrap();
 }
 
+/// Heads are buffered before anything is known of who sends them.
+#[tokio::test]
+async fn a_head_is_taken_up_to_what_proxies_make_and_no_further() {
+    let server = Server::start(LIMITS).await;
+    for (length, status) in [(24 << 10, "200"), (100 << 10, "431"), (300 << 10, "431")] {
+        let mut stream = server.connect().await;
+        let head = format!(
+            "GET / HTTP/1.1\r\nHost: x\r\nX-Long: {}\r\n\r\n",
+            "a".repeat(length)
+        );
+        // What is refused is not read to its end.
+        let _ = stream.write_all(head.as_bytes()).await;
+        let mut line = [0; 12];
+        bounded(stream.read_exact(&mut line)).await.unwrap();
+        assert!(line.ends_with(status.as_bytes()), "{length}: {line:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_kept_connection_serves_again_and_is_closed_when_it_falls_silent() {
     let server = Server::start(LIMITS).await;
