@@ -78,13 +78,15 @@ impl Subject {
         self.0 == "dsync.quarantine"
     }
 
-    /// Whether the record under it takes access away: its last word says so.
+    /// Whether the record under it takes access away: its last word says so, of something that is projected.
     pub fn is_removal(&self) -> bool {
-        !self.is_quarantine()
-            && matches!(
-                self.0.rsplit('.').next(),
-                Some("deleted" | "deactivated" | "removed" | "missing")
-            )
+        matches!(
+            self.0.split('.').nth(2),
+            Some("directory" | "user" | "group" | "membership")
+        ) && matches!(
+            self.0.rsplit('.').next(),
+            Some("deleted" | "deactivated" | "removed" | "missing")
+        )
     }
 }
 
@@ -187,6 +189,8 @@ mod tests {
             "dsync.d.user.u.updated",
             "dsync.d.membership.g.u.added",
             "dsync.quarantine",
+            "dsync.d.other.deleted",
+            "dsync.d.token.removed",
         ] {
             assert!(!Subject::from_log(other).is_removal(), "{other}");
         }
