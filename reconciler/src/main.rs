@@ -64,16 +64,16 @@ async fn attended(
     let work = work(cli, context).await?;
     let keeper = tokio::spawn(work.leases.clone().keep(context.shutdown.clone()));
     let ready = async {
-        // It is not made here: whoever calls a subcommand has rarely the limits of the service at hand.
-        let log = work.journal.identity().await;
-        log.context("the log cannot be reached")?
-            .context("the log's stream does not exist yet: dsync-ingest makes it")?;
         let schema = applied::has_schema(&work.pool).await;
         let schema = schema.map_err(|error| anyhow::anyhow!("the database: {}", described(&error)))?;
         anyhow::ensure!(
             schema,
             "the database has no such schema yet: run `dsync-projector migrate`"
         );
+        // It is not made here: whoever calls a subcommand has rarely the limits of the service at hand.
+        let log = work.journal.identity().await;
+        log.context("the log cannot be reached")?
+            .context("the log's stream does not exist yet: dsync-ingest makes it")?;
         command(&work).await
     };
     let code = tokio::select! {

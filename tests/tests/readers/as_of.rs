@@ -161,6 +161,21 @@ async fn past_moments_look_as_the_views_did_then_while_history_is_written() -> a
     Ok(())
 }
 
+/// As if it were now: a caller that forgot to say when would take the answer for one about the past.
+#[tokio::test]
+async fn of_no_moment_there_is_no_answer() -> anyhow::Result<()> {
+    let postgres = Postgres::migrated().await?;
+    let pool = postgres.pool().await?;
+    for function in ["users_at", "groups_at", "memberships_at"] {
+        let error = rows(&pool, format!("select * from directory.{function}(null)"))
+            .await
+            .err();
+        let error = error.with_context(|| format!("{function} answers"))?;
+        ensure!(format!("{error:#}").contains("of which moment"), "{error:#}");
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn before_history_is_kept_there_is_no_answer() -> anyhow::Result<()> {
     let postgres = Postgres::migrated().await?;

@@ -490,6 +490,46 @@ async fn a_role_is_explained_and_a_login_answered() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Two people, one of whom has an id at the identity provider that is the other's address: who signs in with the address is
+/// never taken for the one with the id.
+#[tokio::test]
+async fn whose_address_it_is_signs_in_whatever_ids_others_have() -> anyhow::Result<()> {
+    let postgres = Postgres::migrated().await?;
+    let pool = postgres.pool().await?;
+    let jane = json!({"id": "jane", "email": "JSmith@example.com", "idp_id": "100", "created_at": "2020-01-01T00:00:00Z"});
+    let john = json!({"id": "john", "email": "john@example.com", "idp_id": "jsmith@example.com"});
+    let nobody = json!({"id": "nobody", "email": "", "idp_id": ""});
+    for (event_id, who) in [("e1", &jane), ("e2", &john), ("e3", &nobody)] {
+        tell(&pool, event(event_id, "dsync.user.created", 1, person(1, who))).await?;
+    }
+    let found = async |who: &str| {
+        let sql = format!("select user_id, active, matches from directory.login('org_1', '{who}')");
+        anyhow::Ok(rows(&pool, sql).await?.remove(0))
+    };
+    let jane_signs_in = found("jsmith@example.com").await?;
+    ensure!(
+        jane_signs_in == json!({"user_id": "jane", "active": true, "matches": 1}),
+        "{jane_signs_in}"
+    );
+    ensure!(found("100").await?["user_id"] == "jane");
+    ensure!(found("john@example.com").await?["user_id"] == "john");
+    // Who sends no address is nobody, though somebody has none.
+    ensure!(found("").await? == json!({"user_id": null, "active": false, "matches": 0}));
+    // Deactivated, she is not let in as John.
+    let mut left = jane.clone();
+    left["state"] = json!("inactive");
+    tell(&pool, event("e4", "dsync.user.updated", 4, person(4, &left))).await?;
+    let jane_left = found("jsmith@example.com").await?;
+    ensure!(
+        jane_left == json!({"user_id": "jane", "active": false, "matches": 1}),
+        "{jane_left}"
+    );
+    // Nobody's address any more: an id like any other.
+    tell(&pool, event("e5", "dsync.user.deleted", 5, person(5, &jane))).await?;
+    ensure!(found("jsmith@example.com").await?["user_id"] == "john");
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_command_shows_before_it_applies() -> anyhow::Result<()> {
     let postgres = Postgres::migrated().await?;
