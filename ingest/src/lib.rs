@@ -13,6 +13,7 @@ pub mod body;
 pub mod config;
 pub mod in_flight;
 pub mod metrics;
+pub mod refusals;
 pub mod routes;
 pub mod run;
 pub mod sender;

@@ -5,7 +5,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -19,6 +19,7 @@ use crate::answer::{Answer, ComeAgain};
 use crate::body::{self, BodyError};
 use crate::in_flight::{InFlight, Slot};
 use crate::metrics::Metrics;
+use crate::refusals::Refusals;
 use crate::sender::Senders;
 use crate::signature::{LONGEST_HEADER, Verifier};
 
@@ -38,6 +39,8 @@ pub struct Ingest {
     pub body_time: Duration,
     /// How much is taken on at once.
     pub in_flight: InFlight,
+    /// Which refusals are told.
+    pub refusals: Refusals,
     /// What is believed.
     pub verifier: Verifier,
     /// Where it goes.
@@ -88,23 +91,27 @@ impl Ingest {
         }
         let sender = self.senders.sender(peer.ip(), request.headers());
         if !self.senders.admit(sender) {
-            tracing::warn!(%peer, ?sender, "refused: the sender is not on the allow-list");
+            if let Some(untold) = self.refusals.tell(Instant::now()) {
+                tracing::warn!(%peer, ?sender, untold, "refused: the sender is not on the allow-list");
+            }
             return Err(Answer::Forbidden);
         }
         let limit = self.body_limit();
         if body::is_announced_above(limit, request.body()) {
-            return Err(refused_body(BodyError::TooLarge, limit));
+            return Err(self.refused_body(BodyError::TooLarge, limit));
         }
         let (head, body) = request.into_parts();
         let mut slot = self.enter()?;
         let body: Bytes = body::read(body, limit, self.body_time, &mut slot)
             .await
-            .map_err(|error| refused_body(error, limit))?;
+            .map_err(|error| self.refused_body(error, limit))?;
         let webhook = self
             .verifier
             .verify(&head.headers, body, self.clock.now())
             .map_err(|why| {
-                tracing::warn!(%peer, ?sender, %why, "refused: not signed by WorkOS, now");
+                if let Some(untold) = self.refusals.tell(Instant::now()) {
+                    tracing::warn!(%peer, ?sender, %why, untold, "refused: not signed by WorkOS, now");
+                }
                 Answer::Unauthorized
             })?;
         Ok(self.acceptor.accept(webhook).await)
@@ -112,7 +119,9 @@ impl Ingest {
 
     fn enter(&self) -> Result<Slot, Answer> {
         self.in_flight.enter().map_err(|error| {
-            tracing::warn!(%error, "refused");
+            if let Some(untold) = self.refusals.tell(Instant::now()) {
+                tracing::warn!(%error, untold, "refused");
+            }
             Answer::Unavailable(ComeAgain::Soon)
         })
     }
@@ -126,13 +135,15 @@ impl Ingest {
             .map(|max| max.saturating_sub(HEADERS_ROOM));
         broker.map_or(self.max_body, |broker| broker.min(self.max_body))
     }
-}
 
-fn refused_body(error: BodyError, limit: usize) -> Answer {
-    tracing::warn!(%error, limit, "refused");
-    match error {
-        BodyError::TooLarge => Answer::TooLarge,
-        BodyError::TooSlow | BodyError::Broken => Answer::Incomplete,
-        BodyError::NoRoom(_) => Answer::Unavailable(ComeAgain::Soon),
+    fn refused_body(&self, error: BodyError, limit: usize) -> Answer {
+        if let Some(untold) = self.refusals.tell(Instant::now()) {
+            tracing::warn!(%error, limit, untold, "refused");
+        }
+        match error {
+            BodyError::TooLarge => Answer::TooLarge,
+            BodyError::TooSlow | BodyError::Broken => Answer::Incomplete,
+            BodyError::NoRoom(_) => Answer::Unavailable(ComeAgain::Soon),
+        }
     }
 }

@@ -16,6 +16,7 @@ use crate::accept::Acceptor;
 use crate::config::{Cli, Command};
 use crate::in_flight::{Bounds, InFlight};
 use crate::metrics::Metrics;
+use crate::refusals::Refusals;
 use crate::routes::{Ingest, Webhooks};
 use crate::sender::Senders;
 use crate::sign;
@@ -100,6 +101,7 @@ async fn assemble(cli: &Cli, context: &Context) -> anyhow::Result<Ingest> {
         max_body: webhook.webhook_max_body,
         body_time: BODY_TIME,
         in_flight: InFlight::new(Bounds::default(), metrics.inflight.clone()),
+        refusals: Refusals::default(),
         verifier,
         acceptor: Acceptor {
             journal,

@@ -6,6 +6,7 @@ use std::time::Duration;
 use ingest::accept::Acceptor;
 use ingest::in_flight::{Bounds, InFlight};
 use ingest::metrics::Metrics;
+use ingest::refusals::Refusals;
 use ingest::routes::{Ingest, Webhooks};
 use ingest::sender::{Networks, Senders};
 use ingest::signature::{HEADER, Verifier, sign};
@@ -103,6 +104,7 @@ impl App {
             max_body: setup.max_body,
             body_time: setup.body_time,
             in_flight: InFlight::new(setup.bounds, metrics.inflight.clone()),
+            refusals: Refusals::default(),
             verifier: Verifier::new(&secret, Duration::from_mins(3)).unwrap(),
             acceptor: Acceptor {
                 journal: journal.clone(),

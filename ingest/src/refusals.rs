@@ -1,0 +1,62 @@
+//! Refusals in the log. Anybody may cause them, as many as they like, and a disk full of lines is one that the broker beside
+//! them cannot write to: so a few a second are told, with how many were not. Metrics count them all.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How many are told in each stretch of time.
+const TOLD: u32 = 10;
+/// A stretch.
+const STRETCH: Duration = Duration::from_secs(1);
+
+/// How much was told lately.
+#[derive(Debug, Default)]
+pub struct Refusals(Mutex<Lately>);
+
+#[derive(Debug, Default)]
+struct Lately {
+    since: Option<Instant>,
+    told: u32,
+    /// Since something was told last.
+    untold: u64,
+}
+
+impl Refusals {
+    /// Whether one more is told at `now`: if so, how many were not since the last that was; inner `None` when all were.
+    pub fn tell(&self, now: Instant) -> Option<Option<u64>> {
+        let mut lately = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if lately
+            .since
+            .is_none_or(|since| now.saturating_duration_since(since) >= STRETCH)
+        {
+            lately.since = Some(now);
+            lately.told = 0;
+        }
+        if lately.told == TOLD {
+            lately.untold += 1;
+            return None;
+        }
+        lately.told += 1;
+        let untold = std::mem::take(&mut lately.untold);
+        Some((untold > 0).then_some(untold))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_few_a_second_are_told_and_the_others_counted() {
+        let (refusals, began) = (Refusals::default(), Instant::now());
+        let told = |now: Instant| (0..500).filter(|_| refusals.tell(now).is_some()).count();
+        assert_eq!(told(began), 10);
+        assert_eq!(told(began + STRETCH / 2), 0);
+        let later = began + STRETCH;
+        assert_eq!(refusals.tell(later), Some(Some(990)));
+        assert_eq!(refusals.tell(later), Some(None));
+        assert_eq!(told(later), 8);
+        // Clocks of two threads.
+        assert_eq!(refusals.tell(began), None);
+    }
+}
