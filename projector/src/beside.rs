@@ -28,6 +28,7 @@ use crate::store::differing;
 use crate::store::erased;
 use crate::store::shadow::{self, Seed, TABLES};
 use crate::store::swap::{self, Stand};
+use crate::watch::{Verdict, appended_at, judge};
 
 /// Records written at once.
 const RECORDS: usize = 2_000;
@@ -141,7 +142,9 @@ impl Build {
         let stand = swap::stand(connection).await?;
         let log = journal.identity().await?.ok_or(Error::NoLog)?;
         let stand = stand.ok_or(Error::NotBegun)?;
-        if stand.all.stream_created != log.created || stand.all.seq > log.last_seq {
+        // Also one that was set back and has grown again since: built from it, who was removed in what it lost would be back.
+        let there = appended_at(journal, stand.all.seq, log).await?;
+        if judge(stand.all, log, there, Lane::All) == Verdict::Rewound {
             return Err(Error::OtherLog);
         }
         let begins = match log.first_seq {

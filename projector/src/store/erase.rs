@@ -67,7 +67,8 @@ pub async fn forget(pool: &PgPool, id: &str, force: bool, now: OffsetDateTime) -
     )
     .execute(&mut *transaction)
     .await?;
-    sqlx::query!("delete from dsync.replaced where user_id = $1", id)
+    // Undoing a rebuild takes all rows that it replaced: of this one there is nothing to put back.
+    sqlx::query!("update dsync.replaced set image = null where user_id = $1", id)
         .execute(&mut *transaction)
         .await?;
     sqlx::query!("delete from dsync.held_deletions where user_id = $1", id)

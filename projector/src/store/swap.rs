@@ -201,11 +201,13 @@ pub async fn ask_for_lists(connection: &mut PgConnection) -> sqlx::Result<Timest
     Ok(asked.into())
 }
 
-/// How many directories were listed whole since `asked`, and how many there are to list.
+/// How many directories were listed whole since `asked`, and how many were to be. One that was connected since is in the log
+/// from its first day.
 pub async fn listed(connection: &mut PgConnection, asked: Timestamp) -> sqlx::Result<(u64, u64)> {
     let row = sqlx::query!(
         r#"
         select count(*) filter (where relisted_at >= $1) as "listed!", count(*) as "all!" from dsync.sweeps
+        where relist_at >= $1
         "#,
         OffsetDateTime::from(asked),
     )

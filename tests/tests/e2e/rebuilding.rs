@@ -281,11 +281,20 @@ async fn who_was_erased_or_scrubbed_is_no_difference_and_does_not_come_back() ->
         .await?;
     let output = projector(&stand, &["erase", "--user", &kept, "--force"]).await?;
     ensure!(output.status.success(), "{output:?}");
-    let images: i64 = sqlx::query_scalar("select count(*) from dsync.replaced where user_id = $1")
+    let images: i64 = sqlx::query_scalar("select count(image) from dsync.replaced where user_id = $1")
         .bind(&kept)
         .fetch_one(&stand.pool)
         .await?;
     ensure!(images == 0, "what a rebuild replaced is forgotten with them");
+    // Of all others it can still be put back.
+    json(&stand, &["rebuild", "--undo"], 0).await?;
+    let undone: (i64, i64) = sqlx::query_as(
+        "select count(*) filter (where id = $1), count(*) filter (where email = 'x') from dsync.users",
+    )
+    .bind(&kept)
+    .fetch_one(&stand.pool)
+    .await?;
+    ensure!(undone.0 == 0 && undone.1 > 0, "{undone:?}");
     Ok(())
 }
 

@@ -14,7 +14,7 @@ use projector::store;
 use rand::prelude::*;
 use schema::record::Record;
 use service::clock::Clock;
-use sqlx::{AssertSqlSafe, PgPool};
+use sqlx::{AssertSqlSafe, PgConnection, PgPool};
 use tests::{Nats, Postgres, eventually};
 use tokio_util::sync::CancellationToken;
 
@@ -213,11 +213,57 @@ async fn a_lane_that_moves_on_while_a_build_begins_stands_in_no_other_log() -> a
         ..records[0].clone()
     };
     let next = append(&journal, &[again], &mut StdRng::seed_from_u64(8)).await?;
-    sqlx::query("update dsync.progress set seq = $1 where lane = 'all'")
+    sqlx::query("update dsync.progress set seq = $1, seq_appended_at = null where lane = 'all'")
         .bind(i64::try_from(next)?)
         .execute(&mut *lane)
         .await?;
     lane.commit().await?;
     verifying.await??;
+    Ok(())
+}
+
+/// A log set back to an older copy that has grown since is as long as the one that was applied, and not that one: what it lost
+/// would not be built again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_built_from_a_log_with_another_entry_where_the_lane_stands() -> anyhow::Result<()> {
+    let (postgres, nats) = (Postgres::migrated().await?, Nats::start().await?);
+    let pool = postgres.pool().await?;
+    let journal = log(&nats).await?;
+    let last = append(&journal, &records(7), &mut StdRng::seed_from_u64(7)).await?;
+    work(&pool, &nats, Lane::All, last).await?;
+    work(&pool, &nats, Lane::Removals, 0).await?;
+    let tools = tools(&pool, &journal);
+    tools.verify().await?;
+    sqlx::query("update dsync.progress set seq_appended_at = seq_appended_at - interval '1 hour'")
+        .execute(&pool)
+        .await?;
+    let before = tables(&pool).await?;
+    for refused in [tools.verify().await.err(), tools.rebuild(false).await.err()] {
+        let refused = refused.context("built")?.to_string();
+        ensure!(refused.contains("the log is not the one"), "{refused}");
+    }
+    ensure!(tables(&pool).await? == before);
+    Ok(())
+}
+
+/// A directory that is connected while others are listed has nothing to be completed: it is not waited for.
+#[tokio::test]
+async fn a_directory_connected_meanwhile_is_not_waited_for() -> anyhow::Result<()> {
+    let postgres = Postgres::migrated().await?;
+    let mut connection = postgres.pool().await?.acquire().await?;
+    let connect = async |connection: &mut PgConnection, id: &str| {
+        sqlx::query("insert into dsync.sweeps (directory_id) values ($1)")
+            .bind(id)
+            .execute(connection)
+            .await
+    };
+    connect(&mut connection, "d1").await?;
+    let asked = store::swap::ask_for_lists(&mut connection).await?;
+    connect(&mut connection, "d2").await?;
+    ensure!(store::swap::listed(&mut connection, asked).await? == (0, 1));
+    sqlx::query("update dsync.sweeps set relisted_at = now() where directory_id = 'd1'")
+        .execute(&mut *connection)
+        .await?;
+    ensure!(store::swap::listed(&mut connection, asked).await? == (1, 1));
     Ok(())
 }
