@@ -86,10 +86,17 @@ pub async fn erase(
     };
     let mut marks = Marks::new(id, marks);
     let log = Log { pool, journal };
-    let log_messages = own_messages(log, id, &mut marks).await?;
+    // Noted before what tells them is gone: whoever finishes this needs them.
+    learn(log, id, &mut marks).await?;
+    let mut connection = pool.acquire().await?;
+    store::keep_marks(&mut connection, id, marks.said()).await?;
+    drop(connection);
+    let log_messages = own_messages(log, id).await?;
     let other_messages = messages_of_anybody(log, &marks).await?;
     let dead_letters = dead_letters(pool, id, &marks).await?;
     drain(pool, journal).await?;
+    let namesakes = store::namesakes(pool, marks.said()).await?;
+    store::finish(pool, id).await?;
     Ok(Receipt {
         user_id: id.to_owned(),
         row,
@@ -98,7 +105,7 @@ pub async fn erase(
         log_messages,
         other_messages,
         dead_letters,
-        namesakes: store::namesakes(pool, marks.said()).await?,
+        namesakes,
     })
 }
 
@@ -109,18 +116,34 @@ struct Log<'a> {
     journal: &'a Journal,
 }
 
-/// Overwrites what is filed under the person, and learns from it what else they are known by.
-async fn own_messages(log: Log<'_>, id: &str, marks: &mut Marks) -> Result<u64, Refused> {
-    let mut count = 0;
-    for filter in [
+/// What is filed under the person.
+fn own_subjects(id: &str) -> [String; 2] {
+    [
         format!("dsync.*.user.{id}.>"),
         format!("dsync.*.membership.*.{id}.>"),
-    ] {
-        count += overwrite(log, &filter, |entry| {
+    ]
+}
+
+/// Learns from it what else they are known by.
+async fn learn(log: Log<'_>, id: &str, marks: &mut Marks) -> Result<(), Refused> {
+    if log.journal.identity().await?.is_none() {
+        return Ok(());
+    }
+    for filter in own_subjects(id) {
+        let mut seq = 1;
+        while let Some(entry) = log.journal.first_at(seq, &filter).await? {
             marks.learn(&entry.record.body);
-            true
-        })
-        .await?;
+            seq = entry.seq + 1;
+        }
+    }
+    Ok(())
+}
+
+/// Overwrites it.
+async fn own_messages(log: Log<'_>, id: &str) -> Result<u64, Refused> {
+    let mut count = 0;
+    for filter in own_subjects(id) {
+        count += overwrite(log, &filter, |_| true).await?;
     }
     Ok(count)
 }

@@ -51,6 +51,7 @@ pub async fn forget(pool: &PgPool, id: &str, force: bool, now: OffsetDateTime) -
     .await?;
     backlog::write_early(&mut transaction, &backlog::Meant::person(id)).await?;
     let marks = marks(&mut transaction, id).await?;
+    keep_marks(&mut transaction, id, &marks).await?;
     let memberships = sqlx::query!("delete from dsync.memberships where user_id = $1", id)
         .execute(&mut *transaction)
         .await?
@@ -83,7 +84,23 @@ pub async fn forget(pool: &PgPool, id: &str, force: bool, now: OffsetDateTime) -
     }))
 }
 
-/// Texts that stand for this person and hardly for another, from the row and from history.
+/// Notes by what the person is recognised, until [`finish`].
+pub async fn keep_marks(connection: &mut PgConnection, id: &str, marks: &[String]) -> sqlx::Result<()> {
+    sqlx::query!("update dsync.erased set marks = $2 where user_id = $1", id, marks)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// The person is erased: nothing needs to be recognised any more.
+pub async fn finish(pool: &PgPool, id: &str) -> sqlx::Result<()> {
+    sqlx::query!("update dsync.erased set marks = '{}' where user_id = $1", id)
+        .execute(pool)
+        .await?;
+    Ok(())
+}
+
+/// Texts that stand for this person and hardly for another, from the row and from history, and from an attempt before this.
 async fn marks(connection: &mut PgConnection, id: &str) -> sqlx::Result<Vec<String>> {
     sqlx::query_scalar!(
         r#"
@@ -95,6 +112,8 @@ async fn marks(connection: &mut PgConnection, id: &str) -> sqlx::Result<Vec<Stri
             from dsync.changes as c
             cross join lateral (values (c.before), (c.after)) as v (shown)
             where c.entity = 'user' and c.entity_id = $1
+            union all
+            select unnest(e.marks) from dsync.erased as e where e.user_id = $1
         ) as m
         where m.mark <> ''
         "#,

@@ -310,6 +310,37 @@ async fn who_is_erased_leaves_no_trace() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The broker away in the first attempt, and the log without the person's own messages, as a max age leaves it: what names only
+/// their address is still recognised when the command is run again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_could_not_be_erased_whole_is_so_by_the_next_attempt() -> anyhow::Result<()> {
+    let mut stage = Stage::set().await?;
+    let projector = stage.program().start().await?;
+    stage.told(&life()).await?;
+    stage.told(&[goodbye()]).await?;
+    drop(projector);
+    for entry in messages(&stage.journal).await? {
+        if entry.record.subject.as_str().contains(".user_z.") {
+            stage.journal.erase(entry.seq).await?;
+        }
+    }
+    stage.nats.stop().await?;
+    let half = stage.erase(&[]).await?;
+    ensure!(
+        half.status.code() == Some(1) && half.stderr.contains("run this again"),
+        "{half:?}"
+    );
+    stage.nats.start_again().await?;
+    let done = stage.erase(&[]).await?;
+    ensure!(done.status.success(), "{done:?}");
+    let receipt: Value = serde_json::from_str(&done.stdout)?;
+    ensure!(
+        receipt["other_messages"] == 3 && receipt["dead_letters"] == 3,
+        "{receipt}"
+    );
+    no_trace(&stage).await
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn erasing_someone_live_takes_force_and_can_be_lifted() -> anyhow::Result<()> {
     let stage = Stage::set().await?;
