@@ -404,3 +404,26 @@ async fn only_a_large_directory_leaves_history_for_later() -> anyhow::Result<()>
     ensure!(told_of_end(&pool, "d2").await? == "7 of 1 moments, 1");
     adds_up(&pool).await.map(drop)
 }
+
+/// An operator's slip must not keep anybody's access.
+#[tokio::test]
+async fn a_setting_that_is_no_number_keeps_no_directory_from_ending() -> anyhow::Result<()> {
+    let postgres = Postgres::migrated().await?;
+    for odd in ["off", "10k", "-1", "99999999999999999999"] {
+        let pool = postgres.pool().await?;
+        sqlx::query(sqlx::AssertSqlSafe(format!(
+            "do $$ begin execute format('alter database %I set dsync.deferred_above = {odd:?}', current_database()); end $$"
+        )))
+        .execute(&pool)
+        .await?;
+        pool.close().await;
+        let pool = postgres.pool().await?;
+        let id = format!("d_{}", odd.replace('-', "_"));
+        write(&pool, &directory(&id)).await?;
+        write(&pool, &[end_of(&id)])
+            .await
+            .with_context(|| format!("dsync.deferred_above = {odd}"))?;
+        ensure!(told_of_end(&pool, &id).await? == "7 of 1 moments, 1", "{odd}");
+    }
+    Ok(())
+}
