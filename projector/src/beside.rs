@@ -150,12 +150,19 @@ impl Build {
         let begins = match log.first_seq {
             0 | 1 => None,
             seq if erased::took_all_before(connection, log.created, seq).await? => None,
-            seq => {
+            seq => Some(seq),
+        };
+        // What the broker lost in between (a bit of its store turned over) may have been somebody's removal.
+        let missing = journal.missing().await?;
+        let lost = erased::newest_lost(connection, log.created, &missing).await?;
+        let complete_from = match begins.max(lost) {
+            None => None,
+            Some(seq) => {
                 let first = journal.first_at(seq, EVERYTHING).await?;
                 Some(first.map_or(Timestamp::from(now), |entry| entry.appended_at))
             }
         };
-        let reach = match begins.max(shadow::last_rewind(connection).await?) {
+        let reach = match complete_from.max(shadow::last_rewind(connection).await?) {
             None => Reach::Beginning,
             Some(cut) => Reach::Since(cut),
         };

@@ -95,3 +95,26 @@ pub async fn took_all_before(
     .await?;
     Ok(taken == first - 1)
 }
+
+/// The newest of these `missing` messages of the log made at `stream_created` that no erasure took.
+pub async fn newest_lost(
+    connection: &mut PgConnection,
+    stream_created: Timestamp,
+    missing: &[u64],
+) -> sqlx::Result<Option<u64>> {
+    let missing: Vec<i64> = missing
+        .iter()
+        .map(|seq| i64::try_from(*seq).unwrap_or(i64::MAX))
+        .collect();
+    let newest = sqlx::query_scalar!(
+        r#"
+        select max(m.seq) from unnest($2::bigint[]) as m (seq)
+        where not exists (select from dsync.overwritten as o where o.stream_created = $1 and o.seq = m.seq)
+        "#,
+        OffsetDateTime::from(stream_created),
+        &missing,
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(newest.map(i64::unsigned_abs))
+}

@@ -130,6 +130,15 @@ impl Journal {
         }
     }
 
+    /// Sequences, between the oldest entry and the newest, of entries that are not there: taken out, or lost by the broker.
+    pub async fn missing(&self) -> Result<Vec<u64>, Error> {
+        let question = serde_json::json!({"deleted_details": true});
+        let info: Info = self
+            .ask(format!("STREAM.INFO.{}", self.stream), &question)
+            .await?;
+        Ok(info.state.deleted.unwrap_or_default())
+    }
+
     pub(crate) async fn info(&self) -> Result<Info, Error> {
         self.ask(format!("STREAM.INFO.{}", self.stream), &()).await
     }

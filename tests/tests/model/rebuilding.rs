@@ -246,6 +246,35 @@ async fn nothing_is_built_from_a_log_with_another_entry_where_the_lane_stands() 
     Ok(())
 }
 
+/// A log with a hole may lack somebody's removal: nothing is built from it alone. What an erasure took is no hole.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_built_from_a_log_that_lost_entries_from_its_middle() -> anyhow::Result<()> {
+    let (postgres, nats) = (Postgres::migrated().await?, Nats::start().await?);
+    let pool = postgres.pool().await?;
+    let journal = log(&nats).await?;
+    let last = append(&journal, &records(7), &mut StdRng::seed_from_u64(7)).await?;
+    work(&pool, &nats, Lane::All, last).await?;
+    work(&pool, &nats, Lane::Removals, 0).await?;
+    let tools = tools(&pool, &journal);
+    ensure!(tools.verify().await?.complete_since.is_none());
+    let (lost, taken) = (last / 3, last / 2);
+    for seq in [lost, taken] {
+        ensure!(journal.erase(seq).await?);
+    }
+    let created = journal.identity().await?.context("no log")?.created;
+    store::erased::overwritten(&pool, created, taken).await?;
+    let before = tables(&pool).await?;
+    let since = tools.verify().await?.complete_since;
+    let after_it = journal.entry(lost + 1).await?.context("no entry")?.appended_at;
+    ensure!(since == Some(after_it), "{since:?}");
+    let refused = tools.rebuild(false).await.err().context("built")?.to_string();
+    ensure!(refused.contains("--sweep"), "{refused}");
+    ensure!(tables(&pool).await? == before);
+    store::erased::overwritten(&pool, created, lost).await?;
+    tools.rebuild(false).await?;
+    Ok(())
+}
+
 /// A directory that is connected while others are listed has nothing to be completed: it is not waited for.
 #[tokio::test]
 async fn a_directory_connected_meanwhile_is_not_waited_for() -> anyhow::Result<()> {
