@@ -5,7 +5,7 @@
 //! a process: a reading that settles the doubt takes the row out of `dsync.checks`. What is kept in memory is only when
 //! each was last read, so as not to ask again before that can help.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
@@ -34,12 +34,20 @@ const POLL: Duration = Duration::from_secs(1);
 const DIRECTORIES_AT_ONCE: usize = 16;
 /// Reads that failed, or that changed nothing, are not repeated before this.
 const LATER: Duration = Duration::from_secs(10);
+/// After so many failures the rest of a directory is left to the next round: each takes all our patience, and a round
+/// ends with its slowest directory.
+const FAILURES: usize = 2;
+/// So many of one directory are read in a round, the others in the next: at 4 requests a second, some ten seconds.
+const AT_A_TIME: usize = 40;
 
 /// Reads what is to be read.
 pub struct Checker {
     work: Work,
-    /// Not before which moment a target in doubt is read again.
+    /// Not before which moment a target is read again.
     not_before: HashMap<Target, Timestamp>,
+    /// When those that could not be read were last tried. They come last, those first that were tried longest ago: one
+    /// that can never be read keeps nobody waiting.
+    failed: HashMap<Target, Timestamp>,
 }
 
 impl Checker {
@@ -48,6 +56,7 @@ impl Checker {
         Self {
             work,
             not_before: HashMap::new(),
+            failed: HashMap::new(),
         }
     }
 
@@ -83,55 +92,86 @@ impl Checker {
             .into_iter()
             .map(|check| (check.target.clone(), check))
             .collect();
-        self.not_before.retain(|target, _| doubts.contains_key(target));
-        let ready = doubts.keys().filter(|target| {
+        let again: HashSet<Target> = answered(checks::due(&self.work.pool, now))
+            .await?
+            .into_iter()
+            .collect();
+        let still = |target: &Target| doubts.contains_key(target) || again.contains(target);
+        self.not_before.retain(|target, _| still(target));
+        self.failed.retain(|target, _| still(target));
+        let mut targets: Vec<&Target> = again
+            .iter()
+            .chain(doubts.keys().filter(|target| !again.contains(*target)))
+            .collect();
+        targets.retain(|target| {
             let not_before = self.not_before.get(*target);
-            not_before.is_none_or(|moment| *moment <= now.into())
+            // What a sweep wants read is read when that is due, unless it just failed.
+            let asked = again.contains(*target) && !self.failed.contains_key(*target);
+            asked || not_before.is_none_or(|moment| *moment <= now.into())
         });
-        let again = answered(checks::due(&self.work.pool, now)).await?;
-        let mut targets: Vec<Target> = ready.cloned().chain(again).collect();
-        targets.sort();
-        targets.dedup();
-        let count = targets.len();
+        targets.sort_by_key(|target| (self.failed.get(*target), *target));
         for target in targets {
-            let in_doubt = doubts.contains_key(&target);
-            let targets = due.entry(target.directory.clone()).or_default();
-            targets.push((target, in_doubt));
+            let of_directory = due.entry(target.directory.clone()).or_default();
+            if of_directory.len() < AT_A_TIME {
+                of_directory.push((target.clone(), doubts.contains_key(target)));
+            }
         }
+        let count = due.values().map(Vec::len).sum();
         let work = &self.work;
-        let read: Vec<Vec<(Target, Timestamp)>> = stream::iter(due)
+        let read: Vec<Vec<(Target, Outcome)>> = stream::iter(due)
             .map(|(directory, targets)| read_all(work, directory, targets, now))
             .buffer_unordered(DIRECTORIES_AT_ONCE)
             .collect()
             .await;
-        for (target, at) in read.into_iter().flatten() {
-            if let Some(check) = doubts.get(&target) {
-                let next = next_read(check, at, self.work.readable_after(check.settled_at), now.into());
-                self.not_before.insert(target, next);
+        for (target, outcome) in read.into_iter().flatten() {
+            match outcome {
+                Outcome::Read(at) => {
+                    self.failed.remove(&target);
+                    if let Some(check) = doubts.get(&target) {
+                        let settles_at = self.work.readable_after(check.settled_at);
+                        let next = next_read(check, at, settles_at, now.into());
+                        self.not_before.insert(target, next);
+                    }
+                }
+                Outcome::Failed(at) => {
+                    self.not_before.insert(target.clone(), later(at));
+                    self.failed.insert(target, at);
+                }
             }
         }
         Ok(count)
     }
 }
 
+/// What came of reading a target.
+enum Outcome {
+    /// It was read; the moment that speaks for.
+    Read(Timestamp),
+    /// `WorkOS` could not tell; when that was.
+    Failed(Timestamp),
+}
+
+fn later(than: Timestamp) -> Timestamp {
+    than.plus_micros(i64::try_from(LATER.as_micros()).unwrap_or(i64::MAX))
+}
+
 /// When to read again what was read as of `at` just now: once a reading can settle it, or after a while, should that
 /// one have done so and not be applied yet.
 fn next_read(check: &Check, at: Timestamp, settles_at: Timestamp, now: Timestamp) -> Timestamp {
-    let later = now.plus_micros(i64::try_from(LATER.as_micros()).unwrap_or(i64::MAX));
     if at < check.settled_at {
         settles_at.max(now)
     } else {
-        later
+        later(now)
     }
 }
 
-/// Reads targets of one directory under its lease; what each reading spoke for.
+/// Reads targets of one directory under its lease; what came of each.
 async fn read_all(
     work: &Work,
     directory: String,
     targets: Vec<(Target, bool)>,
     now: OffsetDateTime,
-) -> Vec<(Target, Timestamp)> {
+) -> Vec<(Target, Outcome)> {
     let lease = match work.leases.take(&directory, false).await {
         Ok(Some(lease)) => lease,
         // Whoever has it reads them.
@@ -141,18 +181,25 @@ async fn read_all(
             return Vec::new();
         }
     };
-    let mut read = Vec::new();
+    let (mut read, mut failures) = (Vec::new(), 0);
     for (target, in_doubt) in targets {
         let outcome = tokio::select! {
             outcome = read_one(work, &lease, &target, in_doubt, now) => outcome,
             () = lease.lost().cancelled() => break,
         };
         match outcome {
-            Ok(at) => read.push((target, at)),
+            Ok(at) => read.push((target, Outcome::Read(at))),
             Err(error) => {
                 tracing::warn!(directory, what = target.what.as_str(), id = target.id, %error, "cannot be read now");
-                // Such trouble is rarely one object's; the next round begins where this one stopped.
-                break;
+                // Trouble of ours is not this object's: the next round begins where this one stopped.
+                if !matches!(error, Failure::Api(_)) {
+                    break;
+                }
+                read.push((target, Outcome::Failed(work.clock.now().into())));
+                failures += 1;
+                if failures == FAILURES {
+                    break;
+                }
             }
         }
     }

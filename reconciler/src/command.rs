@@ -1,5 +1,6 @@
 //! The subcommands: one pass now, and letting held deletions through.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -11,7 +12,7 @@ use serde_json::json;
 use service::progress;
 
 use crate::config::SweepArgs;
-use crate::deletions::really_gone;
+use crate::deletions::{Looked, really_gone};
 use crate::difference::Entity;
 use crate::directories;
 use crate::lease::Lease;
@@ -24,6 +25,7 @@ use crate::store::held::{self, Held};
 use crate::store::sweeps;
 use crate::sweep::{Mode, sweep};
 use crate::work::{Failure, Work};
+use crate::workos::client::ApiError;
 use crate::workos::pages::List;
 
 /// There was drift.
@@ -72,7 +74,10 @@ pub async fn pass(work: &Work, only: Option<&str>, mode: Mode) -> Report {
     let (chosen, found) = match only {
         Some(directory) => (vec![directory.to_owned()], Vec::new()),
         None => match directories::pass(&listing, mode).await {
-            Ok(pass) => (pass.there.clone(), pass.reports()),
+            Ok(pass) => {
+                report.error = pass.complete().err().map(|error| error.to_string());
+                (pass.there.clone(), pass.reports())
+            }
             Err(error) => {
                 report.error = Some(error.to_string());
                 (Vec::new(), Vec::new())
@@ -168,7 +173,11 @@ pub async fn run_approve(
     let lease = lease(work, directory, false).await?;
     let approved = approve(work, &lease).await;
     lease.release().await;
-    let (deleted, back) = approved?;
+    let Approved {
+        deleted,
+        back,
+        unread,
+    } = approved?;
     shown(work).await;
     if as_json {
         let done = json!({ "directory_id": directory, "deleted": deleted, "there_after_all": back });
@@ -179,20 +188,35 @@ pub async fn run_approve(
             "{directory}: {deleted} deletions let through, {back} objects are there after all"
         )?;
     }
+    anyhow::ensure!(
+        unread == 0,
+        "{unread} objects could not be read, and are held back as before"
+    );
     Ok(ExitCode::SUCCESS)
 }
 
-async fn approve(work: &Work, lease: &Lease) -> anyhow::Result<(usize, usize)> {
+/// What became of held deletions.
+#[derive(Default)]
+struct Approved {
+    deleted: usize,
+    /// There after all.
+    back: usize,
+    /// They could not be read, and stay held.
+    unread: usize,
+}
+
+async fn approve(work: &Work, lease: &Lease) -> anyhow::Result<Approved> {
     let directory = lease.directory();
-    let (mut deleted, mut back, mut any) = (0, 0, false);
+    let (mut all, mut any) = (Approved::default(), false);
     for entity in Entity::EVERY {
         let held = held::of(&work.pool, directory, entity).await?;
         any |= !held.is_empty();
-        let gone = let_through(work, directory, entity, &held)
+        let one = let_through(work, directory, entity, &held)
             .await
             .with_context(|| format!("the {}s held back cannot be read", entity.as_str()))?;
-        deleted += gone;
-        back += held.len() - gone;
+        all.deleted += one.deleted;
+        all.back += one.back;
+        all.unread += one.unread;
     }
     if !any {
         // Taking the lease made a row if there was none.
@@ -203,11 +227,12 @@ async fn approve(work: &Work, lease: &Lease) -> anyhow::Result<(usize, usize)> {
         }
         anyhow::bail!("nothing is held back in {directory}");
     }
-    Ok((deleted, back))
+    Ok(all)
 }
 
 /// Those of many users or groups that a second complete list lacks too, if the reads of some of them agree: thousands of
-/// single reads at 4 a second would take the better part of an hour. None: each must be read.
+/// single reads at 4 a second would take the better part of an hour. None: each must be read, as where the directory is
+/// gone and has no lists.
 async fn by_list(
     work: &Work,
     directory: &str,
@@ -228,7 +253,10 @@ async fn by_list(
         values: false,
         whole: false,
     };
-    let listed = Listed::walk(work, comparison, list, |_| ()).await?;
+    let listed = match Listed::walk(work, comparison, list, |_| ()).await {
+        Err(Failure::Api(ApiError::NotFound(_))) => return Ok(None),
+        listed => listed?,
+    };
     let id = |one: &Held| match entity {
         Entity::Group => listed.ids().contains(&one.group_id),
         _ => listed.ids().contains(&one.user_id),
@@ -239,13 +267,18 @@ async fn by_list(
         .step_by(gone.len().div_ceil(SAMPLE).max(1))
         .cloned()
         .collect();
-    let read = really_gone(work, directory, entity, &sample, Way::ByGroup).await?;
-    let agree = read.len() == sample.len();
+    let looked = really_gone(work, directory, entity, &sample, Way::ByGroup).await?;
+    let agree = looked.gone.len() == sample.len();
     Ok(agree.then(|| gone.into_iter().map(|one| (one, listed.at())).collect()))
 }
 
-/// Appends those of `held` that are gone, as of the moment each was read to be; how many.
-async fn let_through(work: &Work, directory: &str, entity: Entity, held: &[Held]) -> Result<usize, Failure> {
+/// Appends those of `held` that are gone, as of the moment each was read to be.
+async fn let_through(
+    work: &Work,
+    directory: &str,
+    entity: Entity,
+    held: &[Held],
+) -> Result<Approved, Failure> {
     let asked: Vec<Held> = match entity {
         Entity::Directory => held
             .iter()
@@ -256,8 +289,11 @@ async fn let_through(work: &Work, directory: &str, entity: Entity, held: &[Held]
             .collect(),
         _ => held.to_vec(),
     };
-    let gone = match by_list(work, directory, entity, &asked).await? {
-        Some(gone) => gone,
+    let Looked { gone, unread } = match by_list(work, directory, entity, &asked).await? {
+        Some(gone) => Looked {
+            gone,
+            ..Looked::default()
+        },
         None => really_gone(work, directory, entity, &asked, Way::ByGroup).await?,
     };
     let readings = gone
@@ -278,6 +314,17 @@ async fn let_through(work: &Work, directory: &str, entity: Entity, held: &[Held]
         })
         .collect();
     work.append_readings(readings).await?;
-    held::remove(&work.pool, directory, entity, held).await?;
-    Ok(gone.len())
+    let unread: BTreeSet<Held> = unread.into_iter().collect();
+    let settled: Vec<Held> = held
+        .iter()
+        .zip(&asked)
+        .filter(|(_, asked)| !unread.contains(asked))
+        .map(|(held, _)| held.clone())
+        .collect();
+    held::remove(&work.pool, directory, entity, &settled).await?;
+    Ok(Approved {
+        deleted: gone.len(),
+        back: settled.len() - gone.len(),
+        unread: unread.len(),
+    })
 }

@@ -2,6 +2,7 @@
 //! a membership's by the list from the other side. Too many at once are not believed at all.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use schema::timestamp::Timestamp;
@@ -19,6 +20,8 @@ use crate::workos::objects::Read;
 const AT_ONCE: usize = 8;
 /// How many of a mass deletion are read before it is held: if any of them is there, the list was not complete.
 const SAMPLE: usize = 20;
+/// After so many reads that failed the others are not tried: each took all our patience, and it is not these objects.
+const FAILURES: usize = 20;
 
 /// What became of absences.
 #[derive(Debug, Default)]
@@ -27,8 +30,72 @@ pub struct Confirmed {
     pub gone: Vec<Held>,
     /// Held back: too many.
     pub held: Vec<Held>,
-    /// The list was not complete: nothing follows from it.
+    /// Neither gone nor there, as far as we know: their own reads failed. They stay as they are.
+    pub unread: Vec<Held>,
+    /// The list was not complete, or nothing could be read to tell: nothing follows from it.
     pub incomplete: bool,
+}
+
+impl Confirmed {
+    /// What keeps this from being all there is to say, if anything does.
+    pub fn complete(&self, entity: Entity) -> Result<(), Failure> {
+        if !self.unread.is_empty() {
+            Err(Failure::Unconfirmed(entity.as_str(), self.unread.len()))
+        } else if self.incomplete {
+            Err(Failure::Incomplete(entity.as_str()))
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// What the absent's own reads said. Those that are there after all are in neither.
+#[derive(Debug, Default)]
+pub struct Looked {
+    /// Gone, and the moment that speaks for.
+    pub gone: Vec<(Held, Timestamp)>,
+    /// They could not be read.
+    pub unread: Vec<Held>,
+}
+
+impl Looked {
+    fn there(&self, of: usize) -> usize {
+        of - self.gone.len() - self.unread.len()
+    }
+}
+
+/// What one look at some of the absent said.
+enum Look {
+    Gone(Vec<(Held, Timestamp)>),
+    Unread(Vec<Held>),
+}
+
+impl Look {
+    /// One that failed. The trouble of one object is no reason to leave all others as they are; a key that is not
+    /// accepted, and whatever is not `WorkOS`'s trouble, is.
+    fn failed(directory: &str, id: &str, asked: Vec<Held>, error: Failure) -> Result<Self, Failure> {
+        match error {
+            Failure::Api(ApiError::Unauthorized(_)) => Err(error),
+            Failure::Api(_) => {
+                tracing::warn!(directory, id, %error, "not listed, and whether it is gone cannot be read");
+                Ok(Self::Unread(asked))
+            }
+            error => Err(error),
+        }
+    }
+}
+
+impl FromIterator<Look> for Looked {
+    fn from_iter<I: IntoIterator<Item = Look>>(looks: I) -> Self {
+        let mut looked = Self::default();
+        for look in looks {
+            match look {
+                Look::Gone(gone) => looked.gone.extend(gone),
+                Look::Unread(unread) => looked.unread.extend(unread),
+            }
+        }
+        looked
+    }
 }
 
 /// How many deletions at once are believed.
@@ -72,23 +139,25 @@ pub async fn confirm(
     way: Way,
 ) -> Result<Confirmed, Failure> {
     if !believed.holds(absent.len()) {
-        let gone = really_gone(work, directory, entity, &absent, way).await?;
-        if gone.len() < absent.len() {
+        let looked = really_gone(work, directory, entity, &absent, way).await?;
+        let there = looked.there(absent.len());
+        if there > 0 {
             tracing::warn!(
                 directory,
                 entity = entity.as_str(),
-                there = absent.len() - gone.len(),
+                there,
                 "objects that were not listed are there when asked for"
             );
         }
         return Ok(Confirmed {
-            gone: gone.into_iter().map(|(one, _)| one).collect(),
+            gone: looked.gone.into_iter().map(|(one, _)| one).collect(),
+            unread: looked.unread,
             ..Confirmed::default()
         });
     }
     let sample: Vec<Held> = sample(&absent).cloned().collect();
-    let gone = really_gone(work, directory, entity, &sample, way).await?;
-    if gone.len() < sample.len() {
+    let looked = really_gone(work, directory, entity, &sample, way).await?;
+    if looked.there(sample.len()) > 0 {
         tracing::error!(
             directory,
             entity = entity.as_str(),
@@ -96,6 +165,13 @@ pub async fn confirm(
             "a list lacked objects that are there when asked for: nothing is concluded from it"
         );
         return Ok(Confirmed {
+            incomplete: true,
+            ..Confirmed::default()
+        });
+    }
+    if looked.gone.is_empty() {
+        return Ok(Confirmed {
+            unread: looked.unread,
             incomplete: true,
             ..Confirmed::default()
         });
@@ -108,6 +184,7 @@ pub async fn confirm(
     );
     Ok(Confirmed {
         held: absent,
+        unread: looked.unread,
         ..Confirmed::default()
     })
 }
@@ -117,91 +194,102 @@ pub fn sample(absent: &[Held]) -> impl Iterator<Item = &Held> {
     absent.iter().step_by(absent.len().div_ceil(SAMPLE).max(1))
 }
 
-/// Those that are gone by their own read, and the moment it speaks for.
+/// Those that are gone by their own read, and those that could not be read.
 pub async fn really_gone(
     work: &Work,
     directory: &str,
     entity: Entity,
     absent: &[Held],
     way: Way,
-) -> Result<Vec<(Held, Timestamp)>, Failure> {
-    match entity {
-        Entity::Membership => memberships_gone(work, directory, absent, way).await,
-        _ => {
-            stream::iter(absent.to_vec())
-                .map(|one| async move {
-                    let read = match entity {
-                        Entity::User => work.api.user(directory, &one.user_id).await?,
-                        Entity::Group => work.api.group(directory, &one.group_id).await?,
-                        Entity::Directory | Entity::Membership => work.api.directory(&one.user_id).await?,
-                    };
-                    Ok(match read {
-                        Read::Gone(at) => Some((one, work.as_of(at))),
-                        Read::There(..) => None,
-                    })
-                })
-                .buffered(AT_ONCE)
-                .try_filter_map(|one| async move { Ok(one) })
-                .try_collect()
-                .await
-        }
-    }
-}
-
-/// Memberships that the lists from the other side do not have either, read twice: a list that was cut short once is
-/// cut short now and then.
-async fn memberships_gone(
-    work: &Work,
-    directory: &str,
-    absent: &[Held],
-    way: Way,
-) -> Result<Vec<(Held, Timestamp)>, Failure> {
+) -> Result<Looked, Failure> {
+    let failures = AtomicUsize::new(0);
+    let failures = &failures;
     let mut sides: BTreeMap<String, Vec<Held>> = BTreeMap::new();
     for one in absent {
-        let side = if way == Way::ByUser {
-            &one.group_id
-        } else {
-            &one.user_id
+        let side = match entity {
+            Entity::Membership if way == Way::ByUser => &one.group_id,
+            Entity::Group => &one.group_id,
+            _ => &one.user_id,
         };
         sides.entry(side.clone()).or_default().push(one.clone());
     }
-    let gone: Vec<Vec<(Held, Timestamp)>> = stream::iter(sides)
-        .map(|(side, asked)| async move {
-            let mut left: Vec<Held> = asked;
-            let mut first_at = None;
-            for _ in 0..2 {
-                let listed = match way {
-                    Way::ByUser => members(work, directory, &side).await,
-                    _ => groups_of(work, directory, &side).await,
-                };
-                let listed: HashSet<String> = match listed {
-                    Ok((at, listed)) => {
-                        first_at.get_or_insert(at);
-                        listed.into_iter().collect()
-                    }
-                    // User or group is gone itself: that is for its own absence to say.
-                    Err(Failure::Api(ApiError::NotFound(_))) => return Ok(Vec::new()),
-                    Err(error) => return Err(error),
-                };
-                left.retain(|one| {
-                    let other = if way == Way::ByUser {
-                        &one.user_id
-                    } else {
-                        &one.group_id
-                    };
-                    !listed.contains(other)
-                });
-                if left.is_empty() {
-                    break;
-                }
+    let looks: Vec<Look> = stream::iter(sides)
+        .map(|(id, asked)| async move {
+            if failures.load(Ordering::Relaxed) >= FAILURES {
+                return Ok(Look::Unread(asked));
             }
-            Ok(left
-                .into_iter()
-                .filter_map(|one| Some((one, first_at?)))
-                .collect())
+            let gone = match entity {
+                Entity::Membership => memberships_gone(work, directory, &id, &asked, way).await,
+                _ => object_gone(work, directory, entity, &id, &asked).await,
+            };
+            gone.map(Look::Gone).or_else(|error| {
+                failures.fetch_add(1, Ordering::Relaxed);
+                Look::failed(directory, &id, asked, error)
+            })
         })
         .buffered(AT_ONCE)
         .try_collect()
         .await?;
-    Ok(gone.into_iter().flatten().collect())
+    Ok(looks.into_iter().collect())
+}
+
+async fn object_gone(
+    work: &Work,
+    directory: &str,
+    entity: Entity,
+    id: &str,
+    asked: &[Held],
+) -> Result<Vec<(Held, Timestamp)>, Failure> {
+    let read = match entity {
+        Entity::User => work.api.user(directory, id).await?,
+        Entity::Group => work.api.group(directory, id).await?,
+        Entity::Directory | Entity::Membership => work.api.directory(id).await?,
+    };
+    Ok(match read {
+        Read::Gone(at) => asked.iter().map(|one| (one.clone(), work.as_of(at))).collect(),
+        Read::There(..) => Vec::new(),
+    })
+}
+
+/// Memberships that the list from the other side does not have either, read twice: a list that was cut short once is
+/// cut short now and then.
+async fn memberships_gone(
+    work: &Work,
+    directory: &str,
+    side: &str,
+    asked: &[Held],
+    way: Way,
+) -> Result<Vec<(Held, Timestamp)>, Failure> {
+    let mut left = asked.to_vec();
+    let mut first_at = None;
+    for _ in 0..2 {
+        let listed = match way {
+            Way::ByUser => members(work, directory, side).await,
+            _ => groups_of(work, directory, side).await,
+        };
+        let listed: HashSet<String> = match listed {
+            Ok((at, listed)) => {
+                first_at.get_or_insert(at);
+                listed.into_iter().collect()
+            }
+            // User or group is gone itself: that is for its own absence to say.
+            Err(Failure::Api(ApiError::NotFound(_))) => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        left.retain(|one| {
+            let other = if way == Way::ByUser {
+                &one.user_id
+            } else {
+                &one.group_id
+            };
+            !listed.contains(other)
+        });
+        if left.is_empty() {
+            break;
+        }
+    }
+    Ok(left
+        .into_iter()
+        .filter_map(|one| Some((one, first_at?)))
+        .collect())
 }

@@ -33,9 +33,19 @@ pub struct Pass {
     pub findings: Findings,
     /// Directories that turned out to be gone.
     pub gone: Vec<String>,
+    /// Directories that are not listed and could not be read.
+    pub unread: Vec<String>,
 }
 
 impl Pass {
+    /// What keeps this from being all there is to say, if anything does.
+    pub fn complete(&self) -> Result<(), Failure> {
+        match self.unread.len() {
+            0 => Ok(()),
+            unread => Err(Failure::Unconfirmed(Entity::Directory.as_str(), unread)),
+        }
+    }
+
     /// What it found of directories that are not swept, a report each.
     pub fn reports(&self) -> Vec<DirectoryReport> {
         let mut reports: HashMap<&str, DirectoryReport> = HashMap::new();
@@ -106,6 +116,9 @@ pub async fn vanished(
     if found.there.iter().any(|id| id == directory) {
         return Err(Failure::Incomplete("directories"));
     }
+    if found.unread.iter().any(|id| id == directory) {
+        found.complete()?;
+    }
     let own = |difference: &&Difference| difference.id == directory;
     report
         .drift
@@ -119,6 +132,10 @@ pub async fn vanished(
     // To take its lease made a row, if there was none.
     if !told || (!mode.dry_run && report.held.is_empty() && report.too_young.is_empty()) {
         sweeps::remove(&work.pool, directory).await?;
+        // Also where an event told of its end: nobody looks here again, and what went with it waits for nobody.
+        if !mode.dry_run {
+            held::clear(&work.pool, directory).await?;
+        }
     }
     if told { Ok(()) } else { Err(Failure::Unknown) }
 }
@@ -155,8 +172,9 @@ async fn judge_absent(work: &Work, listed: &Listed, pass: &mut Pass) -> Result<(
     let confirmed =
         deletions::confirm(work, "", Entity::Directory, candidates, believed, Way::NoGroups).await?;
     if confirmed.incomplete {
-        return Err(Failure::Incomplete("directories"));
+        return confirmed.complete(Entity::Directory);
     }
+    pass.unread = confirmed.unread.into_iter().map(|one| one.user_id).collect();
     for one in &confirmed.gone {
         let id = one.user_id.as_str();
         let judged = plainly(Entity::Directory, id, id);

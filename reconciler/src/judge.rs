@@ -28,6 +28,13 @@ pub(crate) struct Decided {
     pub(crate) confirmed: Confirmed,
 }
 
+impl Decided {
+    /// What keeps this from being all there is to say, if anything does.
+    pub(crate) fn complete(&self) -> Result<(), Failure> {
+        self.confirmed.complete(self.entity)
+    }
+}
+
 /// Judges listed objects that did not look as their rows when their page came, as the rows are now.
 pub(crate) async fn there(
     work: &Work,

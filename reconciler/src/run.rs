@@ -110,14 +110,14 @@ async fn list_if_due(work: &Work, every: Duration) -> Result<(), Failure> {
         Failure::LeaseLost
     };
     let passed = tokio::select! {
-        passed = directories::pass(work, Mode::default()) => passed,
+        passed = directories::pass(work, Mode::default()) => passed.and_then(|pass| pass.complete()),
         lost = renewed => Err(lost),
     };
     if passed.is_ok() {
         answered(duties::done(&work.pool, Duty::Directories, began)).await?;
     }
     answered(duties::release(&work.pool, Duty::Directories, holder)).await?;
-    passed.map(|_| ())
+    passed
 }
 
 async fn sweeps_loop(work: Work, every: Duration, shutdown: CancellationToken) {

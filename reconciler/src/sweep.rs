@@ -156,12 +156,8 @@ async fn run(work: &Work, lease: &Lease, mode: Mode, report: &mut DirectoryRepor
         let swept = Swept { started, read_at };
         note(work, directory, swept, &decided, &findings).await?;
     }
-    let incomplete = decided.iter().find(|decided| decided.confirmed.incomplete);
     fill(report, findings);
-    match incomplete {
-        Some(decided) => Err(Failure::Incomplete(decided.entity.as_str())),
-        None => Ok(()),
-    }
+    decided.iter().try_for_each(Decided::complete)
 }
 
 /// When a sweep was made.
@@ -181,11 +177,10 @@ async fn note(
     decided: &[Decided],
     findings: &Findings,
 ) -> Result<(), Failure> {
-    let complete = decided.iter().filter(|decided| !decided.confirmed.incomplete);
-    for decided in complete.clone() {
+    for decided in decided.iter().filter(|decided| !decided.confirmed.incomplete) {
         held::replace(&work.pool, directory, decided.entity, &decided.confirmed.held).await?;
     }
-    let whole = complete.count() == decided.len();
+    let whole = decided.iter().all(|decided| decided.complete().is_ok());
     // What happened since the sweep began explains itself: the event is here, and the list could not show it.
     let young: Vec<&Young> = findings
         .young

@@ -83,6 +83,9 @@ pub enum Failure {
     /// A list lacked objects that are there when asked for one by one.
     #[error("WorkOS's list of {0} was not complete")]
     Incomplete(&'static str),
+    /// Objects were not listed, and whether they are gone could not be read. All others are dealt with.
+    #[error("whether what was not listed is gone could not be read ({0}: {1})")]
+    Unconfirmed(&'static str, usize),
 }
 
 impl Work {

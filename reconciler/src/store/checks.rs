@@ -67,7 +67,8 @@ pub struct Check {
     pub settled_at: Timestamp,
 }
 
-/// Objects in doubt that a reading of the moment `at` could say something about; the first thousand.
+/// Objects in doubt that a reading of the moment `at` could say something about: a thousand, of each directory the first,
+/// the second, and so on, so that many of one do not hide those of another.
 pub async fn in_doubt(pool: &PgPool, at: OffsetDateTime) -> sqlx::Result<Vec<Check>> {
     let mut transaction = pool.begin().await?;
     // The planner cannot know how few rows are in doubt, and would read whole tables, every second.
@@ -80,7 +81,7 @@ pub async fn in_doubt(pool: &PgPool, at: OffsetDateTime) -> sqlx::Result<Vec<Che
             target as "target!", id as "id!", directory_id as "directory_id!", after as "after!",
             settled_at as "settled_at!"
         from dsync.checks where after < $1
-        order by after limit 1000
+        order by row_number() over (partition by directory_id order by after), after limit 1000
         "#,
         at,
     )

@@ -1,6 +1,6 @@
 //! One GET: waits its turn, is sent, and is sent again while that may help. Everything that could pass (429, 5xx,
 //! time-outs, a lost connection) is waited out with jitter up to [`ClientSettings::patience`]; everything else is the
-//! caller's to judge.
+//! caller's to judge. A 429 holds back whoever asks the same, whether or not this question is asked again.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,6 +20,10 @@ use super::answer::{Answer, http_date};
 use super::limits::Limits;
 use crate::metrics::Metrics;
 
+/// How many times its patience a question is asked while 429 only says when to ask again: nothing is wrong then, and
+/// what was read so far is worth the wait. But one that is told so for ever must not keep its place for ever.
+const TOLD_TO_WAIT: u32 = 10;
+
 /// Where the API is, and how long we bear with it.
 #[derive(Clone, Debug)]
 pub struct ClientSettings {
@@ -29,7 +33,7 @@ pub struct ClientSettings {
     pub key: Secret,
     /// How long one request may take.
     pub timeout: Duration,
-    /// How long one question is asked again and again.
+    /// How long one question is asked again and again, not counting its turns and what a 429 told us to wait.
     pub patience: Duration,
 }
 
@@ -216,8 +220,10 @@ impl Api {
         let lane = ask.directory.filter(|_| ask.endpoint.is_limited());
         let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(20));
         let mut failing_since = None;
+        let mut borne = Duration::ZERO;
         loop {
             let pass = self.limits.pass(lane).await;
+            let sent = Instant::now();
             let attempt = self.attempt(ask).await;
             pass.answered();
             let (trouble, told) = match attempt? {
@@ -229,14 +235,26 @@ impl Api {
                 Some(told) => told + backoff.next_delay().min(told / 4),
                 None => backoff.next_delay(),
             };
-            let since = *failing_since.get_or_insert_with(Instant::now);
-            if since.elapsed() + pause > self.settings.patience {
+            if trouble == Trouble::TooMany {
+                // Before we give up: the next to ask was told so too.
+                self.limits.pause(lane, pause);
+            }
+            let since = match failing_since {
+                Some(since) => {
+                    borne += sent.elapsed();
+                    since
+                }
+                None => *failing_since.insert(Instant::now()),
+            };
+            if trouble != Trouble::TooMany || told.is_none() {
+                borne += pause;
+            }
+            let patience = self.settings.patience;
+            if borne > patience || since.elapsed() + pause > patience * TOLD_TO_WAIT {
                 return Err(ApiError::Unavailable(trouble));
             }
             tracing::debug!(endpoint = ask.endpoint.as_str(), %trouble, ?pause, "asking WorkOS again");
-            if trouble == Trouble::TooMany {
-                self.limits.pause(lane, pause);
-            } else {
+            if trouble != Trouble::TooMany {
                 tokio::time::sleep(pause).await;
             }
         }
@@ -316,10 +334,11 @@ fn is_json_object(body: &[u8]) -> bool {
     std::str::from_utf8(body).is_ok_and(|text| json::members(text, &[]).is_ok())
 }
 
-/// Seconds to wait, where the header says so in seconds. Never more than we would wait anyway.
+/// Seconds to wait, where the header says so in seconds: a minute at most, as that is how limits are counted. None is no
+/// word of when.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds: u64 = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds.min(60)))
+    (seconds > 0).then(|| Duration::from_secs(seconds.min(60)))
 }
 
 fn date(headers: &HeaderMap) -> Option<Timestamp> {

@@ -126,8 +126,8 @@ impl Lane {
     }
 
     async fn pass(&self) {
-        let until = *lock(&self.not_before);
-        if let Some(until) = until {
+        // Another may have been told of a later moment meanwhile.
+        while let Some(until) = self.paused_until() {
             tokio::time::sleep_until(until).await;
         }
         self.limiter.until_ready().await;
@@ -146,6 +146,10 @@ impl Lane {
                 _ => return lock(&self.recent).note(),
             }
         }
+    }
+
+    fn paused_until(&self) -> Option<Instant> {
+        lock(&self.not_before).filter(|until| *until > Instant::now())
     }
 
     fn pause(&self, time: Duration) {

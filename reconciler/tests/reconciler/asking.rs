@@ -1,13 +1,15 @@
 //! How WorkOS is asked: within its limits, patiently, and as its own SDK would.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
+use reconciler::workos::client::{ApiError, Trouble};
+use reconciler::workos::objects::Read;
 use reconciler::workos::pages::{List, Pages, id_of};
 use workos_sim::{DirectoryOptions, Endpoint, RateLimits, Request, Seed, peak};
 
 use crate::official::official;
-use crate::scripted::{client, scripted};
+use crate::scripted::{client, client_bearing, scripted, scripted_with};
 use crate::stand::{Stand, drift};
 
 #[tokio::test]
@@ -107,6 +109,52 @@ async fn refusals_errors_and_silence_are_waited_out() -> anyhow::Result<()> {
             "never failed"
         );
         stand.agrees().await?;
+    }
+    Ok(())
+}
+
+const WAIT: &str = "Retry-After: 1";
+
+/// Of production's minute and `Retry-After: 60`, the same in small: to wait as told is longer than our patience.
+#[tokio::test]
+async fn what_429_tells_us_to_wait_is_waited_whatever_our_patience() -> anyhow::Result<()> {
+    let gone = || "{}".to_owned();
+    let (url, asked) =
+        scripted_with(vec![(429, WAIT, gone()), (429, WAIT, gone()), (404, "", gone())]).await?;
+    let api = client_bearing(&url, Duration::from_millis(500))?;
+    let began = Instant::now();
+    let read = api.user("d1", "u1").await?;
+    ensure!(matches!(read, Read::Gone(_)), "{read:?}");
+    ensure!(
+        began.elapsed() >= Duration::from_secs(2),
+        "not waited: {:?}",
+        began.elapsed()
+    );
+    ensure!(asked.await?.len() == 3);
+    Ok(())
+}
+
+/// In the end a question is given up, or it would keep its place for ever; who asks next was told to wait too.
+#[tokio::test]
+async fn who_gives_up_after_429_leaves_the_others_waiting() -> anyhow::Result<()> {
+    // Told when; not told when, and no patience left; told nothing by "0".
+    for (header, least) in [
+        (WAIT, Duration::from_secs(1)),
+        ("", Duration::from_millis(100)),
+        ("Retry-After: 0", Duration::from_millis(100)),
+    ] {
+        let (url, _asked) =
+            scripted_with(vec![(429, header, "{}".to_owned()), (404, "", "{}".to_owned())]).await?;
+        let api = client_bearing(&url, Duration::from_millis(10))?;
+        let began = Instant::now();
+        let refused = api.group("d1", "g1").await;
+        ensure!(
+            matches!(refused, Err(ApiError::Unavailable(Trouble::TooMany))),
+            "{header:?}: {refused:?}"
+        );
+        ensure!(api.requests() == 1);
+        api.group("d1", "g2").await?;
+        ensure!(began.elapsed() >= least, "{header:?}: {:?}", began.elapsed());
     }
     Ok(())
 }

@@ -3,10 +3,14 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use reconciler::command;
+use reconciler::sweep::Mode;
+use reconciler::work::Work;
 use tests::{Output, eventually};
 use workos_sim::{Change, DirectoryOptions, Seed, Sim};
 
-use crate::stand::{BOUND, Stand, drift, told};
+use crate::scripted::{client_bearing, failing};
+use crate::stand::{BOUND, Stand, drift, sweep_with, told};
 
 struct Guarded {
     stand: Stand,
@@ -51,6 +55,28 @@ impl Guarded {
         self.stand.log(|_, _| false).await?;
         self.stand.settle();
         Ok(())
+    }
+
+    /// A reconciler for which reads of these users fail.
+    async fn not_reading(&self, users: &[String]) -> anyhow::Result<Work> {
+        let never: Vec<String> = users
+            .iter()
+            .map(|user| format!("/directory_users/{user}"))
+            .collect();
+        let (url, _) = failing(&self.stand.sim, move |path| {
+            never.iter().any(|part| path.contains(part))
+        })
+        .await?;
+        Ok(Work {
+            api: client_bearing(&url, Duration::from_millis(300))?,
+            ..self.stand.work.clone()
+        })
+    }
+
+    async fn rows_held(&self) -> anyhow::Result<i64> {
+        self.stand
+            .count("select count(*) from dsync.held_deletions")
+            .await
     }
 
     async fn shown(&self) -> anyhow::Result<i64> {
@@ -312,4 +338,89 @@ async fn directories_that_are_all_gone_wait_for_approval_each() -> anyhow::Resul
     let report = guarded.stand.pass().await;
     ensure!(report.has_drift() && !report.is_incomplete(), "{}", report.text());
     guarded.stand.agrees().await
+}
+
+#[tokio::test]
+async fn a_mass_deletion_of_which_one_cannot_be_read_is_held_and_one_of_which_none_can_is_not()
+-> anyhow::Result<()> {
+    let guarded = directory_of(60).await?;
+    let mut gone = guarded.users[..20].to_vec();
+    gone.sort();
+    guarded.delete_silently(&gone).await?;
+    let blind = guarded.not_reading(&gone).await?;
+    let report = sweep_with(&blind, &guarded.directory).await?;
+    ensure!(
+        !report.complete && report.drift.is_empty() && report.held.is_empty(),
+        "{report:?}"
+    );
+    ensure!(guarded.shown().await? == 60 && guarded.rows_held().await? == 0);
+
+    let nearly = guarded.not_reading(&gone[..1]).await?;
+    let report = sweep_with(&nearly, &guarded.directory).await?;
+    ensure!(
+        !report.complete && report.drift.is_empty() && report.held.len() == 20,
+        "{report:?}"
+    );
+    ensure!(guarded.shown().await? == 60 && guarded.rows_held().await? == 20);
+    // Approved is what could be read; the other one waits.
+    let mut out = Vec::new();
+    let approved = command::run_approve(&nearly, &guarded.directory, true, &mut out).await;
+    ensure!(
+        approved.is_err_and(|error| error.to_string().contains("1 objects could not be read")),
+        "nothing is said of it"
+    );
+    let done: serde_json::Value = serde_json::from_slice(&out)?;
+    ensure!(done["deleted"] == 19 && done["there_after_all"] == 0, "{done}");
+    ensure!(guarded.shown().await? == 41 && guarded.rows_held().await? == 1);
+    let approve = guarded.approve().await?;
+    ensure!(approve.status.success(), "{approve:?}");
+    guarded.stand.agrees().await
+}
+
+#[tokio::test]
+async fn deletions_held_in_a_directory_that_ends_are_held_no_longer() -> anyhow::Result<()> {
+    let guarded = directory_of(60).await?;
+    guarded.delete_silently(&guarded.users[..20]).await?;
+    guarded.stand.sweep(&guarded.directory).await?;
+    ensure!(guarded.rows_held().await? == 20);
+    guarded.stand.sim.change(Change::DeleteDirectory {
+        directory: guarded.directory.clone(),
+    })?;
+    // An event told of it: no list will find it gone.
+    guarded.stand.log_all().await?;
+    guarded.stand.settle();
+    ensure!(guarded.shown().await? == 0);
+    let dry = command::pass(
+        &guarded.stand.work,
+        Some(&guarded.directory),
+        Mode {
+            dry_run: true,
+            values: false,
+        },
+    );
+    dry.await;
+    ensure!(guarded.rows_held().await? == 20, "a dry run cleared them");
+    guarded.stand.sweep(&guarded.directory).await?;
+    ensure!(guarded.rows_held().await? == 0, "held for ever");
+    Ok(())
+}
+
+#[tokio::test]
+async fn very_many_deletions_held_in_a_directory_that_ended_can_be_approved() -> anyhow::Result<()> {
+    let guarded = directory_of(130).await?;
+    guarded.delete_silently(&guarded.users[..105]).await?;
+    guarded.stand.sweep(&guarded.directory).await?;
+    ensure!(guarded.rows_held().await? == 105);
+    guarded.stand.sim.change(Change::DeleteDirectory {
+        directory: guarded.directory.clone(),
+    })?;
+    guarded.stand.log_all().await?;
+    guarded.stand.settle();
+    let approve = guarded.approve().await?;
+    ensure!(
+        approve.status.success() && approve.stdout.contains("105 deletions let through, 0"),
+        "{approve:?}"
+    );
+    ensure!(guarded.rows_held().await? == 0);
+    Ok(())
 }

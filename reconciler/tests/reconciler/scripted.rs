@@ -1,5 +1,6 @@
 //! A server that answers what it is told to, for what no simulator should do.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -11,15 +12,24 @@ use workos_sim::Sim;
 pub(crate) async fn scripted<S: Into<String>>(
     answers: Vec<(u16, S)>,
 ) -> anyhow::Result<(String, tokio::task::JoinHandle<Vec<String>>)> {
-    let answers: Vec<(u16, String)> = answers
-        .into_iter()
-        .map(|(status, body)| (status, body.into()))
-        .collect();
+    let answers = answers.into_iter();
+    scripted_with(answers.map(|(status, body)| (status, "", body.into())).collect()).await
+}
+
+/// The same, with another header in each answer, or none.
+pub(crate) async fn scripted_with(
+    answers: Vec<(u16, &'static str, String)>,
+) -> anyhow::Result<(String, tokio::task::JoinHandle<Vec<String>>)> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let url = format!("http://{}", listener.local_addr()?);
     let task = tokio::spawn(async move {
         let mut asked = Vec::new();
-        for (status, body) in answers {
+        for (status, header, body) in answers {
+            let header = if header.is_empty() {
+                String::new()
+            } else {
+                format!("{header}\r\n")
+            };
             let Ok((mut socket, _)) = listener.accept().await else {
                 break;
             };
@@ -28,7 +38,7 @@ pub(crate) async fn scripted<S: Into<String>>(
             let text = String::from_utf8_lossy(&request[..length]).into_owned();
             asked.push(text.lines().next().unwrap_or_default().to_owned());
             let answer = format!(
-                "HTTP/1.1 {status} X\r\nDate: Fri, 28 Apr 2023 20:05:31 GMT\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+                "HTTP/1.1 {status} X\r\nDate: Fri, 28 Apr 2023 20:05:31 GMT\r\n{header}Connection: close\r\nContent-Length: {}\r\n\r\n{body}",
                 body.len()
             );
             let _ = socket.write_all(answer.as_bytes()).await;
@@ -40,10 +50,18 @@ pub(crate) async fn scripted<S: Into<String>>(
 
 /// A client of such a server.
 pub(crate) fn client(url: &str) -> anyhow::Result<reconciler::workos::client::Api> {
+    client_bearing(url, Duration::from_secs(5))
+}
+
+/// A client with so much patience.
+pub(crate) fn client_bearing(
+    url: &str,
+    patience: Duration,
+) -> anyhow::Result<reconciler::workos::client::Api> {
     let metrics = reconciler::metrics::Metrics::new(&prometheus::Registry::new());
     let settings = reconciler::workos::client::ClientSettings {
         timeout: Duration::from_secs(2),
-        patience: Duration::from_secs(5),
+        patience,
         ..reconciler::workos::client::ClientSettings::new(url.parse()?, "sk_test".into())
     };
     Ok(reconciler::workos::client::Api::new(
@@ -59,17 +77,51 @@ pub(crate) async fn edited(
     sim: &Sim,
     edit: impl Fn(&str, &mut Value) + Clone + Send + Sync + 'static,
 ) -> anyhow::Result<String> {
+    before(sim, edit, |_| false).await
+}
+
+/// A server before the simulator that answers some paths with 500, and keeps those it was asked for.
+pub(crate) async fn failing(
+    sim: &Sim,
+    fails: impl Fn(&str) -> bool + Clone + Send + Sync + 'static,
+) -> anyhow::Result<(String, Arc<Mutex<Vec<String>>>)> {
+    let asked = Arc::<Mutex<Vec<String>>>::default();
+    let noted = Arc::clone(&asked);
+    let url = before(
+        sim,
+        |_, _| {},
+        move |path| {
+            noted
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(path.to_owned());
+            fails(path)
+        },
+    );
+    Ok((url.await?, asked))
+}
+
+async fn before(
+    sim: &Sim,
+    edit: impl Fn(&str, &mut Value) + Clone + Send + Sync + 'static,
+    fails: impl Fn(&str) -> bool + Clone + Send + Sync + 'static,
+) -> anyhow::Result<String> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let url = format!("http://{}", listener.local_addr()?);
     let (target, key) = (sim.url(), sim.api_key().to_owned());
     tokio::spawn(async move {
         while let Ok((mut socket, _)) = listener.accept().await {
-            let (target, key, edit) = (target.clone(), key.clone(), edit.clone());
+            let (target, key, edit, fails) = (target.clone(), key.clone(), edit.clone(), fails.clone());
             tokio::spawn(async move {
                 let mut request = vec![0; 8192];
                 let length = socket.read(&mut request).await.unwrap_or_default();
                 let text = String::from_utf8_lossy(&request[..length]).into_owned();
                 let path = text.split(' ').nth(1).unwrap_or("/").to_owned();
+                if fails(&path) {
+                    let answer = "HTTP/1.1 500 X\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}";
+                    let _ = socket.write_all(answer.as_bytes()).await;
+                    return;
+                }
                 let asked = reqwest::Client::new()
                     .get(format!("{target}{path}"))
                     .bearer_auth(key);

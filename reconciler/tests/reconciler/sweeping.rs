@@ -1,13 +1,16 @@
 //! Sweeps find and repair whatever the log missed, and find nothing where nothing is wrong.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, ensure};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use reconciler::memberships::Way;
+use reconciler::work::Work;
 use serde_json::json;
 use workos_sim::{Change, DirectoryOptions, Seed};
 
-use crate::scripted::{client, edited};
+use crate::scripted::{client, client_bearing, edited, failing};
 use crate::stand::{Stand, drift, sweep_with, told};
 
 #[tokio::test]
@@ -292,5 +295,135 @@ async fn a_groups_field_that_is_filled_for_some_only_is_not_believed() -> anyhow
     drift(&report);
     ensure!(report.memberships_read == Some(Way::ByGroup), "{report:?}");
     ensure!(report.held.is_empty(), "{report:?}");
+    stand.agrees().await
+}
+
+/// A reconciler that asks there, with little patience.
+fn asking(stand: &Stand, url: &str) -> anyhow::Result<Work> {
+    Ok(Work {
+        api: client_bearing(url, Duration::from_millis(300))?,
+        ..stand.work.clone()
+    })
+}
+
+#[tokio::test]
+async fn one_object_that_cannot_be_read_keeps_no_other_from_being_repaired() -> anyhow::Result<()> {
+    let stand = Stand::up().await?;
+    let directory = stand.sim.create_directory(DirectoryOptions::newer())?;
+    let seeded = stand.sim.seed(&directory, &Seed::default())?;
+    let (users, groups) = (seeded.users, seeded.groups);
+    for user in &users[3..5] {
+        stand.sim.add_member(&groups[0], user)?;
+    }
+    stand.log_all().await?;
+    stand.agrees().await?;
+    stand.settle();
+    for user in &users[..2] {
+        let user = user.clone();
+        stand.sim.change(Change::DeleteUser {
+            user,
+            removals: false,
+        })?;
+    }
+    stand.sim.change(Change::UpdateUser {
+        user: users[2].clone(),
+        set: Change::fields(json!({ "state": "inactive" })),
+    })?;
+    for user in &users[3..5] {
+        stand.sim.remove_member(&groups[0], user)?;
+    }
+    stand.log(|_, _| false).await?;
+    stand.settle();
+    // Of two users that are gone and two that left a group, one each cannot be read.
+    let never = [
+        format!("/directory_users/{}", users[0]),
+        format!("user={}", users[3]),
+    ];
+    let (url, _) = failing(&stand.sim, move |path| {
+        never.iter().any(|part| path.contains(part))
+    })
+    .await?;
+    let work = asking(&stand, &url)?;
+    let report = sweep_with(&work, &directory).await?;
+    let error = report.error.as_deref().context("no error")?;
+    ensure!(
+        !report.complete && error.contains("could not be read (user: 1)"),
+        "{error}"
+    );
+    let found: Vec<String> = report.drift.iter().map(told).collect();
+    let (mut extra, others): (Vec<&String>, Vec<&String>) =
+        found.iter().partition(|one| one.contains(" extra "));
+    extra.sort();
+    let mut expected = [
+        format!("user extra {}", users[1]),
+        format!("membership extra {}/{}", groups[0], users[4]),
+    ];
+    expected.sort();
+    ensure!(
+        extra == expected.iter().collect::<Vec<_>>() && report.held.is_empty(),
+        "{found:?}"
+    );
+    ensure!(
+        others.contains(&&format!("user differs {}", users[2])),
+        "{found:?}"
+    );
+    // What could not be read is as it was.
+    ensure!(stand.shows_user(&users[0]).await? && !stand.shows_user(&users[1]).await?);
+    ensure!(
+        stand.shows_member(&groups[0], &users[3]).await?
+            && !stand.shows_member(&groups[0], &users[4]).await?
+    );
+    ensure!(
+        stand
+            .count("select count(*) from dsync.sweeps where swept_at is null and failures = 1")
+            .await?
+            == 1,
+        "noted as swept"
+    );
+    stand.settle();
+    ensure!(drift(&stand.sweep(&directory).await?).len() == 2);
+    stand.agrees().await
+}
+
+#[tokio::test]
+async fn a_directory_that_cannot_be_read_keeps_no_other_from_being_listed() -> anyhow::Result<()> {
+    let stand = Stand::up().await?;
+    let mut directories = Vec::new();
+    for _ in 0..3 {
+        directories.push(stand.sim.create_directory(DirectoryOptions::newer())?);
+    }
+    stand.log_all().await?;
+    stand.agrees().await?;
+    stand.settle();
+    for directory in &directories[..2] {
+        let directory = directory.clone();
+        stand.sim.change(Change::DeleteDirectory { directory })?;
+    }
+    let new = stand.sim.create_directory(DirectoryOptions::newer())?;
+    stand.log(|_, _| false).await?;
+    stand.settle();
+    let never = format!("/directories/{}", directories[0]);
+    let (url, _) = failing(&stand.sim, move |path| path.contains(&never)).await?;
+    let work = asking(&stand, &url)?;
+    let report = reconciler::command::pass(&work, None, reconciler::sweep::Mode::default()).await;
+    let error = report.error.as_deref().context("no error")?;
+    ensure!(error.contains("could not be read (directory: 1)"), "{error}");
+    let found: Vec<String> = report
+        .directories
+        .iter()
+        .flat_map(|one| &one.drift)
+        .map(told)
+        .collect();
+    ensure!(
+        found.contains(&format!("directory extra {}", directories[1]))
+            && found.contains(&format!("directory missing {new}"))
+            && found.len() == 2,
+        "{}",
+        report.text()
+    );
+    // What could not be read is as it was.
+    stand.applied().await?;
+    ensure!(stand.count("select count(*) from directory.directories").await? == 3);
+    stand.pass().await;
     stand.agrees().await
 }
