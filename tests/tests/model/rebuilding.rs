@@ -257,20 +257,20 @@ async fn nothing_is_built_from_a_log_that_lost_entries_from_its_middle() -> anyh
     work(&pool, &nats, Lane::Removals, 0).await?;
     let tools = tools(&pool, &journal);
     ensure!(tools.verify().await?.complete_since.is_none());
-    let (lost, taken) = (last / 3, last / 2);
-    for seq in [lost, taken] {
+    let (hole, taken) = (last / 3, last / 2);
+    for seq in [hole, taken] {
         ensure!(journal.erase(seq).await?);
     }
     let created = journal.identity().await?.context("no log")?.created;
     store::erased::overwritten(&pool, created, taken).await?;
     let before = tables(&pool).await?;
     let since = tools.verify().await?.complete_since;
-    let after_it = journal.entry(lost + 1).await?.context("no entry")?.appended_at;
+    let after_it = journal.entry(hole + 1).await?.context("no entry")?.appended_at;
     ensure!(since == Some(after_it), "{since:?}");
     let refused = tools.rebuild(false).await.err().context("built")?.to_string();
     ensure!(refused.contains("--sweep"), "{refused}");
     ensure!(tables(&pool).await? == before);
-    store::erased::overwritten(&pool, created, lost).await?;
+    store::erased::overwritten(&pool, created, hole).await?;
     tools.rebuild(false).await?;
     Ok(())
 }
