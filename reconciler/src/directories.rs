@@ -82,7 +82,7 @@ pub async fn pass(work: &Work, mode: Mode) -> Result<Pass, Failure> {
         values: mode.values,
         whole: false,
     };
-    let listed = Listed::walk(work, comparison, List::directories(), |_| ()).await?;
+    let mut listed = Listed::walk(work, comparison, List::directories(), |_| ()).await?;
     work.applied(work.rules.patience).await?;
     let mut pass = Pass {
         there: listed.ids().iter().cloned().collect(),
@@ -92,7 +92,7 @@ pub async fn pass(work: &Work, mode: Mode) -> Result<Pass, Failure> {
     judge::there(
         work,
         comparison,
-        listed.suspects(),
+        listed.take_suspects(),
         listed.at(),
         &mut pass.findings,
     )

@@ -39,11 +39,17 @@ impl Decided {
 pub(crate) async fn there(
     work: &Work,
     comparison: Comparison<'_>,
-    objects: &[(String, String)],
+    objects: Vec<(String, String)>,
     at: Timestamp,
     findings: &mut Findings,
 ) -> Result<(), Failure> {
-    for chunk in objects.chunks(CHUNK) {
+    let mut objects = objects.into_iter();
+    loop {
+        // What is judged is kept as a reading, or not at all.
+        let chunk: Vec<(String, String)> = objects.by_ref().take(CHUNK).collect();
+        if chunk.is_empty() {
+            return Ok(());
+        }
         let texts: Vec<&str> = chunk.iter().map(|(_, object)| object.as_str()).collect();
         let compared = compare(&work.pool, comparison, &texts).await?;
         findings.unreadable += compared.unreadable.len();
@@ -63,7 +69,6 @@ pub(crate) async fn there(
             });
         }
     }
-    Ok(())
 }
 
 /// Judges a complete list of users or groups: what it has, and what it lacks.
@@ -71,7 +76,7 @@ pub(crate) async fn objects(
     work: &Work,
     directory: &str,
     values: bool,
-    listed: &Listed,
+    listed: &mut Listed,
     findings: &mut Findings,
 ) -> Result<Decided, Failure> {
     let entity = listed.entity();
@@ -81,7 +86,7 @@ pub(crate) async fn objects(
         values,
         whole: false,
     };
-    there(work, comparison, listed.suspects(), listed.at(), findings).await?;
+    there(work, comparison, listed.take_suspects(), listed.at(), findings).await?;
     let shown = match entity {
         Entity::Group => groups::shown(&work.pool, directory).await?,
         _ => users::shown(&work.pool, directory).await?,

@@ -145,9 +145,9 @@ impl Listed {
         &self.ids
     }
 
-    /// Objects that did not look as their rows did when their page came: id and JSON text.
-    pub fn suspects(&self) -> &[(String, String)] {
-        &self.suspects
+    /// Objects that did not look as their rows did when their page came: id and JSON text. None the second time.
+    pub fn take_suspects(&mut self) -> Vec<(String, String)> {
+        std::mem::take(&mut self.suspects)
     }
 
     /// The groups that users themselves said they are in. An absent user said nothing: that is not "in no group".

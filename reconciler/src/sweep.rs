@@ -124,7 +124,7 @@ async fn run(work: &Work, lease: &Lease, mode: Mode, report: &mut DirectoryRepor
     let Read::There(read_at, object) = work.api.directory(directory).await? else {
         return directories::vanished(work, lease, mode, report).await;
     };
-    let snapshot = walk(work, (directory, &object), whole, &mut findings, report).await?;
+    let mut snapshot = walk(work, (directory, &object), whole, &mut findings, report).await?;
     if whole {
         let organization = organization_of(&object);
         findings.unreadable +=
@@ -139,14 +139,13 @@ async fn run(work: &Work, lease: &Lease, mode: Mode, report: &mut DirectoryRepor
         values: mode.values,
         whole: false,
     };
-    let itself = [(directory.to_owned(), object)];
-    judge::there(work, of_directory, &itself, work.as_of(read_at), &mut findings).await?;
+    let itself = vec![(directory.to_owned(), object.clone())];
+    judge::there(work, of_directory, itself, work.as_of(read_at), &mut findings).await?;
     let mut decided = vec![
-        judge::objects(work, directory, mode.values, &snapshot.users, &mut findings).await?,
-        judge::objects(work, directory, mode.values, &snapshot.groups, &mut findings).await?,
+        judge::objects(work, directory, mode.values, &mut snapshot.users, &mut findings).await?,
+        judge::objects(work, directory, mode.values, &mut snapshot.groups, &mut findings).await?,
     ];
-    decided
-        .push(judge_memberships::memberships(work, directory, &itself[0].1, &snapshot, &mut findings).await?);
+    decided.push(judge_memberships::memberships(work, directory, &object, &snapshot, &mut findings).await?);
     if let Some(started) = started {
         if !lease.is_held().await? {
             return Err(Failure::LeaseLost);

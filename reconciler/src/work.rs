@@ -141,10 +141,13 @@ impl Work {
     pub async fn append_readings(&self, mut readings: Vec<Reading>) -> Result<usize, Failure> {
         readings.sort_by_key(|reading| !reading.is_removal());
         let now = Timestamp::from(self.clock.now());
-        let records: Vec<Option<Record>> = readings.iter().map(|reading| reading.record(now)).collect();
-        let unwritable = records.iter().filter(|record| record.is_none()).count();
-        let too_large = stream::iter(records.into_iter().flatten())
-            .map(|record| async move {
+        // Each is made into a record when its turn comes, and gone then: a first sweep reads all there is.
+        let unwritten = stream::iter(readings)
+            .map(|reading| async move {
+                let Some(record) = reading.record(now) else {
+                    return Ok(1);
+                };
+                drop(reading);
                 match self.append(&record).await {
                     Ok(_) => Ok(0),
                     Err(AppendError::TooLarge) => Ok(1),
@@ -154,7 +157,7 @@ impl Work {
             .buffer_unordered(IN_FLIGHT)
             .try_fold(0, |sum, one| async move { Ok(sum + one) })
             .await?;
-        Ok(unwritable + too_large)
+        Ok(unwritten)
     }
 
     /// Appends a record, again and again while the log cannot take it now.
