@@ -1,7 +1,8 @@
 //! Keeps the log's stream as the settings want it: at start, and again whenever the broker came back or lost it.
 //!
 //! Until that has worked once, nothing is appended: what is there might be another stream that happens to take our
-//! subjects. No request waits for it, and no failure of it ends the program.
+//! subjects. No request waits for it, and no failure of it ends the program. Limits that the broker will not change are
+//! told and tried again now and then: the stream serves with those it has.
 
 use std::sync::Arc;
 use std::time::Duration;

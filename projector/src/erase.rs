@@ -88,15 +88,13 @@ pub async fn erase(
     let log = Log { pool, journal };
     // Noted before what tells them is gone: whoever finishes this needs them.
     learn(log, id, &mut marks).await?;
-    let mut connection = pool.acquire().await?;
-    store::keep_marks(&mut connection, id, marks.said()).await?;
-    drop(connection);
+    store::keep_marks(pool, id, marks.said()).await?;
     let log_messages = own_messages(log, id).await?;
     let other_messages = messages_of_anybody(log, &marks).await?;
     let dead_letters = dead_letters(pool, id, &marks).await?;
     drain(pool, journal).await?;
     let namesakes = store::namesakes(pool, marks.said()).await?;
-    store::finish(pool, id).await?;
+    store::keep_marks(pool, id, &[]).await?;
     Ok(Receipt {
         user_id: id.to_owned(),
         row,
@@ -167,9 +165,10 @@ async fn overwrite(
     };
     let (mut seq, mut count) = (1, 0);
     while let Some(entry) = log.journal.first_at(seq, filter).await? {
-        if meant(&entry) && log.journal.erase(entry.seq).await? {
+        if meant(&entry) {
+            // Noted first: what is gone and not noted looks like an entry that the broker lost.
             erased::overwritten(log.pool, identity.created, entry.seq).await?;
-            count += 1;
+            count += u64::from(log.journal.erase(entry.seq).await?);
         }
         seq = entry.seq + 1;
     }
@@ -200,8 +199,8 @@ pub async fn drain(pool: &PgPool, journal: &Journal) -> Result<u64, Refused> {
     };
     let mut count = 0;
     for seq in answered(erased::due_purges(pool, log.created)).await? {
-        journal.erase(seq).await?;
         answered(erased::overwritten(pool, log.created, seq)).await?;
+        journal.erase(seq).await?;
         answered(erased::purged(pool, log.created, seq)).await?;
         count += 1;
     }

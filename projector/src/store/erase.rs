@@ -1,5 +1,6 @@
 //! Forgetting one person in the database: the rows, what history showed of them, what waits in the dead letters.
 
+use sqlx::postgres::PgExecutor;
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 
@@ -51,7 +52,7 @@ pub async fn forget(pool: &PgPool, id: &str, force: bool, now: OffsetDateTime) -
     .await?;
     backlog::write_early(&mut transaction, &backlog::Meant::person(id)).await?;
     let marks = marks(&mut transaction, id).await?;
-    keep_marks(&mut transaction, id, &marks).await?;
+    keep_marks(&mut *transaction, id, &marks).await?;
     let memberships = sqlx::query!("delete from dsync.memberships where user_id = $1", id)
         .execute(&mut *transaction)
         .await?
@@ -84,18 +85,10 @@ pub async fn forget(pool: &PgPool, id: &str, force: bool, now: OffsetDateTime) -
     }))
 }
 
-/// Notes by what the person is recognised, until [`finish`].
-pub async fn keep_marks(connection: &mut PgConnection, id: &str, marks: &[String]) -> sqlx::Result<()> {
+/// Notes by what the person is recognised until they are erased whole; then by nothing.
+pub async fn keep_marks(executor: impl PgExecutor<'_>, id: &str, marks: &[String]) -> sqlx::Result<()> {
     sqlx::query!("update dsync.erased set marks = $2 where user_id = $1", id, marks)
-        .execute(connection)
-        .await?;
-    Ok(())
-}
-
-/// The person is erased: nothing needs to be recognised any more.
-pub async fn finish(pool: &PgPool, id: &str) -> sqlx::Result<()> {
-    sqlx::query!("update dsync.erased set marks = '{}' where user_id = $1", id)
-        .execute(pool)
+        .execute(executor)
         .await?;
     Ok(())
 }

@@ -158,35 +158,56 @@ async fn wherever_the_lanes_stand_the_log_tells_what_was_tampered_with_and_puts_
     Ok(())
 }
 
-/// What history is still to tell of the rows as they are, it tells before they are replaced.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn history_of_a_directorys_end_is_written_before_rows_are_replaced() -> anyhow::Result<()> {
+/// A history in the log and, as it says, in the tables.
+struct Applied {
+    _postgres: Postgres,
+    _nats: Nats,
+    pool: PgPool,
+    journal: Journal,
+    /// The log's last sequence.
+    last: u64,
+}
+
+async fn applied() -> anyhow::Result<Applied> {
     let (postgres, nats) = (Postgres::migrated().await?, Nats::start().await?);
     let pool = postgres.pool().await?;
     let journal = log(&nats).await?;
     let last = append(&journal, &records(7), &mut StdRng::seed_from_u64(7)).await?;
     work(&pool, &nats, Lane::All, last).await?;
     work(&pool, &nats, Lane::Removals, 0).await?;
+    Ok(Applied {
+        _postgres: postgres,
+        _nats: nats,
+        pool,
+        journal,
+        last,
+    })
+}
+
+/// What history is still to tell of the rows as they are, it tells before they are replaced.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn history_of_a_directorys_end_is_written_before_rows_are_replaced() -> anyhow::Result<()> {
+    let Applied { pool, journal, .. } = &applied().await?;
     let ended = async || {
         let ended = "insert into dsync.history_backlog (directory_id, seen_after, recorded_at, occurred_at, event_id, source)
                      select directory_id, '-infinity', now(), now(), 'end', 'a' from dsync.users
                      where seen_at > gone_at limit 1";
-        sqlx::raw_sql(ended).execute(&pool).await?;
-        anyhow::ensure!(store::backlog::count(&pool).await? == 1);
+        sqlx::raw_sql(ended).execute(pool).await?;
+        anyhow::ensure!(store::backlog::count(pool).await? == 1);
         Ok(())
     };
     let told = async || {
         let told = "with told as (delete from dsync.changes where event_id = 'end' returning 1) select count(*) from told";
-        sqlx::query_scalar::<_, i64>(told).fetch_one(&pool).await
+        sqlx::query_scalar::<_, i64>(told).fetch_one(pool).await
     };
-    let tools = tools(&pool, &journal);
-    tamper(&pool, &mut StdRng::seed_from_u64(7)).await?;
+    let tools = tools(pool, journal);
+    tamper(pool, &mut StdRng::seed_from_u64(7)).await?;
     ended().await?;
     tools.rebuild(false).await?;
-    ensure!(store::backlog::count(&pool).await? == 0 && told().await? > 0);
+    ensure!(store::backlog::count(pool).await? == 0 && told().await? > 0);
     ended().await?;
     tools.undo().await?;
-    ensure!(store::backlog::count(&pool).await? == 0 && told().await? > 0);
+    ensure!(store::backlog::count(pool).await? == 0 && told().await? > 0);
     Ok(())
 }
 
@@ -226,51 +247,43 @@ async fn a_lane_that_moves_on_while_a_build_begins_stands_in_no_other_log() -> a
 /// would not be built again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_built_from_a_log_with_another_entry_where_the_lane_stands() -> anyhow::Result<()> {
-    let (postgres, nats) = (Postgres::migrated().await?, Nats::start().await?);
-    let pool = postgres.pool().await?;
-    let journal = log(&nats).await?;
-    let last = append(&journal, &records(7), &mut StdRng::seed_from_u64(7)).await?;
-    work(&pool, &nats, Lane::All, last).await?;
-    work(&pool, &nats, Lane::Removals, 0).await?;
-    let tools = tools(&pool, &journal);
+    let Applied { pool, journal, .. } = &applied().await?;
+    let tools = tools(pool, journal);
     tools.verify().await?;
     sqlx::query("update dsync.progress set seq_appended_at = seq_appended_at - interval '1 hour'")
-        .execute(&pool)
+        .execute(pool)
         .await?;
-    let before = tables(&pool).await?;
+    let before = tables(pool).await?;
     for refused in [tools.verify().await.err(), tools.rebuild(false).await.err()] {
         let refused = refused.context("built")?.to_string();
         ensure!(refused.contains("the log is not the one"), "{refused}");
     }
-    ensure!(tables(&pool).await? == before);
+    ensure!(tables(pool).await? == before);
     Ok(())
 }
 
 /// A log with a hole may lack somebody's removal: nothing is built from it alone. What an erasure took is no hole.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_built_from_a_log_that_lost_entries_from_its_middle() -> anyhow::Result<()> {
-    let (postgres, nats) = (Postgres::migrated().await?, Nats::start().await?);
-    let pool = postgres.pool().await?;
-    let journal = log(&nats).await?;
-    let last = append(&journal, &records(7), &mut StdRng::seed_from_u64(7)).await?;
-    work(&pool, &nats, Lane::All, last).await?;
-    work(&pool, &nats, Lane::Removals, 0).await?;
-    let tools = tools(&pool, &journal);
+    let Applied {
+        pool, journal, last, ..
+    } = &applied().await?;
+    let tools = tools(pool, journal);
     ensure!(tools.verify().await?.complete_since.is_none());
-    let (hole, taken) = (last / 3, last / 2);
+    let (hole, taken) = (*last / 3, *last / 2);
     for seq in [hole, taken] {
         ensure!(journal.erase(seq).await?);
     }
     let created = journal.identity().await?.context("no log")?.created;
-    store::erased::overwritten(&pool, created, taken).await?;
-    let before = tables(&pool).await?;
+    store::erased::overwritten(pool, created, taken).await?;
+    let before = tables(pool).await?;
     let since = tools.verify().await?.complete_since;
     let after_it = journal.entry(hole + 1).await?.context("no entry")?.appended_at;
     ensure!(since == Some(after_it), "{since:?}");
     let refused = tools.rebuild(false).await.err().context("built")?.to_string();
     ensure!(refused.contains("--sweep"), "{refused}");
-    ensure!(tables(&pool).await? == before);
-    store::erased::overwritten(&pool, created, hole).await?;
+    ensure!(tables(pool).await? == before);
+    store::erased::overwritten(pool, created, hole).await?;
     tools.rebuild(false).await?;
     Ok(())
 }
