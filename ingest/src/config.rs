@@ -110,14 +110,14 @@ impl Program for Cli {
 
 impl Cli {
     /// Where the log is, as the journal wants it; `name` is what the broker shows.
-    pub fn connection(&self, name: &str) -> Connection {
-        Connection {
-            url: self.journal.nats_url.expose().to_owned(),
+    pub fn connection(&self, name: &str) -> Result<Connection, SettingError> {
+        Ok(Connection {
+            url: self.journal.url()?.expose().to_owned(),
             creds: self.journal.nats_creds.clone(),
             ca: self.journal.nats_ca.clone(),
             stream: self.journal.dsync_stream.clone(),
             name: name.to_owned(),
-        }
+        })
     }
 
     /// What the log keeps, as the journal wants it.

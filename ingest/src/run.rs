@@ -54,7 +54,7 @@ pub async fn run(cli: Cli, context: Context) -> anyhow::Result<ExitCode> {
 }
 
 async fn connect(cli: &Cli, context: &Context) -> anyhow::Result<Journal> {
-    Journal::connect(&cli.connection(context.name))
+    Journal::connect(&cli.connection(context.name)?)
         .await
         .map_err(|error| SettingError::found_later(error.setting(), error))
 }

@@ -49,6 +49,7 @@ fn help_names_every_setting_and_shows_no_secret() {
     assert_eq!((code, err.as_str()), (Some(0), ""));
     for name in [
         "NATS_URL",
+        "NATS_URL_FILE",
         "NATS_CREDS",
         "DSYNC_STREAM",
         "DSYNC_STREAM_REPLICAS",

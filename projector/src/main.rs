@@ -137,7 +137,7 @@ fn exit_code(done: bool) -> ExitCode {
 
 async fn connect(cli: &Cli) -> anyhow::Result<Journal> {
     Journal::connect(&Connection {
-        url: cli.journal.nats_url.expose().to_owned(),
+        url: cli.journal.url()?.expose().to_owned(),
         creds: cli.journal.nats_creds.clone(),
         ca: cli.journal.nats_ca.clone(),
         stream: cli.journal.dsync_stream.clone(),

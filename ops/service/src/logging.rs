@@ -53,6 +53,13 @@ pub(crate) fn start(args: &LogArgs, is_service: bool) -> Result<(), SettingError
         "info" if !is_service => "warn",
         wanted => wanted,
     };
+    // The broker's client tells of each attempt to connect, twice, and there is one every second while it is away; the journal
+    // tells once what they come to.
+    let wanted = if wanted.contains("async_nats") {
+        wanted.to_owned()
+    } else {
+        format!("{wanted},async_nats=off")
+    };
     let filter = EnvFilter::try_new(wanted)
         .map_err(|e| SettingError::malformed("RUST_LOG", format!("is not a log filter: {e}")))?;
     // Colours are for terminals: in a file they are in the way of whoever searches it.

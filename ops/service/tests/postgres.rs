@@ -114,6 +114,12 @@ async fn messages_do_not_repeat_values(pool: &PgPool) {
         described(&error).to_string(),
         r#"SQLSTATE 42P01: relation "missing" does not exist"#
     );
+    let error = fails(pool, "deallocate anothers").await;
+    let told = described(&error).to_string();
+    assert!(
+        told.starts_with("SQLSTATE 26000: ") && told.contains("pooler"),
+        "{told}"
+    );
 }
 
 async fn a_connection_that_became_read_only_is_dropped(pool: &PgPool) {

@@ -272,6 +272,10 @@ impl Watcher {
                  NATS_CREDS (--nats-creds) for the login";
             if what.contains("IO error") {
                 tracing::warn!(error = %what, look_at, "nothing answers as the log's broker, or it does not prove who it is");
+            } else if is_about_login(&what) {
+                let look_at =
+                    "NATS_URL (--nats-url), which may hold the login, and NATS_CREDS (--nats-creds)";
+                tracing::warn!(error = %what, look_at, "the log's broker does not take this login");
             } else {
                 tracing::warn!(error = %what, "trouble with the log's broker");
             }
@@ -282,6 +286,12 @@ impl Watcher {
     fn complain_again(&self) {
         *self.complaint.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
+}
+
+/// Whether the broker's words are of those for a login that is wrong, expired, or lacking.
+fn is_about_login(what: &str) -> bool {
+    let what = what.to_ascii_lowercase();
+    what.contains("authorization violation") || what.contains("authentication")
 }
 
 /// Doubling from nothing to a second: a broker's restart takes about as long.

@@ -136,7 +136,9 @@ impl Journal {
         let info: Info = self
             .ask(format!("STREAM.INFO.{}", self.stream), &question)
             .await?;
-        Ok(info.state.deleted.unwrap_or_default())
+        // Of a log that never had any, the broker names entry 0.
+        let missing = info.state.deleted.unwrap_or_default();
+        Ok(missing.into_iter().filter(|seq| *seq > 0).collect())
     }
 
     pub(crate) async fn info(&self) -> Result<Info, Error> {

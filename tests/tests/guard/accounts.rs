@@ -8,9 +8,10 @@ use anyhow::{Context as _, ensure};
 use async_nats::jetstream::{self, consumer};
 use async_nats::{Client, ConnectOptions};
 use futures_util::StreamExt as _;
-use tests::{Nats, NatsOptions, Postgres, Program};
+use tempfile::TempDir;
+use tests::{Nats, NatsOptions, Postgres, Program, eventually};
 
-use crate::pipeline::{Pipeline, SECRET, Settings};
+use crate::pipeline::{BOUND, Pipeline, SECRET, Settings};
 
 const PASSWORDS: [(&str, &str); 3] = [
     ("ingest", "of-ingest-0123456789"),
@@ -18,22 +19,32 @@ const PASSWORDS: [(&str, &str); 3] = [
     ("reconciler", "of-reconciler-0123456789"),
 ];
 
-/// A broker with the shipped logins, and how the three find it.
-async fn broker() -> anyhow::Result<(Nats, [String; 3])> {
+/// A broker with the shipped logins, and the files that say to the three programs where it is and who they are. The files end
+/// with the directory.
+async fn broker() -> anyhow::Result<(Nats, [String; 3], TempDir)> {
     let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../ops/nats/accounts.conf");
-    // In the place of the broker's environment.
-    let mut more: Vec<String> = PASSWORDS
-        .iter()
-        .map(|(user, password)| format!("DSYNC_{}_PASSWORD: \"{password}\"", user.to_uppercase()))
-        .collect();
-    more.push(std::fs::read_to_string(shipped)?);
+    let dir = tempfile::Builder::new().prefix("dsync-logins-").tempdir()?;
+    let file = |name: String| dir.path().join(name);
+    std::fs::copy(shipped, file("accounts.conf".to_owned()))?;
+    let passwords = PASSWORDS.map(|(user, password)| format!("{user}_password: \"{password}\"\n"));
+    std::fs::write(file("passwords.conf".to_owned()), passwords.concat())?;
+    // Beside the directory of the broker's own configuration, whose includes are relative to it.
+    let name = dir
+        .path()
+        .file_name()
+        .context("a name")?
+        .to_string_lossy()
+        .into_owned();
     let nats = Nats::with(NatsOptions {
-        more,
+        more: vec![format!("include ../{name}/accounts.conf")],
         ..NatsOptions::default()
     })
     .await?;
-    let urls = PASSWORDS.map(|(user, password)| nats.url_as(user, password));
-    Ok((nats, urls))
+    for (user, password) in PASSWORDS {
+        std::fs::write(file(format!("nats_url_{user}")), nats.url_as(user, password))?;
+    }
+    let urls = PASSWORDS.map(|(user, _)| file(format!("nats_url_{user}")).to_string_lossy().into_owned());
+    Ok((nats, urls, dir))
 }
 
 /// Somebody who has a program's login.
@@ -58,9 +69,9 @@ async fn may(client: &Client, subject: &str, question: &str) -> bool {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_three_programs_work_with_the_logins_that_are_shipped() -> anyhow::Result<()> {
-    let (postgres, (_nats, nats)) = tokio::try_join!(Postgres::start(), broker())?;
+    let (postgres, (_nats, nats, _files)) = tokio::try_join!(Postgres::start(), broker())?;
     let settings = Settings {
-        nats,
+        nats: nats.map(|file| ("NATS_URL_FILE", file)),
         nats_ca: None,
         database: postgres.url(),
         ingest: &[],
@@ -74,17 +85,42 @@ async fn the_three_programs_work_with_the_logins_that_are_shipped() -> anyhow::R
             !output.to_lowercase().contains("violation"),
             "refused something:\n{output}"
         );
+        program.keeps_secrets(&PASSWORDS.map(|(_, password)| password))?;
     }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_login_that_is_not_taken_is_told_once_with_the_setting() -> anyhow::Result<()> {
+    let (_nats, [ingest, ..], _files) = broker().await?;
+    let url = std::fs::read_to_string(&ingest)?;
+    std::fs::write(&ingest, url.replace(PASSWORDS[0].1, "of-nobody-0123456789"))?;
+    let ingest = Program::new("dsync-ingest")
+        .env("NATS_URL_FILE", &ingest)
+        .env("WORKOS_WEBHOOK_SECRET", SECRET)
+        .spawn()?;
+    // By then it has tried some ten times.
+    eventually(BOUND, async || {
+        ensure!(ingest.output().contains("stream cannot be set up"), "not yet");
+        Ok(())
+    })
+    .await?;
+    let output = ingest.output();
+    let told: Vec<&str> = output.lines().filter(|line| line.contains("violation")).collect();
+    ensure!(
+        matches!(told[..], [line] if line.contains("does not take this login") && line.contains("NATS_URL")),
+        "{output}"
+    );
     Ok(())
 }
 
 /// The login of ingest may not change the stream: with limits set otherwise than it was made, webhooks are stored all the same.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn limits_that_a_login_may_not_change_stop_nobody() -> anyhow::Result<()> {
-    let (_nats, [ingest, ..]) = broker().await?;
+    let (_nats, [ingest, ..], _files) = broker().await?;
     let receiver = || {
         Program::new("dsync-ingest")
-            .env("NATS_URL", &ingest)
+            .env("NATS_URL_FILE", &ingest)
             .env("WORKOS_WEBHOOK_SECRET", SECRET)
     };
     receiver().start().await?.terminate().await?;
@@ -99,7 +135,7 @@ async fn limits_that_a_login_may_not_change_stop_nobody() -> anyhow::Result<()> 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_programs_login_is_refused_what_is_not_its_own() -> anyhow::Result<()> {
-    let (nats, _) = broker().await?;
+    let (nats, ..) = broker().await?;
     ensure!(
         async_nats::connect(nats.url_at("127.0.0.1")).await.is_err(),
         "a stranger is let in"
@@ -176,7 +212,7 @@ async fn a_programs_login_is_refused_what_is_not_its_own() -> anyhow::Result<()>
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_one_program_is_sent_no_other_can_listen_to() -> anyhow::Result<()> {
-    let (nats, _) = broker().await?;
+    let (nats, ..) = broker().await?;
     let (ingest, projector) = (intruder(&nats, 0).await?, intruder(&nats, 1).await?);
     let mut heard = Vec::new();
     for subject in [">", "_INBOX.>", "_INBOX.dsync-projector.>", "dsync.>", "$JS.>"] {

@@ -10,9 +10,9 @@ use workos_sim::{Delivery, DeliveryOptions, DirectoryOptions, Faults, Options, S
 pub(crate) const SECRET: &str = "whsec_of_the_guard_0123456789";
 pub(crate) const BOUND: Duration = Duration::from_mins(2);
 
-/// Where each program finds broker and database, and what ingest gets besides.
+/// Where each program finds broker (the setting that says so, and its value) and database, and what ingest gets besides.
 pub(crate) struct Settings<'s> {
-    pub(crate) nats: [String; 3],
+    pub(crate) nats: [(&'static str, String); 3],
     pub(crate) nats_ca: Option<&'s str>,
     pub(crate) database: String,
     pub(crate) ingest: &'s [(&'s str, String)],
@@ -29,8 +29,8 @@ impl Pipeline {
     pub(crate) async fn up(settings: &Settings<'_>) -> anyhow::Result<Pipeline> {
         let sim = Sim::start(Options::default()).await?;
         let [ingest, projector, reconciler] = &settings.nats;
-        let program = |name: &str, nats: &String| {
-            let program = Program::new(name).env("NATS_URL", nats);
+        let program = |name: &str, (setting, value): &(&str, String)| {
+            let program = Program::new(name).env(setting, value);
             match settings.nats_ca {
                 Some(ca) => program.env("NATS_CA", ca),
                 None => program,

@@ -15,10 +15,10 @@ async fn nothing_the_programs_say_gives_anything_away() -> anyhow::Result<()> {
     };
     let (postgres, nats) = tokio::try_join!(Postgres::start(), Nats::with(options))?;
     let settings = Settings {
-        nats: [nats.url(), nats.url(), nats.url()],
+        nats: std::array::from_fn(|_| ("NATS_URL", nats.url())),
         nats_ca: None,
         database: postgres.url(),
-        ingest: &[("RUST_LOG", "trace".to_owned())],
+        ingest: &[("RUST_LOG", "trace,async_nats=trace".to_owned())],
     };
     let pipeline = Pipeline::up(&settings).await?;
     let pool = postgres.pool().await?;
@@ -79,7 +79,7 @@ async fn nothing_the_programs_say_gives_anything_away() -> anyhow::Result<()> {
 async fn a_replay_changes_nothing_while_fresh_and_is_refused_when_stale() -> anyhow::Result<()> {
     let (postgres, nats) = tokio::try_join!(Postgres::start(), Nats::start())?;
     let settings = Settings {
-        nats: [nats.url(), nats.url(), nats.url()],
+        nats: std::array::from_fn(|_| ("NATS_URL", nats.url())),
         nats_ca: None,
         database: postgres.url(),
         ingest: &[],

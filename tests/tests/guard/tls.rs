@@ -33,7 +33,7 @@ async fn everything_works_over_tls_with_a_private_authority() -> anyhow::Result<
     let verified = format!("sslmode=verify-full&sslrootcert={ca}");
     let url = nats.url_at("localhost");
     let settings = Settings {
-        nats: [url.clone(), url.clone(), url],
+        nats: std::array::from_fn(|_| ("NATS_URL", url.clone())),
         nats_ca: Some(&ca),
         database: postgres.url_at("localhost", &verified),
         ingest: &[

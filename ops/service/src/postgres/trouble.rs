@@ -56,6 +56,10 @@ impl Trouble {
 pub(crate) const UNPROVEN: &str =
     "DATABASE_URL (--database-url): its host, sslmode and sslrootcert decide which server is believed";
 
+/// Said of statements that are there already, or not any more: no program of ours names one itself.
+const MIXED_UP: &str = "a pooler before Postgres mixes up prepared statements, and another may be run than was meant: DATABASE_URL \
+     (--database-url); ops/runbook.md, Behind a transaction pooler";
+
 /// Whether no TLS came about, or the server did not prove who it is.
 pub(crate) fn is_unproven(error: &Error) -> bool {
     match error {
@@ -95,7 +99,11 @@ impl<E: Borrow<Error>> fmt::Display for Described<E> {
         if Trouble::of(all) == Trouble::Data {
             Ok(())
         } else {
-            write!(f, ": {}", error.message())
+            write!(f, ": {}", error.message())?;
+            if matches!(error.code().as_deref(), Some("42P05" | "26000")) {
+                write!(f, " ({MIXED_UP})")?;
+            }
+            Ok(())
         }
     }
 }

@@ -7,9 +7,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-#[cfg(feature = "postgres")]
-use super::SettingError;
-use super::{Secret, duration, duration_or_off, size};
+use super::{Secret, SettingError, duration, duration_or_off, size};
 
 /// Where the database is.
 #[cfg(feature = "postgres")]
@@ -45,16 +43,25 @@ impl DatabaseArgs {
 #[derive(Args, Clone, Debug)]
 pub struct JournalArgs {
     /// NATS 2.10 or newer with its streams (`--jetstream`) enabled
-    // Held as a secret because a password may be part of it.
+    ///
+    /// [default: nats://127.0.0.1:4222]
+    #[expect(
+        clippy::doc_markdown,
+        reason = "it is help, written as the parser writes defaults"
+    )]
+    // Held as a secret because a password may be part of it. The parser is not told of the default: it could not tell that
+    // from a URL given beside a file.
     #[arg(
         long,
         env = "NATS_URL",
-        default_value = "nats://127.0.0.1:4222",
         hide_env_values = true,
         global = true,
         value_name = "URL"
     )]
-    pub nats_url: Secret,
+    nats_url: Option<Secret>,
+    /// File that holds `NATS_URL`
+    #[arg(long, env = "NATS_URL_FILE", global = true, value_name = "PATH")]
+    nats_url_file: Option<PathBuf>,
     /// NATS credentials file
     #[arg(long, env = "NATS_CREDS", global = true, value_name = "PATH")]
     pub nats_creds: Option<PathBuf>,
@@ -65,6 +72,14 @@ pub struct JournalArgs {
     /// Name of the log's stream
     #[arg(long, env = "DSYNC_STREAM", default_value = "DSYNC", global = true, value_name = "NAME", value_parser = stream_name)]
     pub dsync_stream: String,
+}
+
+impl JournalArgs {
+    /// The broker's URL, whichever way it was given; without one, this machine's.
+    pub fn url(&self) -> Result<Secret, SettingError> {
+        let given = Secret::given("NATS_URL", self.nats_url.as_ref(), self.nats_url_file.as_deref())?;
+        Ok(given.unwrap_or_else(|| Secret::from("nats://127.0.0.1:4222")))
+    }
 }
 
 /// How long and how much the log keeps. For whoever creates or updates the stream.
@@ -116,4 +131,55 @@ fn replicas(text: &str) -> Result<usize, GroupValueError> {
         .ok()
         .filter(|n| (1..=5).contains(n))
         .ok_or(GroupValueError::Replicas)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        journal: JournalArgs,
+        #[command(subcommand)]
+        command: Option<Sub>,
+    }
+
+    #[derive(clap::Subcommand)]
+    enum Sub {
+        Verify,
+    }
+
+    fn url(args: &[&str]) -> Result<String, String> {
+        let cli = Cli::try_parse_from(std::iter::once(&"program").chain(args)).unwrap();
+        assert_eq!(cli.command.is_some(), args.contains(&"verify"));
+        let url = cli.journal.url().map_err(|e| e.to_string())?;
+        Ok(url.expose().to_owned())
+    }
+
+    #[test]
+    fn the_brokers_url_is_given_directly_by_a_file_or_not_at_all() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "nats://me:hunter2@b:1\n").unwrap();
+        let file = file.path().to_str().unwrap();
+        for (args, found) in [
+            (&[][..], "nats://127.0.0.1:4222"),
+            (&["verify"], "nats://127.0.0.1:4222"),
+            (&["--nats-url", "nats://a:1", "verify"], "nats://a:1"),
+            // Before and after a subcommand: nothing that was not given may count as given beside it.
+            (&["--nats-url-file", file, "verify"], "nats://me:hunter2@b:1"),
+            (&["verify", "--nats-url-file", file], "nats://me:hunter2@b:1"),
+        ] {
+            assert_eq!(url(args).as_deref(), Ok(found), "{args:?}");
+        }
+        let name = "NATS_URL (--nats-url)";
+        let both = url(&["--nats-url", "nats://a:1", "--nats-url-file", file]);
+        assert_eq!(
+            both,
+            Err(format!("{name} is given twice, directly and by its _FILE"))
+        );
+        assert_eq!(url(&["--nats-url", ""]), Err(format!("{name} is empty")));
+    }
 }
