@@ -15,6 +15,7 @@ use time::OffsetDateTime;
 
 use crate::erase_marks::{possible_ids, user_of};
 use crate::fold::{Outcome, Reason, Texts, fold};
+use crate::holes::Hole;
 use crate::lane::Lane;
 use crate::store::progress::{News, Position};
 use crate::store::{self, Effects};
@@ -26,6 +27,8 @@ pub struct Applied {
     pub records: Vec<Fate>,
     /// How many records speak of erased people. They were left out and wait to be purged from the log.
     pub to_purge: usize,
+    /// How many records the log had lost that would have been among these.
+    pub lost: u64,
 }
 
 /// What became of one record.
@@ -62,6 +65,8 @@ pub struct Batch<'e> {
     pub from: Position,
     /// Its records, in the order of the log, after `from`.
     pub entries: &'e [Entry],
+    /// What is not among them and not in the log either.
+    pub holes: &'e [Hole],
     /// Who applies it, and how long the lease holds that applying it renews.
     pub lease: (&'e str, Duration),
 }
@@ -120,13 +125,17 @@ async fn attempt(
         newest: BTreeMap::new(),
         applied_at: now,
     };
-    let applied = match care {
+    let mut applied = match care {
         Care::Whole => write(&mut transaction, batch, batch.entries, &mut news).await?,
         Care::Halves => write_in_halves(&mut transaction, batch, &mut news).await?,
     };
     let way = (batch.from, batch.to());
     if !store::progress::advance(&mut transaction, batch.lane, way, batch.lease, &news).await? {
         return Err(Error::Overtaken);
+    }
+    if !batch.holes.is_empty() {
+        let created = batch.from.stream_created;
+        applied.lost = store::progress::note_lost(&mut transaction, batch.lane, created, batch.holes).await?;
     }
     transaction.commit().await?;
     Ok(applied)

@@ -10,7 +10,7 @@
 //! What is compared is compared at one position: the live tables are the fold of the log as far as the lanes have read
 //! it, so the build stops exactly there. Nothing live is written here, and nothing of it outlives the connection.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use indicatif::ProgressBar;
 use journal::{Entry, Journal, Reader};
@@ -22,10 +22,11 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use time::OffsetDateTime;
 
 use crate::fold::{Outcome, Texts, fold};
+use crate::holes::{self, EVERYTHING};
 use crate::lane::Lane;
+use crate::reach::Reach;
 use crate::store;
 use crate::store::differing;
-use crate::store::erased;
 use crate::store::shadow::{self, Seed, TABLES};
 use crate::store::swap::{self, Stand};
 use crate::watch::{Verdict, appended_at, judge};
@@ -38,11 +39,6 @@ const BYTES: usize = 8 << 20;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// So far behind the lanes the build may be when it is compared: what is left is read while others wait.
 const NEAR: u64 = 2_000;
-/// Every subject of the log.
-const EVERYTHING: &str = "dsync.>";
-
-/// What a comparison tolerates of clocks: WorkOS's, ours and the broker's.
-const CLOCKS: time::Duration = time::Duration::minutes(1);
 
 /// Why nothing was built, compared or replaced. The live projection is as it was.
 #[derive(Debug, thiserror::Error)]
@@ -104,13 +100,13 @@ pub enum Error {
     Database(#[from] sqlx::Error),
 }
 
-/// How far back the log reaches.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reach {
-    /// To its first record, and it never lost any.
-    Beginning,
-    /// What was known before this moment may be in no log any more.
-    Since(Timestamp),
+impl From<holes::Error> for Error {
+    fn from(error: holes::Error) -> Self {
+        match error {
+            holes::Error::Log(error) => error.into(),
+            holes::Error::Database(error) => error.into(),
+        }
+    }
 }
 
 /// A build: where it is, what it met. Everything happens on the one connection it was begun on.
@@ -125,6 +121,8 @@ pub struct Build {
     /// Whether the keys of what is applied are kept as candidates.
     noting: bool,
     reach: Reach,
+    /// When it was begun.
+    now: Timestamp,
     /// Records that could not be applied: they are the live projection's dead letters too.
     pub dead: u64,
     /// Records applied.
@@ -147,25 +145,7 @@ impl Build {
         if judge(stand.all, log, there, Lane::All) == Verdict::Rewound {
             return Err(Error::OtherLog);
         }
-        let begins = match log.first_seq {
-            0 | 1 => None,
-            seq if erased::took_all_before(connection, log.created, seq).await? => None,
-            seq => Some(seq),
-        };
-        // What the broker lost in between (a bit of its store turned over) may have been somebody's removal.
-        let missing = journal.missing().await?;
-        let lost = erased::newest_lost(connection, log.created, &missing).await?;
-        let complete_from = match begins.max(lost) {
-            None => None,
-            Some(seq) => {
-                let first = journal.first_at(seq, EVERYTHING).await?;
-                Some(first.map_or(Timestamp::from(now), |entry| entry.appended_at))
-            }
-        };
-        let reach = match complete_from.max(shadow::last_rewind(connection).await?) {
-            None => Reach::Beginning,
-            Some(cut) => Reach::Since(cut),
-        };
+        let reach = Reach::of(connection, journal, log, now.into()).await?;
         shadow::create(connection).await?;
         Ok(Self {
             journal: journal.clone(),
@@ -174,6 +154,7 @@ impl Build {
             removals: 0,
             noting: false,
             reach,
+            now: now.into(),
             dead: 0,
             records: 0,
         })
@@ -191,18 +172,24 @@ impl Build {
 
     /// The moment up to which the log may know less than the live rows.
     pub fn cut(&self) -> Option<OffsetDateTime> {
-        match self.reach {
-            Reach::Beginning => None,
-            Reach::Since(at) => Some(OffsetDateTime::from(at) + CLOCKS),
-        }
+        self.reach.cut()
     }
 
-    /// Puts in what the log no longer says, as far as the live rows know it.
+    /// Puts in what the log no longer says, as far as the live rows know it. That takes its time with many rows, and what
+    /// the log drops meanwhile (its max age) will be read by nobody: then it is done once more.
     pub async fn seed(&mut self, connection: &mut PgConnection, seed: Seed) -> Result<(), Error> {
-        if let Some(cut) = self.cut() {
-            shadow::seed(connection, cut, seed).await?;
+        loop {
+            let began = Instant::now();
+            if let Some(cut) = self.cut() {
+                shadow::seed(connection, cut, seed).await?;
+            }
+            let log = self.journal.identity().await?.ok_or(Error::NoLog)?;
+            let now = Reach::of(connection, &self.journal, log, self.now).await?;
+            match now.beyond(self.reach, began.elapsed()) {
+                Some(further) => self.reach = further,
+                None => return Ok(()),
+            }
         }
-        Ok(())
     }
 
     /// Applies the log until the lanes are near.
@@ -307,6 +294,13 @@ impl Build {
                 continue;
             };
             let mut entries = entries?;
+            let read_to = open.position();
+            // A damaged copy of the log may lack somebody's removal, which the log has.
+            let place = (self.created, at);
+            holes::complete(connection, &self.journal, place, &mut entries, (RECORDS, BYTES)).await?;
+            if entries.last().is_some_and(|last| last.seq < read_to) {
+                reader = None;
+            }
             at = entries.last().map_or(at, |last| last.seq).min(to);
             entries.retain(|entry| {
                 entry.seq <= to && (lane != Some(Lane::Removals) || entry.record.subject.is_removal())

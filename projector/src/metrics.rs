@@ -52,6 +52,8 @@ pub struct Metrics {
     pub history_backlog: IntGauge,
     /// How often the log was found to have lost records.
     pub log_rewinds: IntCounter,
+    /// Entries that the log had lost from its middle when they were to be applied.
+    pub log_lost_entries: IntCounter,
     /// 1 on the projector that works a lane.
     pub lane_held: IntGaugeVec,
     /// Stretches of work that ended in an error and were begun again.
@@ -145,6 +147,10 @@ impl Metrics {
             log_rewinds: counter(
                 "dsync_projector_log_rewinds_total",
                 "How often the log was found to have lost records.",
+            ),
+            log_lost_entries: counter(
+                "dsync_projector_log_lost_entries_total",
+                "Entries that the log had lost from its middle when they were to be applied.",
             ),
             lane_held,
             batch_retries: counter(

@@ -15,7 +15,8 @@ use sqlx::{Connection as _, PgConnection, PgPool};
 use tokio_util::sync::CancellationToken;
 
 use crate::backlog;
-use crate::beside::{Build, Error, Reach};
+use crate::beside::{Build, Error};
+use crate::reach::Reach;
 use crate::rebuild_report::{Older, Rebuilt, Undone, Verified};
 use crate::store::differing;
 use crate::store::shadow::{Seed, TABLES};
@@ -103,14 +104,16 @@ impl Tools {
             build.seed(&mut connection, Seed::Gone).await?;
         }
         build.catch_up(&mut connection, &self.bar).await?;
+        let mut unlisted = Vec::new();
         if let Some(asked) = asked {
-            self.listed(&mut connection, asked).await?;
+            unlisted = self.listed(&mut connection, asked).await?;
             build.catch_up(&mut connection, &self.bar).await?;
         }
         self.bar.set_message("comparing");
         build.compare(&mut connection, true, &self.bar).await?;
-        let mut report = self.swap(&mut connection, &mut build).await?;
+        let mut report = self.swap(&mut connection, &mut build, &unlisted).await?;
         self.bar.finish_and_clear();
+        report.unlisted = unlisted;
         report.complete_since = complete_since(&build);
         report.records = build.records;
         report.unreadable = build.dead;
@@ -118,8 +121,9 @@ impl Tools {
         Ok(report)
     }
 
-    /// Waits until the reconciler has listed every directory into the log, and the lanes have applied that.
-    async fn listed(&self, connection: &mut PgConnection, asked: Timestamp) -> Result<(), Error> {
+    /// Waits until the reconciler has listed every directory into the log, and the lanes have applied that. Answers which were
+    /// not: those whose own deletion is held back.
+    async fn listed(&self, connection: &mut PgConnection, asked: Timestamp) -> Result<Vec<String>, Error> {
         loop {
             let (listed, all) = swap::listed(connection, asked).await?;
             if all == 0 {
@@ -132,11 +136,12 @@ impl Tools {
             }
             self.pause().await?;
         }
+        let unlisted = swap::unlisted(connection, asked).await?;
         let end = self.journal.identity().await?.ok_or(Error::NoLog)?.last_seq;
         loop {
             let stand = swap::stand(connection).await?.ok_or(Error::NotBegun)?;
             if stand.all.seq >= end {
-                return Ok(());
+                return Ok(unlisted);
             }
             self.bar
                 .set_message("waiting for a projector to apply what was listed");
@@ -152,7 +157,12 @@ impl Tools {
     }
 
     /// Replaces what differs, with every writer waiting.
-    async fn swap(&self, connection: &mut PgConnection, build: &mut Build) -> Result<Rebuilt, Error> {
+    async fn swap(
+        &self,
+        connection: &mut PgConnection,
+        build: &mut Build,
+        unlisted: &[String],
+    ) -> Result<Rebuilt, Error> {
         // What is left of it would be written while they wait.
         backlog::drain(&self.pool).await?;
         for _ in 0..ATTEMPTS {
@@ -170,7 +180,7 @@ impl Tools {
             for table in TABLES {
                 differing::find_among_candidates(&mut transaction, table).await?;
                 if build.cut().is_some() {
-                    differing::hold(&mut transaction, table).await?;
+                    differing::hold(&mut transaction, table, unlisted).await?;
                 }
             }
             let replaced = differing::count(&mut transaction, false).await?;

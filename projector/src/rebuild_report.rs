@@ -58,6 +58,9 @@ pub struct Rebuilt {
     pub held: Counts,
     /// The first of them.
     pub held_rows: Vec<Difference>,
+    /// Directories that the reconciler did not list, because their own deletion waits for approval. Nothing in them was
+    /// replaced.
+    pub unlisted: Vec<String>,
     /// Since when the log is complete by itself; null: from the beginning.
     #[serde(serialize_with = "moment")]
     pub complete_since: Option<Timestamp>,
@@ -155,6 +158,13 @@ impl Rebuilt {
             );
             list(&mut text, &self.rows, self.replaced);
             text.push_str("`dsync-projector rebuild --undo` puts them back, within a week\n");
+        }
+        if !self.unlisted.is_empty() {
+            let _ = writeln!(
+                text,
+                "not listed, because their own deletion waits for approval (`dsync-reconciler approve ID`): {}",
+                self.unlisted.join(", ")
+            );
         }
         if self.held.all > 0 {
             let _ = writeln!(

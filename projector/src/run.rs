@@ -22,13 +22,15 @@ use schema::timestamp::Timestamp;
 use service::clock::Clock;
 use service::postgres::{Kept, Trouble, answered, answered_within, described};
 use service::retry::Backoff;
-use sqlx::PgPool;
 use sqlx::postgres::PgExecutor;
+use sqlx::{PgConnection, PgPool};
 use tokio_util::sync::CancellationToken;
 
 use crate::apply::{self, Applied, Batch, Fate};
+use crate::holes::{self, Hole};
 use crate::lane::Lane;
 use crate::metrics::Metrics;
+use crate::store::erased;
 use crate::store::progress::{self, Found, Position};
 use crate::watch::{Verdict, appended_at, judge};
 
@@ -123,6 +125,15 @@ enum Stop {
     Database(#[from] sqlx::Error),
 }
 
+impl From<holes::Error> for Stop {
+    fn from(error: holes::Error) -> Self {
+        match error {
+            holes::Error::Log(error) => error.into(),
+            holes::Error::Database(error) => error.into(),
+        }
+    }
+}
+
 impl Worker {
     /// Works `lane` until shutdown: alone, or in turn with other projectors.
     pub async fn work(self, lane: Lane) {
@@ -164,7 +175,16 @@ impl Worker {
     /// One stretch of work: from asking for the lease to whatever ends it.
     async fn stretch(&self, lane: Lane) -> Result<End, Stop> {
         let log = self.journal.identity().await?.ok_or(Stop::NoStream)?;
-        answered(progress::begin(&self.pool, &self.stream, log.created)).await?;
+        if answered(progress::position(&self.pool, lane)).await?.is_none() {
+            let missing = self.journal.missing().await?;
+            answered(erased::absent_from_the_beginning(
+                &self.pool,
+                log.created,
+                &missing,
+            ))
+            .await?;
+            answered(progress::begin(&self.pool, &self.stream, log.created)).await?;
+        }
         let Some(position) = answered(self.hold(&self.pool, lane)).await? else {
             return Ok(End::StandBy);
         };
@@ -207,7 +227,7 @@ impl Worker {
                     reader.next_batch(records, bytes).await
                 } => Next::Apply(entries?),
             };
-            let entries = match next {
+            let mut entries = match next {
                 Next::Apply(entries) => entries,
                 Next::Renew => {
                     // On the connection that batches are written with: so it proves itself before a batch waits for it.
@@ -221,10 +241,15 @@ impl Worker {
                 Next::Compare if self.is_same_log(lane, position).await? => continue,
                 Next::Compare => return Ok(End::Again),
             };
+            let looked = self.look_for_holes(lane, position, connection.ready().await?, &mut entries);
+            let Some(holes) = looked.await? else {
+                return Ok(End::Again);
+            };
             let batch = Batch {
                 lane,
                 from: position,
                 entries: &entries,
+                holes: &holes,
                 lease: (&self.holder, self.tuning.lease),
             };
             let began = Instant::now();
@@ -237,17 +262,38 @@ impl Worker {
                 Ok(applied) => {
                     position = batch.to();
                     self.count(lane, &entries, &applied, began.elapsed());
+                    self.tell_lost(&holes, applied.lost);
                     if applied.to_purge > 0
                         && let Err(error) = crate::erase::drain(&self.pool, &self.journal).await
                     {
                         // Noted in the database: upkeep tries again.
                         tracing::warn!(lane = lane.as_str(), %error, "late records of erased people stay in the log for now");
                     }
+                    // It read on behind what was left out of this batch.
+                    if position.seq < reader.position() {
+                        return Ok(End::Again);
+                    }
                 }
                 Err(apply::Error::Overtaken) => return Ok(End::Again),
                 Err(apply::Error::Database(error)) => return Err(error.into()),
             }
         }
+    }
+
+    /// What `entries` leave out that is nowhere; what only their consumer left out is put in. None: begin anew.
+    async fn look_for_holes(
+        &self,
+        lane: Lane,
+        position: Position,
+        connection: &mut PgConnection,
+        entries: &mut Vec<Entry>,
+    ) -> Result<Option<Vec<Hole>>, Stop> {
+        if lane == Lane::Removals {
+            return Ok(Some(Vec::new()));
+        }
+        let place = (position.stream_created, position.seq);
+        let at_most = (self.tuning.batch_records, self.tuning.batch_bytes);
+        Ok(holes::complete(connection, &self.journal, place, entries, at_most).await?)
     }
 
     /// Whether the log goes on from `position`. If not, the lanes were sent to where they must go on.
@@ -273,6 +319,7 @@ impl Worker {
                 }
                 Ok(false)
             }
+            Verdict::Gap if self.was_erased(position, log.first_seq).await? => Ok(true),
             Verdict::Gap => {
                 if answered(progress::skip_gap(&self.pool, lane, position, found)).await? {
                     self.metrics.log_rewinds.inc();
@@ -286,6 +333,33 @@ impl Worker {
                 Ok(false)
             }
         }
+    }
+
+    /// Whether erasures took all that the log lacks between `position` and its first entry.
+    async fn was_erased(&self, position: Position, first_seq: u64) -> sqlx::Result<bool> {
+        let dropped = [Hole {
+            after: position.seq,
+            before: first_seq,
+        }];
+        let mut connection = answered(self.pool.acquire()).await?;
+        let left = erased::unexplained(&mut connection, position.stream_created, &dropped);
+        Ok(answered(left).await?.is_empty())
+    }
+
+    /// Once for each batch: whoever reads the log again finds the note.
+    fn tell_lost(&self, holes: &[Hole], lost: u64) {
+        if lost == 0 {
+            return;
+        }
+        self.metrics.log_lost_entries.inc_by(lost);
+        tracing::error!(
+            lost,
+            after = holes.first().map(|hole| hole.after),
+            before = holes.last().map(|hole| hole.before),
+            "the log lost entries from its middle before they were applied, and no erasure took them: every directory is \
+             due for catch-up and sweep, which bring back what they said. Look for damage to the broker's disk; \
+             ops/runbook.md, DsyncLogLostEntries"
+        );
     }
 
     fn count(&self, lane: Lane, entries: &[Entry], applied: &Applied, took: Duration) {

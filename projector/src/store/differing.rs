@@ -156,8 +156,9 @@ pub async fn note_candidates(
 }
 
 /// Sets apart, of the rows that the log does not speak of, those in directories where deletions are held back: whether
-/// they are gone, a person decides.
-pub async fn hold(connection: &mut PgConnection, table: Table) -> sqlx::Result<()> {
+/// they are gone, a person decides. And all that are there of directories that were `unlisted`: of those the log may say
+/// half.
+pub async fn hold(connection: &mut PgConnection, table: Table, unlisted: &[String]) -> sqlx::Result<()> {
     let directory = if table.entity == "directory" {
         "l.id"
     } else {
@@ -165,13 +166,18 @@ pub async fn hold(connection: &mut PgConnection, table: Table) -> sqlx::Result<(
     };
     let statement = format!(
         "update pg_temp.differing as c set held = true from dsync.{} as l
-         where c.entity = '{}' and c.kind = 'extra' and {}
-             and {directory} in (select directory_id from dsync.held_deletions)",
+         where c.entity = '{}' and {} and (
+             {directory} = any($1)
+             or c.kind = 'extra' and {directory} in (select directory_id from dsync.held_deletions)
+         )",
         table.name,
         table.entity,
         table.is_of("l"),
     );
-    sqlx::query(AssertSqlSafe(statement)).execute(connection).await?;
+    sqlx::query(AssertSqlSafe(statement))
+        .bind(unlisted)
+        .execute(connection)
+        .await?;
     Ok(())
 }
 

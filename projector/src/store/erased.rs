@@ -6,6 +6,8 @@ use schema::timestamp::Timestamp;
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 
+use crate::holes::Hole;
+
 /// Those of `ids` that belong to erased people.
 pub async fn among(connection: &mut PgConnection, ids: &[&str]) -> sqlx::Result<HashSet<String>> {
     if ids.is_empty() {
@@ -79,6 +81,79 @@ pub async fn overwritten(pool: &PgPool, stream_created: Timestamp, seq: u64) -> 
     Ok(())
 }
 
+/// Sequences as Postgres holds them.
+fn entries(missing: &[u64]) -> Vec<i64> {
+    missing
+        .iter()
+        .map(|seq| i64::try_from(*seq).unwrap_or(i64::MAX))
+        .collect()
+}
+
+/// Notes, before anything is projected, what the log made at `stream_created` lacks already: erasures that another database
+/// knew of, or what it lost before. Nothing projected from it will ever have been more than it says.
+pub async fn absent_from_the_beginning(
+    pool: &PgPool,
+    stream_created: Timestamp,
+    missing: &[u64],
+) -> sqlx::Result<()> {
+    let missing = entries(missing);
+    sqlx::query!(
+        r#"
+        insert into dsync.overwritten (stream_created, seq)
+        select $1, x.seq from unnest($2::bigint[]) as x (seq) order by x.seq
+        on conflict do nothing
+        "#,
+        OffsetDateTime::from(stream_created),
+        &missing,
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+/// Those of `holes` in the log made at `stream_created` that erasures do not explain, nor a note of what it lost before; and
+/// how many messages each lacks.
+pub async fn unexplained(
+    connection: &mut PgConnection,
+    stream_created: Timestamp,
+    holes: &[Hole],
+) -> sqlx::Result<Vec<(Hole, u64)>> {
+    let seq = |seq: u64| i64::try_from(seq).unwrap_or(i64::MAX);
+    let after: Vec<i64> = holes.iter().map(|hole| seq(hole.after)).collect();
+    let before: Vec<i64> = holes.iter().map(|hole| seq(hole.before)).collect();
+    let rows = sqlx::query!(
+        r#"
+        select h.after as "after!", h.before as "before!", h.before - h.after - 1 - e.count as "lost!"
+        from unnest($2::bigint[], $3::bigint[]) as h (after, before)
+        cross join lateral (
+            select count(*) as count from dsync.overwritten as o
+            where o.stream_created = $1 and o.seq > h.after and o.seq < h.before
+        ) as e
+        where h.before - h.after - 1 > e.count
+            -- A log that was lost or cut is due for sweeps from then on, however often it is read again.
+            and not exists (
+                select from dsync.rewinds as r
+                where r.new_created = $1 and r.new_seq >= h.before
+                    and (r.old_created <> $1 or r.old_seq <= h.after or r.old_seq >= r.new_seq)
+            )
+        order by h.after
+        "#,
+        OffsetDateTime::from(stream_created),
+        &after,
+        &before,
+    )
+    .fetch_all(connection)
+    .await?;
+    let hole = |after: i64, before: i64| Hole {
+        after: after.unsigned_abs(),
+        before: before.unsigned_abs(),
+    };
+    Ok(rows
+        .into_iter()
+        .map(|row| (hole(row.after, row.before), row.lost.unsigned_abs()))
+        .collect())
+}
+
 /// Whether erasures took every message before `first` from the log made at `stream_created`: then it lost nothing else.
 pub async fn took_all_before(
     connection: &mut PgConnection,
@@ -102,10 +177,7 @@ pub async fn newest_lost(
     stream_created: Timestamp,
     missing: &[u64],
 ) -> sqlx::Result<Option<u64>> {
-    let missing: Vec<i64> = missing
-        .iter()
-        .map(|seq| i64::try_from(*seq).unwrap_or(i64::MAX))
-        .collect();
+    let missing = entries(missing);
     let newest = sqlx::query_scalar!(
         r#"
         select max(m.seq) from unnest($2::bigint[]) as m (seq)

@@ -13,6 +13,8 @@ use sqlx::postgres::types::PgInterval;
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 
+use super::erased;
+use crate::holes::Hole;
 use crate::lane::Lane;
 
 /// Where a lane stands in which log.
@@ -197,6 +199,36 @@ pub async fn skip_gap(pool: &PgPool, lane: Lane, from: Position, found: Found) -
     .await?;
     transaction.commit().await?;
     Ok(true)
+}
+
+/// Keeps a note of each of `holes` in the log made at `created` that is one when this is asked: the messages in them were
+/// lost before `lane` came by. How many there were.
+pub async fn note_lost(
+    connection: &mut PgConnection,
+    lane: Lane,
+    created: Timestamp,
+    holes: &[Hole],
+) -> sqlx::Result<u64> {
+    let lost = erased::unexplained(connection, created, holes).await?;
+    let after: Vec<i64> = lost.iter().map(|(hole, _)| seq(hole.after)).collect();
+    let before: Vec<i64> = lost.iter().map(|(hole, _)| seq(hole.before)).collect();
+    sqlx::query!(
+        r#"
+        insert into dsync.rewinds (stream, old_created, old_seq, new_created, new_seq)
+        select p.stream, $2, h.after, $2, h.before
+        from dsync.progress as p
+        cross join unnest($3::bigint[], $4::bigint[]) as h (after, before)
+        where p.lane = $1
+        order by h.after
+        "#,
+        lane.as_str(),
+        OffsetDateTime::from(created),
+        &after,
+        &before,
+    )
+    .execute(connection)
+    .await?;
+    Ok(lost.iter().map(|(_, count)| count).sum())
 }
 
 /// Keeps a note that the log is not what it was, if `lane` still stands at `from`. Locks the lane's row.

@@ -170,7 +170,7 @@ pub enum Seed {
     Gone,
 }
 
-/// Puts what the live rows knew until `cut` into the tables, before anything else.
+/// Puts what the live rows knew until `cut` into the tables, and nothing else.
 pub async fn seed(connection: &mut PgConnection, cut: OffsetDateTime, seed: Seed) -> sqlx::Result<()> {
     for table in TABLES {
         let columns = table.columns(connection).await?;
@@ -209,6 +209,10 @@ pub async fn seed(connection: &mut PgConnection, cut: OffsetDateTime, seed: Seed
         }
         let (name, columns, values) = (table.name, columns.join(", "), values.join(", "));
         let any = any.join(" or ");
+        let clear = format!("truncate pg_temp.{name}");
+        sqlx::raw_sql(AssertSqlSafe(clear))
+            .execute(&mut *connection)
+            .await?;
         let fill = format!(
             "insert into pg_temp.{name} ({columns}) select {values} from dsync.{name} as l where {any}"
         );

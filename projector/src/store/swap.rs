@@ -202,16 +202,35 @@ pub async fn ask_for_lists(connection: &mut PgConnection) -> sqlx::Result<Timest
 }
 
 /// How many directories were listed whole since `asked`, and how many were to be. One that was connected since is in the log
-/// from its first day.
+/// from its first day; one whose own deletion is held back is not there to be listed, and counts as done.
 pub async fn listed(connection: &mut PgConnection, asked: Timestamp) -> sqlx::Result<(u64, u64)> {
     let row = sqlx::query!(
         r#"
-        select count(*) filter (where relisted_at >= $1) as "listed!", count(*) as "all!" from dsync.sweeps
-        where relist_at >= $1
+        select
+            count(*) filter (
+                where s.relisted_at >= $1 or exists (
+                    select from dsync.held_deletions as h
+                    where h.directory_id = s.directory_id and h.entity = 'directory'
+                )
+            ) as "listed!",
+            count(*) as "all!"
+        from dsync.sweeps as s
+        where s.relist_at >= $1
         "#,
         OffsetDateTime::from(asked),
     )
     .fetch_one(connection)
     .await?;
     Ok((row.listed.unsigned_abs(), row.all.unsigned_abs()))
+}
+
+/// The directories that were to be listed since `asked` and were not.
+pub async fn unlisted(connection: &mut PgConnection, asked: Timestamp) -> sqlx::Result<Vec<String>> {
+    sqlx::query_scalar!(
+        "select directory_id from dsync.sweeps
+         where relist_at >= $1 and (relisted_at is null or relisted_at < $1) order by directory_id",
+        OffsetDateTime::from(asked),
+    )
+    .fetch_all(connection)
+    .await
 }

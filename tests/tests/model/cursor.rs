@@ -92,6 +92,7 @@ async fn work(pool: &PgPool, log: &[Entry], rule: Rule, seed: u64) -> anyhow::Re
             lane: Lane::All,
             from,
             entries: batch,
+            holes: &[],
             lease: ("worker", std::time::Duration::ZERO),
         };
         let mut connection = pool.acquire().await?;

@@ -1,10 +1,17 @@
-//! An erasure and a batch that was read before it.
+//! An erasure and a batch that was read before it; and one that breaks off.
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
+use projector::erase::{drain, erase};
 use projector::store;
-use tests::Postgres;
+use schema::record::{Received, Record, Source};
+use schema::timestamp::Timestamp;
+use serde_json::json;
+use sqlx::{AssertSqlSafe, PgPool};
+use tests::{Nats, Postgres};
+use time::OffsetDateTime;
 
-use crate::{pictured, records, somebody_waits, texts};
+use crate::history::Body;
+use crate::{log, pictured, record, records, somebody_waits, texts};
 
 /// What a batch knows of someone is old news if it had to wait for that person's erasure.
 #[tokio::test]
@@ -48,5 +55,110 @@ async fn who_is_erased_while_a_batch_waits_is_left_out_of_it() -> anyhow::Result
         .fetch_one(&pool)
         .await?;
     ensure!(others > 0, "nobody else was written either");
+    Ok(())
+}
+
+/// A log and a database whose note of entry `refused` fails, as if everything broke off there.
+async fn breaking_off_at(pool: &PgPool, refused: u64) -> anyhow::Result<()> {
+    let trigger = format!(
+        "create function refuse() returns trigger language plpgsql as $$
+         begin
+             if new.seq = {refused} then
+                 raise exception 'broken off';
+             end if;
+             return new;
+         end
+         $$;
+         create trigger refuse before insert on dsync.overwritten for each row execute function refuse();"
+    );
+    sqlx::raw_sql(AssertSqlSafe(trigger)).execute(pool).await?;
+    Ok(())
+}
+
+async fn going_on(pool: &PgPool) -> anyhow::Result<()> {
+    sqlx::raw_sql("drop function refuse cascade")
+        .execute(pool)
+        .await?;
+    Ok(())
+}
+
+fn told(id: &str, user: &str, email: &str) -> Record {
+    let body = json!({
+        "id": id, "event": "dsync.user.updated", "created_at": "2026-01-01T00:00:00.000Z",
+        "data": {"id": user, "directory_id": "d1", "email": email},
+    });
+    let body = Body {
+        json: body.to_string().into_bytes(),
+        is_sweep: false,
+    };
+    record(&body, 1)
+}
+
+/// What nobody can address, and names somebody by their address alone.
+fn quarantined(email: &str) -> Record {
+    let body = format!("{{\"mail\": \"{email}\"");
+    match Record::receive(body.into(), Source::Webhook, None, Timestamp::from_micros(0)) {
+        Received::Quarantined(record, _) => record,
+        Received::Event(_) | Received::NotOurs => panic!("this can be addressed"),
+    }
+}
+
+/// Only the person's own messages tell an address they had once; once those are gone nobody could learn it again.
+#[tokio::test]
+async fn by_what_their_own_messages_tell_a_person_is_recognised_by_who_goes_on() -> anyhow::Result<()> {
+    let (postgres, nats) = (Postgres::migrated().await?, Nats::start().await?);
+    let (pool, journal) = (postgres.pool().await?, log(&nats).await?);
+    for record in [
+        told("e1", "user_z", "once@example.com"),
+        quarantined("once@example.com"),
+    ] {
+        journal.append(&record).await?;
+    }
+    breaking_off_at(&pool, 2).await?;
+    let now = OffsetDateTime::UNIX_EPOCH;
+    let broken_off = erase(&pool, &journal, "user_z", true, now).await;
+    ensure!(broken_off.is_err(), "{broken_off:?}");
+    ensure!(
+        journal.entry(1).await?.is_none(),
+        "their own is not gone yet: this shows nothing"
+    );
+    ensure!(journal.entry(2).await?.is_some());
+    going_on(&pool).await?;
+    let receipt = erase(&pool, &journal, "user_z", true, now).await?;
+    ensure!(receipt.other_messages == 1, "{receipt:?}");
+    ensure!(journal.entry(2).await?.is_none(), "it still names them");
+    let marks: Vec<String> = sqlx::query_scalar("select unnest(marks) from dsync.erased")
+        .fetch_all(&pool)
+        .await?;
+    ensure!(marks.is_empty(), "marks outlive the erasure");
+    Ok(())
+}
+
+/// What is gone from the log and not noted would look like something that the broker lost.
+#[tokio::test]
+async fn nothing_is_erased_from_the_log_before_that_is_noted() -> anyhow::Result<()> {
+    let (postgres, nats) = (Postgres::migrated().await?, Nats::start().await?);
+    let (pool, journal) = (postgres.pool().await?, log(&nats).await?);
+    for record in [
+        told("e1", "user_z", "z@example.com"),
+        told("e2", "user_z", "z@example.com"),
+    ] {
+        journal.append(&record).await?;
+    }
+    breaking_off_at(&pool, 1).await?;
+    let broken_off = erase(&pool, &journal, "user_z", true, OffsetDateTime::UNIX_EPOCH).await;
+    ensure!(broken_off.is_err(), "{broken_off:?}");
+    // Also what was read after the person was erased.
+    let created = journal.identity().await?.context("no log")?.created;
+    let mut connection = pool.acquire().await?;
+    store::erased::note_purges(&mut connection, created, &[1, 2]).await?;
+    ensure!(drain(&pool, &journal).await.is_err());
+    ensure!(journal.entry(1).await?.is_some() && journal.entry(2).await?.is_some());
+    going_on(&pool).await?;
+    ensure!(drain(&pool, &journal).await? == 2);
+    let noted: Vec<i64> = sqlx::query_scalar("select seq from dsync.overwritten order by seq")
+        .fetch_all(&pool)
+        .await?;
+    ensure!(noted == [1, 2] && journal.identity().await?.context("no log")?.messages == 0);
     Ok(())
 }

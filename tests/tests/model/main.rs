@@ -7,8 +7,11 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod cursor;
+mod damaged;
 mod erasing;
 mod history;
+mod holes;
+mod incomplete;
 mod rebuilding;
 mod renewing;
 mod silent;

@@ -20,9 +20,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{append, clear, log, records, somebody_waits, tables, worker};
 
-const BOUND: Duration = Duration::from_mins(1);
+pub(crate) const BOUND: Duration = Duration::from_mins(1);
 
-fn tools(pool: &PgPool, journal: &Journal) -> Tools {
+pub(crate) fn tools(pool: &PgPool, journal: &Journal) -> Tools {
     Tools {
         pool: pool.clone(),
         journal: journal.clone(),
@@ -34,7 +34,7 @@ fn tools(pool: &PgPool, journal: &Journal) -> Tools {
 }
 
 /// Works `lane` until it stands at `seq` or behind it.
-async fn work(pool: &PgPool, nats: &Nats, lane: Lane, seq: u64) -> anyhow::Result<()> {
+pub(crate) async fn work(pool: &PgPool, nats: &Nats, lane: Lane, seq: u64) -> anyhow::Result<()> {
     let shutdown = CancellationToken::new();
     let worker = Worker {
         holder: lane.as_str().to_owned(),
@@ -159,16 +159,16 @@ async fn wherever_the_lanes_stand_the_log_tells_what_was_tampered_with_and_puts_
 }
 
 /// A history in the log and, as it says, in the tables.
-struct Applied {
+pub(crate) struct Applied {
     _postgres: Postgres,
     _nats: Nats,
-    pool: PgPool,
-    journal: Journal,
+    pub(crate) pool: PgPool,
+    pub(crate) journal: Journal,
     /// The log's last sequence.
-    last: u64,
+    pub(crate) last: u64,
 }
 
-async fn applied() -> anyhow::Result<Applied> {
+pub(crate) async fn applied() -> anyhow::Result<Applied> {
     let (postgres, nats) = (Postgres::migrated().await?, Nats::start().await?);
     let pool = postgres.pool().await?;
     let journal = log(&nats).await?;

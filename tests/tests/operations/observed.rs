@@ -1,9 +1,14 @@
 //! A day in the life, in a minute: everything runs, everything that can be counted happens, and a real Prometheus looks on.
 
 use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use tests::{Program, Running, eventually};
+use journal::{Connection, Journal};
+use schema::record::{Received, Record, Source};
+use schema::timestamp::Timestamp;
+use tests::{Program, Running, agrees, eventually};
 use workos_sim::{Change, Faults, Millis, Sim};
 
 use crate::dashboards::{self, substituted, without_fallback};
@@ -206,6 +211,96 @@ async fn a_log_that_is_lost_raises_the_alarm() -> anyhow::Result<()> {
     prometheus.scraped(BOUND, 1).await?;
     stand.nats.wipe().await?;
     state(&prometheus, "DsyncLogRewound", "firing").await
+}
+
+/// Fills up a file of the broker's store, and more, with entries that say nothing.
+async fn filled(journal: &Journal, name: &str) -> anyhow::Result<()> {
+    for number in 0..12 {
+        let id = format!("filler_{name}_{number}");
+        let body = serde_json::json!({
+            "id": id, "event": "dsync.something.new", "data": {"directory_id": "d_filler", "text": "x".repeat(900_000)},
+        });
+        let body = body.to_string().into();
+        let Received::Event(record) = Record::receive(body, Source::Webhook, None, Timestamp::from_micros(0))
+        else {
+            anyhow::bail!("this cannot be addressed");
+        };
+        journal.append(&record).await?;
+    }
+    Ok(())
+}
+
+/// Turns over one bit of the broker's store, in what it keeps of the event `id`.
+fn turn_over_a_bit(store: &Path, id: &str) -> anyhow::Result<()> {
+    for entry in std::fs::read_dir(store)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            turn_over_a_bit(&path, id)?;
+        } else if path.extension().is_some_and(|kind| kind == "blk") {
+            let mut bytes = std::fs::read(&path)?;
+            if let Some(at) = bytes
+                .windows(id.len())
+                .rposition(|window| window == id.as_bytes())
+            {
+                bytes[at] ^= 1;
+                std::fs::write(&path, bytes)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What was lost says nothing to anybody who does not miss it, and no event tells it again: a sweep brings it, hours before its
+/// turn.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_turned_over_bit_of_the_brokers_store_raises_the_alarm_and_is_swept_up() -> anyhow::Result<()> {
+    let mut stand = Stand::up().await?;
+    let mut projector = stand.projector().start().await?;
+    let _reconciler = reconciler(&stand).env("SWEEP_INTERVAL", "1h").start().await?;
+    let delivery = stand.deliver(Faults::none())?;
+    stand.populate(10, 2)?;
+    delivery.drained().await;
+    stand.agrees().await?;
+    eventually(BOUND, async || {
+        let due = stand
+            .count("select count(*) from dsync.sweeps where swept_at is null")
+            .await?;
+        ensure!(due == 0, "{due} directories are not swept yet");
+        Ok(())
+    })
+    .await?;
+    let prometheus = Prometheus::over(&[("dsync-projector", &[&projector])]).await?;
+    prometheus.scraped(BOUND, 1).await?;
+    state(&prometheus, "DsyncLogLostEntries", "inactive").await?;
+
+    projector.kill();
+    let journal = Journal::connect(&Connection {
+        url: stand.nats.url(),
+        creds: None,
+        ca: None,
+        stream: "DSYNC".to_owned(),
+        name: "filler".to_owned(),
+    })
+    .await?;
+    filled(&journal, "before").await?;
+    let before = delivery.acknowledged().len();
+    stand.sim.burst(60)?;
+    delivery.drained().await;
+    let told = delivery.acknowledged();
+    let damaged = &told.get(before + 5).context("a burst of nothing")?.event;
+    filled(&journal, "after").await?;
+    stand.sim.tune(|tuning| tuning.events.retention = Duration::ZERO);
+    stand.nats.stop().await?;
+    turn_over_a_bit(&stand.nats.store(), damaged)?;
+    stand.nats.start_again().await?;
+    projector.start_again()?;
+    state(&prometheus, "DsyncLogLostEntries", "firing").await?;
+    let rewinds = projector
+        .metrics()
+        .await?
+        .get("dsync_projector_log_rewinds_total", &[])?;
+    ensure!(rewinds < 0.5, "the log goes on where it was");
+    eventually(BOUND, async || agrees(&stand.pool, &stand.sim.truth()).await).await
 }
 
 /// Balancers send nothing to an ingest that is not ready, so webhooks may not tell: the projector's lanes do.

@@ -30,6 +30,7 @@ pub(crate) const PROJECTOR: &[Metric] = &[
     ("dsync_projector_freshness_seconds", HISTOGRAM, &[]),
     ("dsync_projector_history_backlog", GAUGE, &[]),
     ("dsync_projector_lane_held", GAUGE, &["lane"]),
+    ("dsync_projector_log_lost_entries_total", COUNTER, &[]),
     ("dsync_projector_log_rewinds_total", COUNTER, &[]),
     ("dsync_projector_pending_messages", GAUGE, &[]),
 ];

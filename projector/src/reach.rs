@@ -1,0 +1,100 @@
+//! How far back the log reaches, for a build from it.
+
+use std::time::Duration;
+
+use journal::{Identity, Journal};
+use schema::timestamp::Timestamp;
+use sqlx::PgConnection;
+use time::OffsetDateTime;
+
+use crate::beside::Error;
+use crate::holes::EVERYTHING;
+use crate::store::{erased, shadow};
+
+/// What a comparison tolerates of clocks: WorkOS's, ours and the broker's.
+const CLOCKS: Duration = Duration::from_mins(1);
+
+/// How far back the log reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// To its first record, and it never lost any.
+    Beginning,
+    /// What was known before this moment may be in no log any more.
+    Since(Timestamp),
+}
+
+impl Reach {
+    /// How far back the log reaches: to its first entry, or to behind the newest that it lost from its middle (a bit of the broker's
+    /// store turned over), which may have been somebody's removal. An empty log only to `now`.
+    pub(crate) async fn of(
+        connection: &mut PgConnection,
+        journal: &Journal,
+        log: Identity,
+        now: Timestamp,
+    ) -> Result<Self, Error> {
+        let begins = match log.first_seq {
+            0 | 1 => None,
+            seq if erased::took_all_before(connection, log.created, seq).await? => None,
+            seq => Some(seq),
+        };
+        let missing = journal.missing().await?;
+        let lost = erased::newest_lost(connection, log.created, &missing).await?;
+        let complete_from = match begins.max(lost) {
+            None => None,
+            Some(seq) => {
+                let first = journal.first_at(seq, EVERYTHING).await?;
+                Some(first.map_or(now, |entry| entry.appended_at))
+            }
+        };
+        Ok(match complete_from.max(shadow::last_rewind(connection).await?) {
+            None => Self::Beginning,
+            Some(cut) => Self::Since(cut),
+        })
+    }
+
+    /// The moment up to which the log may know less than the live rows.
+    pub fn cut(self) -> Option<OffsetDateTime> {
+        match self {
+            Self::Beginning => None,
+            Self::Since(at) => Some(OffsetDateTime::from(at) + CLOCKS),
+        }
+    }
+
+    /// How far back to assume that it reaches if it reached to `before` when seeding began, which took `took`: none, if what was
+    /// dropped since lies in the minute that clocks may differ.
+    pub(crate) fn beyond(self, before: Self, took: Duration) -> Option<Self> {
+        let Self::Since(now) = self else { return None };
+        match before {
+            Self::Since(before) if now <= before.plus_micros(micros(CLOCKS / 2)) => None,
+            // It goes on dropping while that is done once more.
+            _ => Some(Self::Since(now.plus_micros(micros(took * 2)))),
+        }
+    }
+}
+
+fn micros(time: Duration) -> i64 {
+    i64::try_from(time.as_micros()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_log_drops_while_rows_are_put_in_moves_its_beginning() {
+        let since = |seconds: i64| Reach::Since(Timestamp::from_micros(seconds * 1_000_000));
+        let took = Duration::from_secs(10);
+        for (before, now, further) in [
+            (Reach::Beginning, Reach::Beginning, None),
+            (Reach::Beginning, since(100), Some(since(120))),
+            (since(100), since(100), None),
+            (since(100), since(130), None),
+            (since(100), since(131), Some(since(151))),
+            (since(151), since(141), None),
+            // What was a hole has aged out, notes and all.
+            (since(100), Reach::Beginning, None),
+        ] {
+            assert_eq!(now.beyond(before, took), further, "{before:?} {now:?}");
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! Entries that are not where the lane of everything should meet them: told once if the broker lost them, and never if
+//! anything else took them.
+
+use anyhow::{Context as _, ensure};
+use journal::{Entry, Journal};
+use projector::holes::{Hole, complete};
+use projector::lane::Lane;
+use projector::run::{Tuning, Worker};
+use projector::store::{erased, progress};
+use rand::SeedableRng as _;
+use rand::prelude::StdRng;
+use sqlx::PgPool;
+use tests::{Nats, Postgres, eventually};
+use tokio_util::sync::CancellationToken;
+
+use crate::rebuilding::{BOUND, tools};
+use crate::{append, log, records, worker};
+
+struct Stage {
+    _postgres: Postgres,
+    nats: Nats,
+    pool: PgPool,
+    journal: Journal,
+    /// The log's last sequence.
+    last: u64,
+}
+
+impl Stage {
+    async fn set() -> anyhow::Result<Self> {
+        let (postgres, nats) = (Postgres::migrated().await?, Nats::start().await?);
+        let (pool, journal) = (postgres.pool().await?, log(&nats).await?);
+        let last = append(&journal, &records(7), &mut StdRng::seed_from_u64(7)).await?;
+        Ok(Self {
+            _postgres: postgres,
+            nats,
+            pool,
+            journal,
+            last,
+        })
+    }
+
+    /// Appends more; where the log ended before.
+    async fn more(&mut self) -> anyhow::Result<u64> {
+        let end = self.last;
+        self.last = append(&self.journal, &records(8), &mut StdRng::seed_from_u64(8)).await?;
+        Ok(end)
+    }
+
+    /// Works `lane` until it stands at `seq`, or behind it; how many entries it found lost.
+    async fn work(&self, lane: Lane, seq: u64) -> anyhow::Result<u64> {
+        let shutdown = CancellationToken::new();
+        let worker = Worker {
+            holder: lane.as_str().to_owned(),
+            tuning: Tuning {
+                batch_records: 7,
+                ..Tuning::default()
+            },
+            ..worker(self.pool.clone(), log(&self.nats).await?, &shutdown)
+        };
+        let metrics = worker.metrics.clone();
+        let task = tokio::spawn(worker.work(lane));
+        eventually(BOUND, async || {
+            let position = progress::position(&self.pool, lane).await?.context("not begun")?;
+            ensure!(position.seq >= seq, "at {} of {seq}", position.seq);
+            Ok(())
+        })
+        .await?;
+        shutdown.cancel();
+        task.await?;
+        Ok(metrics.log_lost_entries.get())
+    }
+
+    /// What is noted as lost: the sequences around it.
+    async fn noted(&self) -> anyhow::Result<Vec<(i64, i64)>> {
+        let noted = "select old_seq, new_seq from dsync.rewinds where old_created = new_created order by id";
+        Ok(sqlx::query_as(noted).fetch_all(&self.pool).await?)
+    }
+
+    /// Takes entries away as the broker loses them, or drops them by age: nobody notes it.
+    async fn lose(&self, seqs: impl IntoIterator<Item = u64>) -> anyhow::Result<()> {
+        for seq in seqs {
+            ensure!(self.journal.erase(seq).await?, "{seq} was not there");
+        }
+        Ok(())
+    }
+
+    /// Takes one away as an erasure does.
+    async fn erase(&self, seq: u64) -> anyhow::Result<()> {
+        let created = self.journal.identity().await?.context("no log")?.created;
+        erased::overwritten(&self.pool, created, seq).await?;
+        self.lose([seq]).await
+    }
+
+    async fn read(&self) -> anyhow::Result<Vec<Entry>> {
+        let mut reader = self.journal.read(0, &[]).await?;
+        let mut entries = Vec::new();
+        while reader.position() < self.last {
+            entries.append(&mut reader.next_batch(1_000, 1 << 24).await?);
+        }
+        Ok(entries)
+    }
+
+    /// What is missing in `entries`, which are put right.
+    async fn complete(&self, entries: &mut Vec<Entry>, records: usize) -> anyhow::Result<Vec<Hole>> {
+        let created = self.journal.identity().await?.context("no log")?.created;
+        let mut connection = self.pool.acquire().await?;
+        complete(
+            &mut connection,
+            &self.journal,
+            (created, 0),
+            entries,
+            (records, 1 << 24),
+        )
+        .await?
+        .context("it cannot be told")
+    }
+}
+
+fn seqs(entries: &[Entry]) -> Vec<u64> {
+    entries.iter().map(|entry| entry.seq).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_broker_lost_ahead_of_the_lane_is_told_once() -> anyhow::Result<()> {
+    let mut stage = Stage::set().await?;
+    stage.work(Lane::Removals, 0).await?;
+    ensure!(stage.work(Lane::All, stage.last).await? == 0);
+    let begin = stage.more().await?;
+    // One right where it goes on, one somewhere, in which one was erased; and one that only was erased.
+    stage
+        .lose([begin + 1, begin + 10, begin + 11, begin + 13])
+        .await?;
+    stage.erase(begin + 12).await?;
+    stage.erase(begin + 20).await?;
+    let lost = stage.work(Lane::All, stage.last).await?;
+    ensure!(lost == 4, "{lost} entries");
+    let hole = |after: u64, before: u64| -> anyhow::Result<_> {
+        Ok((i64::try_from(after)?, i64::try_from(before)?))
+    };
+    let holes = [hole(begin, begin + 2)?, hole(begin + 9, begin + 14)?];
+    ensure!(stage.noted().await? == holes, "{:?}", stage.noted().await?);
+
+    // Who reads it again, because a rebuild was undone or the log lost its end, tells nothing new; unless there is.
+    let again = async |lost: u64| {
+        sqlx::query("update dsync.progress set seq = 0, seq_appended_at = null")
+            .execute(&stage.pool)
+            .await?;
+        let told = stage.work(Lane::All, stage.last).await?;
+        anyhow::ensure!(told == lost, "{told} entries, not {lost}");
+        Ok(())
+    };
+    again(0).await?;
+    ensure!(stage.noted().await? == holes);
+    stage.lose([begin + 5]).await?;
+    again(1).await?;
+    ensure!(stage.noted().await?.last() == Some(&hole(begin + 4, begin + 6)?));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_erased_or_never_there_is_not_lost() -> anyhow::Result<()> {
+    let mut stage = Stage::set().await?;
+    // Another database's erasures, before this one began.
+    stage.lose([3, 4, 9]).await?;
+    stage.work(Lane::Removals, 0).await?;
+    stage.work(Lane::All, stage.last).await?;
+    let at = stage.more().await?;
+    for seq in [at + 1, at + 4, at + 5] {
+        stage.erase(seq).await?;
+    }
+    // A lane of some subjects sees gaps all the time.
+    stage.work(Lane::Removals, stage.last / 2).await?;
+    let lost = stage.work(Lane::All, at + 50).await?;
+    stage.nats.stop().await?;
+    stage.nats.start_again().await?;
+    let lost = lost + stage.work(Lane::All, stage.last).await?;
+    let notes: i64 = sqlx::query_scalar("select count(*) from dsync.rewinds")
+        .fetch_one(&stage.pool)
+        .await?;
+    ensure!(lost == 0 && notes == 0, "{lost} entries, {notes} notes");
+    Ok(())
+}
+
+/// Of a log without any entry the broker says that it lacks entry 0.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_was_empty_when_it_was_begun_lacks_nothing() -> anyhow::Result<()> {
+    let (postgres, nats) = (Postgres::migrated().await?, Nats::start().await?);
+    let (pool, journal) = (postgres.pool().await?, log(&nats).await?);
+    let stage = Stage {
+        _postgres: postgres,
+        nats,
+        pool,
+        journal,
+        last: 0,
+    };
+    stage.work(Lane::All, 0).await?;
+    stage.work(Lane::Removals, 0).await?;
+    let noted: i64 = sqlx::query_scalar("select count(*) from dsync.overwritten")
+        .fetch_one(&stage.pool)
+        .await?;
+    let since = tools(&stage.pool, &stage.journal).verify().await?.complete_since;
+    ensure!(
+        noted == 0 && since.is_none(),
+        "{noted} notes, complete since {since:?}"
+    );
+    Ok(())
+}
+
+/// A quiet log of which everything aged out but what comes next, and that was erased before this lane came to it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_erased_behind_all_that_aged_out_is_no_gap() -> anyhow::Result<()> {
+    let mut stage = Stage::set().await?;
+    stage.work(Lane::All, stage.last).await?;
+    let at = stage.more().await?;
+    stage.lose(1..=at).await?;
+    stage.erase(at + 1).await?;
+    stage.work(Lane::All, stage.last).await?;
+    let notes: i64 = sqlx::query_scalar("select count(*) from dsync.rewinds")
+        .fetch_one(&stage.pool)
+        .await?;
+    ensure!(notes == 0, "{notes} notes");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_aged_out_before_it_was_sent_is_not_lost() -> anyhow::Result<()> {
+    let stage = Stage::set().await?;
+    let mut entries = stage.read().await?;
+    stage.lose(1..=30).await?;
+    entries.retain(|entry| entry.seq <= 5 || entry.seq > 25);
+    let expected = seqs(&entries);
+    let holes = stage.complete(&mut entries, 1_000).await?;
+    ensure!(holes.is_empty() && seqs(&entries) == expected, "{holes:?}");
+    Ok(())
+}
+
+/// As a consumer does whose copy of the log lost entries that others have.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_only_a_consumer_left_out_is_asked_for() -> anyhow::Result<()> {
+    let stage = Stage::set().await?;
+    stage.lose([12]).await?;
+    let all = stage.read().await?;
+    let mut entries = all.clone();
+    entries.retain(|entry| !(10..=15).contains(&entry.seq));
+    let holes = stage.complete(&mut entries, 1_000).await?;
+    ensure!(
+        seqs(&entries) == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 14, 15],
+        "{:?}",
+        seqs(&entries)
+    );
+    ensure!(
+        holes
+            == [Hole {
+                after: 11,
+                before: 13
+            }],
+        "{holes:?}"
+    );
+    entries.retain(|entry| entry.seq < 10);
+    entries.extend(all.into_iter().filter(|entry| entry.seq > 15));
+    stage.complete(&mut entries, 2).await?;
+    ensure!(seqs(&entries).last() == Some(&11), "{:?}", seqs(&entries));
+    // Who answers does not know the entry behind the hole: nothing can be said.
+    let mut entries = stage.read().await?;
+    entries.retain(|entry| !(20..=22).contains(&entry.seq));
+    stage.lose([23]).await?;
+    ensure!(stage.complete(&mut entries, 1_000).await.is_err());
+    Ok(())
+}

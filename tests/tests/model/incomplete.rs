@@ -1,0 +1,93 @@
+//! Building from a log that lacks its beginning, while it loses more of it, and where not every directory can be listed.
+
+use anyhow::{Context as _, ensure};
+use indicatif::ProgressBar;
+use projector::beside::Build;
+use projector::reach::Reach;
+use projector::store::differing;
+use projector::store::shadow::Seed;
+use service::clock::Clock;
+use sqlx::PgPool;
+use tests::eventually;
+
+use crate::rebuilding::{Applied, BOUND, applied, tools};
+use crate::tables;
+
+/// Many rows take their time to be put in, and the log's max age goes on meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_log_drops_while_it_begins_to_be_compared_is_no_difference() -> anyhow::Result<()> {
+    let Applied {
+        pool, journal, last, ..
+    } = &applied().await?;
+    let mut connection = pool.acquire().await?;
+    let mut build = Build::begin(&mut connection, journal, Clock::system().now()).await?;
+    ensure!(build.reach() == Reach::Beginning);
+    for seq in 1..=last / 2 {
+        ensure!(journal.erase(seq).await?);
+    }
+    build.seed(&mut connection, Seed::Everything).await?;
+    let first = journal
+        .entry(last / 2 + 1)
+        .await?
+        .context("no entry")?
+        .appended_at;
+    ensure!(
+        matches!(build.reach(), Reach::Since(at) if at >= first),
+        "{:?}",
+        build.reach()
+    );
+    let bar = ProgressBar::hidden();
+    build.catch_up(&mut connection, &bar).await?;
+    build.compare(&mut connection, false, &bar).await?;
+    let found = differing::list(&mut connection, false, 10).await?;
+    ensure!(found.is_empty(), "{found:?}");
+    Ok(())
+}
+
+/// The rows in a directory, every register of each, and of all others.
+async fn in_and_out(pool: &PgPool, directory: &str) -> anyhow::Result<(Vec<String>, Vec<String>)> {
+    let rows = tables(pool).await?;
+    Ok(rows.into_iter().partition(|row| row.contains(directory)))
+}
+
+/// Nobody can list it, and whether it is gone a person decides: a rebuild neither waits for it nor touches it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_directory_whose_own_deletion_is_held_is_left_as_it_is() -> anyhow::Result<()> {
+    let Applied {
+        pool, journal, last, ..
+    } = &applied().await?;
+    for seq in 1..=last / 2 {
+        ensure!(journal.erase(seq).await?);
+    }
+    sqlx::raw_sql(
+        "insert into dsync.sweeps (directory_id) values ('directory_1'), ('directory_2'), ('directory_3');
+         insert into dsync.held_deletions (directory_id, entity) values ('directory_2', 'directory')",
+    )
+    .execute(pool)
+    .await?;
+    let (held, others) = in_and_out(pool, "directory_2").await?;
+    ensure!(held.len() > 5 && others.len() > 5);
+    let tools = tools(pool, journal);
+    let rebuilding = tokio::spawn(async move { tools.rebuild(true).await });
+    // As the reconciler does with those that are there.
+    eventually(BOUND, async || {
+        let listed = "update dsync.sweeps set relisted_at = now()
+             where relist_at is not null and directory_id <> 'directory_2'";
+        let listed = sqlx::query(listed).execute(pool).await?.rows_affected();
+        ensure!(listed == 2, "{listed} are asked for");
+        Ok(())
+    })
+    .await?;
+    let rebuilt = tokio::time::timeout(BOUND, rebuilding)
+        .await
+        .context("waits for ever")???;
+    ensure!(rebuilt.unlisted == ["directory_2"], "{:?}", rebuilt.unlisted);
+    ensure!(rebuilt.text().contains("directory_2"), "{}", rebuilt.text());
+    let (held_after, others_after) = in_and_out(pool, "directory_2").await?;
+    ensure!(held_after == held, "{held:#?} {held_after:#?}");
+    ensure!(
+        others_after != others,
+        "a log that lacks half of it changes nothing"
+    );
+    Ok(())
+}
