@@ -3,7 +3,8 @@
 //!
 //! A cursor would lose events, because the API lists some of them late: what is behind the newest one seen may still
 //! appear. So the position is a time, every poll begins `EVENTS_HOLDBACK` before it, and cursors are only used within
-//! one poll. The position is moved after the log acknowledged, to the server's time of the poll's first answer.
+//! one poll. The position is moved after the log acknowledged: page by page to the last event read, and at the end to the
+//! server's time of the poll's first answer. So whoever goes on after a crash begins where this one was, even in months.
 //!
 //! ```text
 //!   lease ─► position ─► ranges (pure) ─► page ─► append, await acknowledgements ─► next page … ─► move the position
@@ -11,7 +12,6 @@
 //!              └── never begun: now · log lost its end, or away for longer than is kept: as far back as there is
 //! ```
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,18 +23,23 @@ use schema::timestamp::Timestamp;
 use service::postgres::answered;
 use tokio_util::sync::CancellationToken;
 
+use crate::known::Known;
 use crate::lease::LEASE;
 use crate::store::duties::{self, Duty};
 use crate::store::sweeps;
-use crate::work::{Failure, IN_FLIGHT, Work};
+use crate::work::{Failure, IN_FLIGHT, Work, micros};
 use crate::workos::client::ApiError;
 use crate::workos::events::{Listed, Range, Ways};
 use crate::workos::pages::{List, Pages};
 
-/// How far back `WorkOS` lists events, less a little.
-const RETENTION: Duration = Duration::from_hours(24 * 89);
+/// How far back `WorkOS` lists events, less a little: what is older is lost to the catch-up.
+const RETENTION: Duration = Duration::from_hours(24 * 90 - 12);
+/// How far back it begins anew. A little less: until the first page is there, it stands still while the time goes on.
+const ANEW: Duration = Duration::from_hours(24 * 89);
 /// The longest range it takes in one request, less a little.
 const LONGEST_RANGE: Duration = Duration::from_hours(24 * 29);
+/// Ranges overlap by this much: whether their bounds are in them is not said.
+const OVERLAP: i64 = 1_000_000;
 /// Recovered events told one by one in a poll; the rest are told as a number.
 const TOLD: usize = 20;
 
@@ -52,8 +57,7 @@ pub struct CatchUp {
     work: Work,
     settings: Settings,
     ways: Ways,
-    /// Events that the log acknowledged lately, and when they happened: they need not be appended again.
-    known: HashMap<String, Timestamp>,
+    known: Known,
 }
 
 /// What a poll did.
@@ -72,7 +76,7 @@ impl CatchUp {
             work,
             settings,
             ways: Ways::default(),
-            known: HashMap::new(),
+            known: Known::default(),
         }
     }
 
@@ -115,37 +119,46 @@ impl CatchUp {
         }
         let position = answered(duties::position(&self.work.pool)).await?;
         let now = Timestamp::from(self.work.clock.now());
-        let oldest = minus(now, RETENTION);
+        let anew = minus(now, ANEW);
         let start = match (position.at, position.rewound) {
             (_, Some(_)) => {
                 tracing::warn!("the log lost its end: reading every event again that is still listed");
                 self.known.clear();
-                oldest
+                self.move_to(anew, position.rewound).await?;
+                anew
             }
             (None, None) => minus(self.begin().await?, self.settings.holdback),
-            (Some(at), None) if minus(at, self.settings.holdback) < oldest => {
+            (Some(at), None) if at < minus(now, RETENTION) => {
                 tracing::error!(since = %at, "away for longer than events are kept: every directory is due for a sweep");
                 answered(sweeps::all_again(&self.work.pool)).await?;
-                oldest
+                self.move_to(anew, None).await?;
+                anew
             }
-            (Some(at), None) => minus(at, self.settings.holdback),
+            (Some(at), None) => minus(at, self.settings.holdback).max(minus(now, RETENTION)),
         };
         let mut polled = Polled::default();
         let mut reached = None;
+        // A page that is read again does not set the position back.
+        let mut place = start.plus_micros(micros(self.settings.holdback));
         for range in ranges(start, now) {
-            let first_at = self.read(range, position.rewound.is_none(), &mut polled).await?;
+            let first_at = self.read(range, &mut place, &mut polled).await?;
             reached.get_or_insert(first_at);
         }
         if let Some(reached) = reached {
-            self.move_to(reached, position.rewound).await?;
-            let kept = minus(reached, self.settings.holdback * 2);
-            self.known.retain(|_, at| *at >= kept);
+            self.move_to(reached, None).await?;
+            self.known
+                .forget_before(minus(reached, self.settings.holdback * 2));
         }
         Ok(Some(polled))
     }
 
     /// Reads one range to its end and appends what it lists. The server's time of the first answer.
-    async fn read(&mut self, range: Range, saves: bool, polled: &mut Polled) -> Result<Timestamp, Failure> {
+    async fn read(
+        &mut self,
+        range: Range,
+        place: &mut Timestamp,
+        polled: &mut Polled,
+    ) -> Result<Timestamp, Failure> {
         let (mut range, mut after) = (range, None::<String>);
         let (mut first_at, mut last_seen) = (None, None);
         loop {
@@ -173,9 +186,11 @@ impl CatchUp {
             let last = self.append(&page.objects, polled).await?;
             if let Some(last) = last.filter(|last| *last > range.start) {
                 last_seen = Some(last);
-                if saves {
+                let reached = last.min(page.at);
+                if reached > *place {
                     // Should this process end, the next one begins here.
-                    self.move_to(last.min(page.at), None).await?;
+                    self.move_to(reached, None).await?;
+                    *place = reached;
                 }
             }
             match page.after {
@@ -198,7 +213,7 @@ impl CatchUp {
             .iter()
             .zip(&times)
             .filter_map(|(event, at)| Some((record(event, now)?, at.unwrap_or(now))))
-            .filter(|(record, _)| !self.known.contains_key(&record.id))
+            .filter(|(record, _)| !self.known.has(&record.id))
             .collect();
         let work = &self.work;
         let appended: Vec<(Record, Timestamp, bool)> = stream::iter(records)
@@ -218,7 +233,7 @@ impl CatchUp {
                 self.count(&record, at, now, polled.recovered);
                 polled.recovered += 1;
             }
-            self.known.insert(record.id, at);
+            self.known.add(record.id, at);
         }
         Ok(last_in_order(&times))
     }
@@ -300,7 +315,7 @@ fn last_in_order(times: &[Option<Timestamp>]) -> Option<Timestamp> {
 
 /// The stretch from `start` to `now` in ranges the API takes; the last one is open.
 fn ranges(start: Timestamp, now: Timestamp) -> Vec<Range> {
-    let longest = i64::try_from(LONGEST_RANGE.as_micros()).unwrap_or(i64::MAX);
+    let longest = micros(LONGEST_RANGE);
     let mut ranges = Vec::new();
     let mut start = start;
     while now.as_micros().saturating_sub(start.as_micros()) > longest {
@@ -309,14 +324,14 @@ fn ranges(start: Timestamp, now: Timestamp) -> Vec<Range> {
             start,
             end: Some(end),
         });
-        start = end;
+        start = end.plus_micros(-OVERLAP);
     }
     ranges.push(Range { start, end: None });
     ranges
 }
 
 fn minus(moment: Timestamp, by: Duration) -> Timestamp {
-    moment.plus_micros(-i64::try_from(by.as_micros()).unwrap_or(i64::MAX))
+    moment.plus_micros(-micros(by))
 }
 
 #[cfg(test)]
@@ -330,13 +345,16 @@ mod tests {
         let at = |days: i64| Timestamp::from_micros(days * DAY);
         let range = |start, end| Range { start, end };
         assert_eq!(ranges(at(1), at(20)), [range(at(1), None)]);
+        // One begins a second before the last one ends, lest what happens at the bound is in neither.
+        let bound = |number: i64| at(29 * number).plus_micros(-OVERLAP * (number - 1));
+        let from = |number: i64| bound(number).plus_micros(-OVERLAP);
         assert_eq!(
             ranges(at(0), at(89)),
             [
-                range(at(0), Some(at(29))),
-                range(at(29), Some(at(58))),
-                range(at(58), Some(at(87))),
-                range(at(87), None)
+                range(at(0), Some(bound(1))),
+                range(from(1), Some(bound(2))),
+                range(from(2), Some(bound(3))),
+                range(from(3), None)
             ]
         );
         assert_eq!(ranges(at(5), at(4)), [range(at(5), None)]);

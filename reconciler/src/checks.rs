@@ -4,40 +4,33 @@
 //! Which objects are in doubt follows from the registers, so there is no list to keep in order and nothing is lost with
 //! a process: a reading that settles the doubt takes the row out of `dsync.checks`. What is kept in memory is only when
 //! each was last read, so as not to ask again before that can help.
+//!
+//! Each directory is read by itself: one that answers slowly, or not at all, keeps no other waiting.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{StreamExt as _, stream};
 use schema::timestamp::Timestamp;
 use service::postgres::answered;
 use time::OffsetDateTime;
+use tokio::sync::Semaphore;
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use crate::difference::Entity;
-use crate::findings::Findings;
-use crate::judge::plainly;
-use crate::lease::Lease;
-use crate::memberships::{groups_of, members};
-use crate::plan::{self, Known, Verdict};
-use crate::reading::{Pair, Reading};
-use crate::store::checks::{self, Check, Target, What};
-use crate::store::compared::{Comparison, compare};
-use crate::store::{directories, memberships};
-use crate::work::{Failure, Work};
-use crate::workos::client::ApiError;
-use crate::workos::objects::Read;
+use crate::apart::read_one;
+use crate::store::checks::{self, Check, Target};
+use crate::work::{Failure, Work, micros};
 
 /// How often the tables are asked what there is to read. An index answers.
 const POLL: Duration = Duration::from_secs(1);
-/// Directories read in at once.
+/// Directories read in at once; the others in the order they came.
 const DIRECTORIES_AT_ONCE: usize = 16;
 /// Reads that failed, or that changed nothing, are not repeated before this.
 const LATER: Duration = Duration::from_secs(10);
-/// After so many failures the rest of a directory is left to the next round: each takes all our patience, and a round
-/// ends with its slowest directory.
+/// After so many failures the rest of a directory is left to its next turn: each takes all our patience.
 const FAILURES: usize = 2;
-/// So many of one directory are read in a round, the others in the next: at 4 requests a second, some ten seconds.
+/// So many of one directory are read in a turn, the others in the next: at 4 requests a second, some ten seconds.
 const AT_A_TIME: usize = 40;
 
 /// Reads what is to be read.
@@ -48,6 +41,24 @@ pub struct Checker {
     /// When those that could not be read were last tried. They come last, those first that were tried longest ago: one
     /// that can never be read keeps nobody waiting.
     failed: HashMap<Target, Timestamp>,
+    /// Directories whose turn it is, or that wait for it.
+    busy: HashSet<String>,
+    turns: JoinSet<Turn>,
+    slots: Arc<Semaphore>,
+}
+
+/// What came of a directory's turn.
+struct Turn {
+    directory: String,
+    read: Vec<(Target, Outcome)>,
+}
+
+/// What came of reading a target.
+enum Outcome {
+    /// It was read; the moment that speaks for, and the doubt there was.
+    Read(Timestamp, Option<Check>),
+    /// `WorkOS` could not tell; when that was.
+    Failed(Timestamp),
 }
 
 impl Checker {
@@ -57,6 +68,9 @@ impl Checker {
             work,
             not_before: HashMap::new(),
             failed: HashMap::new(),
+            busy: HashSet::new(),
+            turns: JoinSet::new(),
+            slots: Arc::new(Semaphore::new(DIRECTORIES_AT_ONCE)),
         }
     }
 
@@ -67,22 +81,34 @@ impl Checker {
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return,
+                Some(turn) = self.turns.join_next() => {
+                    self.note(turn);
+                    continue;
+                }
                 _ = tick.tick() => {}
             }
-            let round = tokio::select! {
+            let begun = tokio::select! {
                 () = shutdown.cancelled() => return,
-                round = self.round() => round,
+                begun = self.begin() => begun,
             };
-            if let Err(error) = round {
+            if let Err(error) = begun {
                 tracing::warn!(%error, "objects in doubt cannot be read now");
             }
         }
     }
 
-    /// Reads everything that is due now; how many targets that were.
+    /// Reads everything that is due now, to its end; how many targets that were.
     pub async fn round(&mut self) -> Result<usize, Failure> {
+        let count = self.begin().await?;
+        while let Some(turn) = self.turns.join_next().await {
+            self.note(turn);
+        }
+        Ok(count)
+    }
+
+    /// Gives a turn to each directory in which something is due, but for those that have one; how many targets that are.
+    async fn begin(&mut self) -> Result<usize, Failure> {
         let now = self.work.clock.now();
-        let mut due: HashMap<String, Vec<(Target, bool)>> = HashMap::new();
         let in_doubt = answered(checks::in_doubt(
             &self.work.pool,
             self.work.as_of(now.into()).into(),
@@ -107,29 +133,46 @@ impl Checker {
             let not_before = self.not_before.get(*target);
             // What a sweep wants read is read when that is due, unless it just failed.
             let asked = again.contains(*target) && !self.failed.contains_key(*target);
-            asked || not_before.is_none_or(|moment| *moment <= now.into())
+            let due = asked || not_before.is_none_or(|moment| *moment <= now.into());
+            due && !self.busy.contains(&target.directory)
         });
         targets.sort_by_key(|target| (self.failed.get(*target), *target));
+        let mut due: HashMap<String, Vec<(Target, Option<Check>)>> = HashMap::new();
         for target in targets {
             let of_directory = due.entry(target.directory.clone()).or_default();
             if of_directory.len() < AT_A_TIME {
-                of_directory.push((target.clone(), doubts.contains_key(target)));
+                of_directory.push((target.clone(), doubts.get(target).cloned()));
             }
         }
         let count = due.values().map(Vec::len).sum();
-        let work = &self.work;
-        let read: Vec<Vec<(Target, Outcome)>> = stream::iter(due)
-            .map(|(directory, targets)| read_all(work, directory, targets, now))
-            .buffer_unordered(DIRECTORIES_AT_ONCE)
-            .collect()
-            .await;
-        for (target, outcome) in read.into_iter().flatten() {
+        for (directory, targets) in due {
+            self.busy.insert(directory.clone());
+            let (work, slots) = (self.work.clone(), Arc::clone(&self.slots));
+            self.turns.spawn(async move {
+                let _slot = slots.acquire().await;
+                let read = read_all(&work, &directory, targets, now).await;
+                Turn { directory, read }
+            });
+        }
+        Ok(count)
+    }
+
+    fn note(&mut self, turn: Result<Turn, JoinError>) {
+        let Turn { directory, read } = match turn.map_err(JoinError::try_into_panic) {
+            Ok(turn) => turn,
+            // As if it had happened here.
+            Err(Ok(panic)) => std::panic::resume_unwind(panic),
+            Err(Err(_)) => return,
+        };
+        self.busy.remove(&directory);
+        let now = Timestamp::from(self.work.clock.now());
+        for (target, outcome) in read {
             match outcome {
-                Outcome::Read(at) => {
+                Outcome::Read(at, check) => {
                     self.failed.remove(&target);
-                    if let Some(check) = doubts.get(&target) {
+                    if let Some(check) = check {
                         let settles_at = self.work.readable_after(check.settled_at);
-                        let next = next_read(check, at, settles_at, now.into());
+                        let next = next_read(&check, at, settles_at, now);
                         self.not_before.insert(target, next);
                     }
                 }
@@ -139,20 +182,11 @@ impl Checker {
                 }
             }
         }
-        Ok(count)
     }
 }
 
-/// What came of reading a target.
-enum Outcome {
-    /// It was read; the moment that speaks for.
-    Read(Timestamp),
-    /// `WorkOS` could not tell; when that was.
-    Failed(Timestamp),
-}
-
 fn later(than: Timestamp) -> Timestamp {
-    than.plus_micros(i64::try_from(LATER.as_micros()).unwrap_or(i64::MAX))
+    than.plus_micros(micros(LATER))
 }
 
 /// When to read again what was read as of `at` just now: once a reading can settle it, or after a while, should that
@@ -168,11 +202,11 @@ fn next_read(check: &Check, at: Timestamp, settles_at: Timestamp, now: Timestamp
 /// Reads targets of one directory under its lease; what came of each.
 async fn read_all(
     work: &Work,
-    directory: String,
-    targets: Vec<(Target, bool)>,
+    directory: &str,
+    targets: Vec<(Target, Option<Check>)>,
     now: OffsetDateTime,
 ) -> Vec<(Target, Outcome)> {
-    let lease = match work.leases.take(&directory, false).await {
+    let lease = match work.leases.take(directory, false).await {
         Ok(Some(lease)) => lease,
         // Whoever has it reads them.
         Ok(None) => return Vec::new(),
@@ -182,16 +216,16 @@ async fn read_all(
         }
     };
     let (mut read, mut failures) = (Vec::new(), 0);
-    for (target, in_doubt) in targets {
+    for (target, check) in targets {
         let outcome = tokio::select! {
-            outcome = read_one(work, &lease, &target, in_doubt, now) => outcome,
+            outcome = read_one(work, &lease, &target, check.is_some(), now) => outcome,
             () = lease.lost().cancelled() => break,
         };
         match outcome {
-            Ok(at) => read.push((target, Outcome::Read(at))),
+            Ok(at) => read.push((target, Outcome::Read(at, check))),
             Err(error) => {
                 tracing::warn!(directory, what = target.what.as_str(), id = target.id, %error, "cannot be read now");
-                // Trouble of ours is not this object's: the next round begins where this one stopped.
+                // Trouble of ours is not this object's: the next turn begins where this one stopped.
                 if !matches!(error, Failure::Api(_)) {
                     break;
                 }
@@ -207,206 +241,10 @@ async fn read_all(
     read
 }
 
-/// Reads one target, which is in doubt or only to be read again, and appends what follows; the moment the reading spoke
-/// for.
-pub async fn read_one(
-    work: &Work,
-    lease: &Lease,
-    target: &Target,
-    in_doubt: bool,
-    now: OffsetDateTime,
-) -> Result<Timestamp, Failure> {
-    let mut findings = Findings::default();
-    let at = match target.what {
-        What::Directory | What::User | What::Group => {
-            read_object(work, target, in_doubt, &mut findings).await?
-        }
-        What::MembershipsOfUser | What::MembershipsOfGroup => {
-            read_memberships(work, target, &mut findings).await?
-        }
-    };
-    if !lease.is_held().await? {
-        return Err(Failure::LeaseLost);
-    }
-    let found = findings.drift.len();
-    if found > 0 {
-        tracing::info!(
-            directory = target.directory,
-            what = target.what.as_str(),
-            id = target.id,
-            found,
-            "read apart from the sweeps, and found different"
-        );
-    }
-    let readings = std::mem::take(&mut findings.readings);
-    work.append_readings(readings).await?;
-    let again: Vec<_> = findings
-        .young
-        .iter()
-        .map(|(_, target, until)| (target.clone(), work.readable_after(*until).into()))
-        .collect();
-    checks::done(&work.pool, target, now).await?;
-    checks::again(&work.pool, &again).await?;
-    Ok(at)
-}
-
-async fn read_object(
-    work: &Work,
-    target: &Target,
-    in_doubt: bool,
-    findings: &mut Findings,
-) -> Result<Timestamp, Failure> {
-    let (directory, id) = (target.directory.as_str(), target.id.as_str());
-    let (entity, read) = match target.what {
-        What::User => (Entity::User, work.api.user(directory, id).await?),
-        What::Group => (Entity::Group, work.api.group(directory, id).await?),
-        _ => (Entity::Directory, work.api.directory(id).await?),
-    };
-    match read {
-        Read::There(at, object) => {
-            let at = work.as_of(at);
-            let comparison = Comparison {
-                entity,
-                directory,
-                values: false,
-                whole: false,
-            };
-            let compared = compare(&work.pool, comparison, &[&object]).await?;
-            for suspect in compared.suspects {
-                let verdict = plan::there(&suspect.known, true, work.times(at, suspect.updated_at));
-                findings.take(plainly(entity, directory, id), verdict, || {
-                    Reading::listed(entity, directory, id, &object, at)
-                });
-            }
-            Ok(at)
-        }
-        Read::Gone(at) => {
-            let at = work.as_of(at);
-            let verdict = plan::gone(&known(work, entity, target).await?, at);
-            let missing = || Reading::missing(entity, directory, id, at);
-            match verdict {
-                // Gone already: saying so again, of a later moment, settles a doubt, and is good for nothing else.
-                Verdict::Same if in_doubt => findings.readings.push(missing()),
-                verdict => findings.take(plainly(entity, directory, id), verdict, missing),
-            }
-            Ok(at)
-        }
-    }
-}
-
-async fn known(work: &Work, entity: Entity, target: &Target) -> sqlx::Result<Known> {
-    let seen_at = match entity {
-        Entity::Directory => directories::seen_at(&work.pool, &target.id).await?,
-        Entity::User => crate::store::users::seen_at(&work.pool, &target.id).await?,
-        _ => crate::store::groups::seen_at(&work.pool, &target.id).await?,
-    };
-    Ok(Known {
-        shown: seen_at.is_some(),
-        seen_at: seen_at.map(Into::into),
-        ..Known::default()
-    })
-}
-
-/// Reads one side's list, and judges every membership that it has or that is known.
-async fn read_memberships(
-    work: &Work,
-    target: &Target,
-    findings: &mut Findings,
-) -> Result<Timestamp, Failure> {
-    let (directory, id) = (target.directory.as_str(), target.id.as_str());
-    let of_user = target.what == What::MembershipsOfUser;
-    let listed = if of_user {
-        groups_of(work, directory, id).await
-    } else {
-        members(work, directory, id).await
-    };
-    let (at, mut others) = match listed {
-        Ok(listed) => listed,
-        // User or group is gone: its own absence says so of its memberships too.
-        Err(Failure::Api(ApiError::NotFound(at))) => return Ok(work.as_of(at)),
-        Err(error) => return Err(error),
-    };
-    let first = others.clone();
-    let pairs: Vec<(&str, &str)> = first
-        .iter()
-        .map(|other| {
-            if of_user {
-                (other.as_str(), id)
-            } else {
-                (id, other.as_str())
-            }
-        })
-        .collect();
-    let known_listed = memberships::known(&work.pool, directory, &pairs).await?;
-    for ((group, user), known) in pairs.iter().zip(&known_listed) {
-        let verdict = plan::there(known, false, work.times(at, None));
-        membership(findings, directory, group, user, verdict, true, at);
-    }
-    let all = if of_user {
-        memberships::of_user(&work.pool, id).await?
-    } else {
-        memberships::of_group(&work.pool, id).await?
-    };
-    if all
-        .iter()
-        .any(|(other, known)| known.shown && !others.contains(other))
-    {
-        // A list that was cut short once is cut short now and then: nothing is taken away on the word of one.
-        let (_, more) = if of_user {
-            groups_of(work, directory, id).await?
-        } else {
-            members(work, directory, id).await?
-        };
-        others.extend(more);
-    }
-    for (other, known) in all.iter().filter(|(other, _)| !others.contains(other)) {
-        let (group, user) = if of_user {
-            (other.as_str(), id)
-        } else {
-            (id, other.as_str())
-        };
-        // In doubt and not listed: gone, as soon as the reading is late enough to say so.
-        let in_doubt = Known {
-            shown: true,
-            ..*known
-        };
-        membership(
-            findings,
-            directory,
-            group,
-            user,
-            plan::gone(&in_doubt, at),
-            false,
-            at,
-        );
-    }
-    Ok(at)
-}
-
-fn membership(
-    findings: &mut Findings,
-    directory: &str,
-    group: &str,
-    user: &str,
-    verdict: Verdict,
-    there: bool,
-    at: Timestamp,
-) {
-    let pair = Pair {
-        directory,
-        organization: None,
-        group,
-        user,
-    };
-    let id = format!("{group}/{user}");
-    findings.take(plainly(Entity::Membership, directory, &id), verdict, || {
-        Reading::membership(pair, there, at)
-    });
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::checks::What;
 
     #[test]
     fn a_doubt_is_read_again_when_that_can_settle_it() {

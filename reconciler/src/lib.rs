@@ -12,6 +12,7 @@
 //! What it appends are observations like any other: they carry the moment they speak for, and the registers decide what
 //! that changes. So no sweep can undo what an event says meanwhile, two may overlap, and one may die at any moment.
 
+pub mod apart;
 pub mod catch_up;
 pub mod checks;
 pub mod command;
@@ -23,6 +24,7 @@ pub mod findings;
 pub mod guard;
 mod judge;
 mod judge_memberships;
+pub mod known;
 pub mod lease;
 pub mod memberships;
 pub mod metrics;

@@ -184,6 +184,7 @@ impl Work {
     }
 }
 
-fn micros(duration: Duration) -> i64 {
+/// As many as fit.
+pub(crate) fn micros(duration: Duration) -> i64 {
     i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }

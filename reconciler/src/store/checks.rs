@@ -104,10 +104,18 @@ pub async fn in_doubt(pool: &PgPool, at: OffsetDateTime) -> sqlx::Result<Vec<Che
         .collect())
 }
 
-/// What is to be read again, and is due at `now`; the first thousand.
+/// What is to be read again, and is due at `now`: a thousand, of each directory the first, the second, and so on. Of very
+/// many only those due longest are looked at, as that is done every second: far more than one directory has.
 pub async fn due(pool: &PgPool, now: OffsetDateTime) -> sqlx::Result<Vec<Target>> {
     let rows = sqlx::query!(
-        "select target, id, directory_id from dsync.rereads where due_at <= $1 order by due_at limit 1000",
+        r#"
+        select target, id, directory_id
+        from (
+            select target, id, directory_id, due_at from dsync.rereads
+            where due_at <= $1 order by due_at limit 10000
+        ) as oldest
+        order by row_number() over (partition by directory_id order by due_at), due_at limit 1000
+        "#,
         now,
     )
     .fetch_all(pool)

@@ -221,6 +221,17 @@ pub async fn fail(pool: &PgPool, directory: &str) -> sqlx::Result<()> {
     Ok(())
 }
 
+/// Makes a directory due now.
+pub async fn again(pool: &PgPool, directory: &str) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update dsync.sweeps set again_at = now() where directory_id = $1",
+        directory
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
 /// Makes every directory due now.
 pub async fn all_again(pool: &PgPool) -> sqlx::Result<()> {
     sqlx::query!("update dsync.sweeps set again_at = now(), retry_at = null")

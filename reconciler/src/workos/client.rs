@@ -1,6 +1,7 @@
 //! One GET: waits its turn, is sent, and is sent again while that may help. Everything that could pass (429, 5xx,
 //! time-outs, a lost connection) is waited out with jitter up to [`ClientSettings::patience`]; everything else is the
-//! caller's to judge. A 429 holds back whoever asks the same, whether or not this question is asked again.
+//! caller's to judge. A 429 holds back whoever asks the same, whether or not this question is asked again. What a 429 or a
+//! 503 tells us to wait is no trial of our patience.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,8 +21,8 @@ use super::answer::{Answer, http_date};
 use super::limits::Limits;
 use crate::metrics::Metrics;
 
-/// How many times its patience a question is asked while 429 only says when to ask again: nothing is wrong then, and
-/// what was read so far is worth the wait. But one that is told so for ever must not keep its place for ever.
+/// How many times its patience a question is asked while the answer only says when to ask again: nothing is wrong then,
+/// and what was read so far is worth the wait. But one that is told so for ever must not keep its place for ever.
 const TOLD_TO_WAIT: u32 = 10;
 
 /// Where the API is, and how long we bear with it.
@@ -33,7 +34,7 @@ pub struct ClientSettings {
     pub key: Secret,
     /// How long one request may take.
     pub timeout: Duration,
-    /// How long one question is asked again and again, not counting its turns and what a 429 told us to wait.
+    /// How long one question is asked again and again, not counting its turns and what it was told to wait.
     pub patience: Duration,
 }
 
@@ -246,7 +247,8 @@ impl Api {
                 }
                 None => *failing_since.insert(Instant::now()),
             };
-            if trouble != Trouble::TooMany || told.is_none() {
+            // Others that say so are broken, not busy.
+            if told.is_none() || !matches!(trouble, Trouble::TooMany | Trouble::Status(503)) {
                 borne += pause;
             }
             let patience = self.settings.patience;
@@ -327,18 +329,21 @@ fn judge(status: StatusCode, headers: &HeaderMap, answer: Answer) -> Result<Atte
         code @ (401 | 403) => return Err(ApiError::Unauthorized(code)),
         code => return Err(ApiError::Refused(code)),
     };
-    Ok(Attempt::Failed(trouble, retry_after(headers)))
+    Ok(Attempt::Failed(trouble, retry_after(headers, answer.at)))
 }
 
 fn is_json_object(body: &[u8]) -> bool {
     std::str::from_utf8(body).is_ok_and(|text| json::members(text, &[]).is_ok())
 }
 
-/// Seconds to wait, where the header says so in seconds: a minute at most, as that is how limits are counted. None is no
-/// word of when.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let seconds: u64 = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
-    (seconds > 0).then(|| Duration::from_secs(seconds.min(60)))
+/// How long to wait, where the header says so, in seconds or as a moment: a minute at most, as that is how limits are
+/// counted. None is no word of when.
+fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    let until = || http_date(text).map(|until| until.as_micros().saturating_sub(now.as_micros()) / 1_000_000);
+    let seconds = text.parse().ok().or_else(until)?;
+    let seconds = u64::try_from(seconds).ok().filter(|seconds| *seconds > 0)?;
+    Some(Duration::from_secs(seconds.min(60)))
 }
 
 fn date(headers: &HeaderMap) -> Option<Timestamp> {

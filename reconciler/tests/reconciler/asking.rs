@@ -134,6 +134,26 @@ async fn what_429_tells_us_to_wait_is_waited_whatever_our_patience() -> anyhow::
     Ok(())
 }
 
+#[tokio::test]
+async fn what_503_tells_us_to_wait_is_waited_whatever_our_patience() -> anyhow::Result<()> {
+    // Two seconds after the answer's own `Date`, if told as a moment.
+    for wait in ["Retry-After: 2", "Retry-After: Fri, 28 Apr 2023 20:05:33 GMT"] {
+        let (url, asked) =
+            scripted_with(vec![(503, wait, String::new()), (404, "", "{}".to_owned())]).await?;
+        let api = client_bearing(&url, Duration::from_millis(500))?;
+        let began = Instant::now();
+        let slow = api.user("d1", "u1").await?;
+        ensure!(matches!(slow, Read::Gone(_)), "{slow:?}");
+        ensure!(
+            began.elapsed() >= Duration::from_secs(2),
+            "{wait}: {:?}",
+            began.elapsed()
+        );
+        ensure!(asked.await?.len() == 2);
+    }
+    Ok(())
+}
+
 /// In the end a question is given up, or it would keep its place for ever; who asks next was told to wait too.
 #[tokio::test]
 async fn who_gives_up_after_429_leaves_the_others_waiting() -> anyhow::Result<()> {

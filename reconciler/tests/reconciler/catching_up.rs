@@ -4,12 +4,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use tests::eventually;
-use workos_sim::{Change, DirectoryOptions, Endpoint, Seed};
+use workos_sim::{Change, DirectoryOptions, Endpoint, EventsOptions, Seed};
 
-use crate::scripted::{client, scripted};
 use crate::stand::{BOUND, Stand};
 
-const HOLDBACK: Duration = Duration::from_mins(1);
+pub(crate) const HOLDBACK: Duration = Duration::from_mins(1);
 
 #[tokio::test]
 async fn with_every_webhook_lost_all_arrive_and_all_are_counted() -> anyhow::Result<()> {
@@ -117,20 +116,28 @@ async fn events_that_are_listed_late_are_not_skipped() -> anyhow::Result<()> {
 
 #[tokio::test]
 async fn it_copes_with_each_form_of_the_api() -> anyhow::Result<()> {
-    let stand = Stand::up().await?;
-    stand.sim.tune(|tuning| tuning.events.after_excludes_range = true);
-    let mut catch_up = stand.catch_up(HOLDBACK);
-    catch_up.poll().await?;
-    let directory = stand.sim.create_directory(DirectoryOptions::default())?;
-    stand.sim.seed(
-        &directory,
-        &Seed {
-            users: 200,
-            ..Seed::default()
-        },
-    )?;
-    catch_up.poll().await?;
-    stand.agrees().await
+    let forms: [fn(&mut EventsOptions); 3] = [
+        |events| events.after_excludes_range = true,
+        |events| events.range_overrides_after = true,
+        |events| events.after_needs_range = true,
+    ];
+    for form in forms {
+        let stand = Stand::up().await?;
+        stand.sim.tune(|tuning| form(&mut tuning.events));
+        let mut catch_up = stand.catch_up(HOLDBACK);
+        catch_up.poll().await?;
+        let directory = stand.sim.create_directory(DirectoryOptions::default())?;
+        stand.sim.seed(
+            &directory,
+            &Seed {
+                users: 200,
+                ..Seed::default()
+            },
+        )?;
+        catch_up.poll().await?;
+        stand.agrees().await?;
+    }
+    Ok(())
 }
 
 #[tokio::test]
@@ -309,57 +316,4 @@ async fn a_clock_of_ours_that_is_ahead_loses_nothing() -> anyhow::Result<()> {
     let polled = catch_up.poll().await?.context("no lease")?;
     ensure!(polled.recovered == stand.sim.events().len(), "{polled:?}");
     stand.agrees().await
-}
-
-#[tokio::test]
-async fn a_cursor_that_is_refused_goes_on_by_time_and_has_all_swept() -> anyhow::Result<()> {
-    let page = |events: &str, after: &str| {
-        format!(r#"{{"data":[{events}],"list_metadata":{{"before":null,"after":{after}}}}}"#)
-    };
-    let event = |number: u32| {
-        format!(
-            r#"{{"id":"event_{number}","event":"dsync.group.created","created_at":"2023-04-28T20:05:0{number}Z","data":{{"id":"g{number}","directory_id":"d1"}}}}"#
-        )
-    };
-    let refused = r#"{"message":"cursor"}"#.to_owned();
-    let (url, asked) = scripted(vec![
-        (200, page("", "null")),
-        (200, page(&format!("{},{}", event(1), event(2)), "\"event_2\"")),
-        (400, refused.clone()),
-        (400, refused.clone()),
-        (200, page(&format!("{},{}", event(2), event(3)), "\"event_3\"")),
-        (400, refused.clone()),
-        (400, refused.clone()),
-        (200, page(&event(3), "null")),
-    ])
-    .await?;
-    let stand = Stand::up().await?;
-    sqlx::query("insert into dsync.sweeps (directory_id, swept_at) values ('d1', now())")
-        .execute(&stand.pool)
-        .await?;
-    let work = reconciler::work::Work {
-        api: client(&url)?,
-        // The scripted server's time.
-        clock: service::clock::Clock::fixed(time::macros::datetime!(2023-04-28 20:05:31 UTC)),
-        ..stand.work.clone()
-    };
-    let settings = reconciler::catch_up::Settings {
-        every: Duration::from_secs(1),
-        holdback: HOLDBACK,
-    };
-    let polled = reconciler::catch_up::CatchUp::new(work, settings)
-        .poll()
-        .await?
-        .context("no lease")?;
-    ensure!(polled.recovered == 3, "{polled:?}");
-    let asked = asked.await?;
-    ensure!(
-        asked[4].contains("range_start=2023-04-28T20%3A05%3A02"),
-        "{asked:?}"
-    );
-    ensure!(
-        stand.count("select count(again_at) from dsync.sweeps").await? == 1,
-        "not due"
-    );
-    Ok(())
 }

@@ -4,13 +4,16 @@ use std::collections::BTreeSet;
 use std::sync::PoisonError;
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use reconciler::checks::Checker;
 use reconciler::work::Work;
+use reconciler::workos::pages::{List, Pages, id_of};
+use tests::eventually;
+use tokio_util::sync::CancellationToken;
 use workos_sim::{Change, DirectoryOptions, Seed};
 
 use crate::scripted::{client_bearing, failing};
-use crate::stand::{MARGIN, Stand, drift, told};
+use crate::stand::{BOUND, MARGIN, Stand, drift, told};
 
 async fn seeded() -> anyhow::Result<(Stand, String, Vec<String>, Vec<String>)> {
     let stand = Stand::up().await?;
@@ -234,5 +237,162 @@ async fn very_many_doubts_of_one_directory_do_not_hide_those_of_another() -> any
     );
     // And the round ends before all of the one directory were read, so that the next can begin.
     ensure!(requests.len() <= 41, "{} requests", requests.len());
+    Ok(())
+}
+
+#[tokio::test]
+async fn one_directory_that_answers_nothing_keeps_no_other_waiting() -> anyhow::Result<()> {
+    let (stand, _, users, _) = seeded().await?;
+    let other = stand.sim.create_directory(DirectoryOptions::newer())?;
+    let other = stand.sim.seed(&other, &Seed::default())?.users;
+    stand.log_all().await?;
+    stand.agrees().await?;
+    let (silent, honest) = (users[0].clone(), other[0].clone());
+    let path = format!("/directory_users/{silent}");
+    let never = path.clone();
+    let (url, asked) = failing(&stand.sim, move |asked| asked.starts_with(&never)).await?;
+    let checker = Checker::new(Work {
+        api: client_bearing(&url, Duration::from_mins(10))?,
+        ..stand.work.clone()
+    });
+    let shutdown = CancellationToken::new();
+    let running = tokio::spawn(checker.run(shutdown.clone()));
+    doubt(&stand, &silent).await?;
+    eventually(BOUND, async || {
+        let asked = asked.lock().unwrap_or_else(PoisonError::into_inner);
+        ensure!(
+            asked.iter().any(|asked| asked.starts_with(&path)),
+            "not asked for"
+        );
+        Ok(())
+    })
+    .await?;
+    doubt(&stand, &honest).await?;
+    eventually(Duration::from_secs(20), async || {
+        ensure!(stand.shows_user(&honest).await?, "kept waiting");
+        Ok(())
+    })
+    .await?;
+    ensure!(!stand.shows_user(&silent).await?);
+    shutdown.cancel();
+    tokio::time::timeout(Duration::from_secs(5), running).await??;
+    Ok(())
+}
+
+/// Has a user in doubt: an event spoke of it after it was gone, long enough ago for a reading to tell.
+async fn doubt(stand: &Stand, user: &str) -> anyhow::Result<()> {
+    sqlx::query(
+        "update dsync.users set seen_at = now() - interval '90 s', gone_at = now() - interval '80 s',
+            version_observed_at = now() - interval '70 s'
+        where id = $1",
+    )
+    .bind(user)
+    .execute(&stand.pool)
+    .await?;
+    stand.settle();
+    Ok(())
+}
+
+/// Has something read again, as a sweep would that found it too young; due so many seconds ago.
+async fn reread(stand: &Stand, what: &str, ids: &[String], directory: &str, due: f64) -> anyhow::Result<()> {
+    let now = stand.clock.now();
+    sqlx::query(
+        "insert into dsync.rereads (target, id, directory_id, due_at)
+        select $1, id, $3, $4 - make_interval(secs => $5) from unnest($2::text[]) as x (id)",
+    )
+    .bind(what)
+    .bind(ids)
+    .bind(directory)
+    .bind(now)
+    .bind(due)
+    .execute(&stand.pool)
+    .await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn very_many_rereads_of_one_directory_do_not_hide_those_of_another() -> anyhow::Result<()> {
+    let (stand, directory, users, _) = seeded().await?;
+    let many: Vec<String> = (0..1_500)
+        .map(|number| format!("directory_user_{number}"))
+        .collect();
+    reread(&stand, "user", &many, "directory_many", 60.0).await?;
+    reread(&stand, "user", &users[..1], &directory, 1.0).await?;
+    stand.sim.take_requests();
+    Checker::new(stand.work.clone()).round().await?;
+    let path = format!("/directory_users/{}", users[0]);
+    let requests = stand.sim.take_requests();
+    ensure!(
+        requests.iter().any(|request| request.uri.starts_with(&path)),
+        "not its turn"
+    );
+    Ok(())
+}
+
+/// A list of members that lacks half of them, and lacks the same half the second time.
+#[tokio::test]
+async fn half_a_list_read_apart_takes_nobody_out_of_a_group() -> anyhow::Result<()> {
+    let (stand, directory, ..) = seeded().await?;
+    let made = (0..16).map(|number| stand.sim.create_group(&directory, &format!("Group {number}")));
+    let made = made.collect::<Result<Vec<String>, _>>()?;
+    // One of them that users' own lists have: every list lacks half of what there is.
+    let halve = |these: &[String]| {
+        let these = these.to_vec();
+        stand
+            .sim
+            .tune(|tuning| tuning.faults.halved = these.into_iter().collect());
+    };
+    halve(std::slice::from_ref(&directory));
+    let page = Pages::of(&stand.work.api, List::groups(&directory))
+        .next()
+        .await?;
+    let listed = page.context("no page")?.objects;
+    let listed: Vec<String> = listed.iter().filter_map(|object| id_of(object)).collect();
+    let group = made.into_iter().find(|group| listed.contains(group));
+    let group = [group.context("none is listed")?];
+    for (members, sweeps) in [(10, 0), (60, 1)] {
+        halve(&[]);
+        for _ in 0..members {
+            let user = stand.sim.create_user(&directory)?;
+            stand.sim.add_member(&group[0], &user)?;
+        }
+        stand.log_all().await?;
+        stand.agrees().await?;
+        stand.settle();
+        halve(std::slice::from_ref(&directory));
+        reread(&stand, "memberships_of_group", &group, &directory, 1.0).await?;
+        ensure!(stand.check().await? == 1);
+        stand
+            .agrees()
+            .await
+            .with_context(|| format!("{members} members"))?;
+        // With so many a sweep is to tell, which sees all lists together.
+        let asked = stand.count("select count(again_at) from dsync.sweeps").await?;
+        ensure!(asked == sweeps, "{asked} sweeps asked for with {members} members");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn who_left_a_group_without_a_word_is_out_when_either_side_is_read_apart() -> anyhow::Result<()> {
+    for what in ["memberships_of_group", "memberships_of_user"] {
+        let (stand, directory, _, groups) = seeded().await?;
+        let user = stand.sim.create_user(&directory)?;
+        stand.sim.add_member(&groups[0], &user)?;
+        stand.log_all().await?;
+        stand.settle();
+        ensure!(stand.shows_member(&groups[0], &user).await?);
+        stand.sim.remove_member(&groups[0], &user)?;
+        stand.log(|_, _| false).await?;
+        stand.settle();
+        let side = if what == "memberships_of_user" {
+            &user
+        } else {
+            &groups[0]
+        };
+        reread(&stand, what, std::slice::from_ref(side), &directory, 1.0).await?;
+        ensure!(stand.check().await? == 1);
+        ensure!(!stand.shows_member(&groups[0], &user).await?, "{what}");
+    }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! The reconciler against a simulated WorkOS, a real Postgres, a real NATS and a real projector.
 
 mod asking;
+mod breaking_off;
 mod catching_up;
 mod checking;
 mod commanding;

@@ -100,7 +100,7 @@ async fn cursors_and_ranges() {
         "/events?events=dsync.user.created&range_start={later}&range_end={}",
         later.plus(DAY)
     );
-    assert_eq!(walk(&sim, &ranged).await, [newest]);
+    assert_eq!(walk(&sim, &ranged).await, std::slice::from_ref(&newest));
     let before = format!(
         "/events?events=dsync.user.created&range_start={}&range_end={later}",
         later.minus(25 * DAY)
@@ -128,8 +128,15 @@ async fn cursors_and_ranges() {
     ] {
         assert_eq!(get(&sim, &format!("/events?{query}")).await.0, status, "{query}");
     }
+    let both = format!("/events?events=dsync.user.created&after={newest}&range_start={later}");
+    assert!(walk(&sim, &both).await.is_empty());
+    sim.tune(|tuning| tuning.events.range_overrides_after = true);
+    assert_eq!(walk(&sim, &both).await, [newest]);
+    sim.tune(|tuning| tuning.events.after_needs_range = true);
+    assert_eq!(get(&sim, &after).await.0, 400);
+    assert_eq!(get(&sim, &both).await.0, 200);
     sim.tune(|tuning| tuning.events.after_excludes_range = true);
-    assert_eq!(get(&sim, &format!("{after}&range_start={later}")).await.0, 400);
+    assert_eq!(get(&sim, &both).await.0, 400);
 }
 
 #[tokio::test]

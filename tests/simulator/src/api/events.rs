@@ -23,6 +23,10 @@ pub struct EventsOptions {
     pub longest_range: Duration,
     /// Whether `after` together with `range_start` is refused.
     pub after_excludes_range: bool,
+    /// Whether `after` is ignored where it stands beside `range_start`.
+    pub range_overrides_after: bool,
+    /// Whether `after` without `range_start` is refused.
+    pub after_needs_range: bool,
 }
 
 impl Default for EventsOptions {
@@ -32,6 +36,8 @@ impl Default for EventsOptions {
             retention: 90 * DAY,
             longest_range: 30 * DAY,
             after_excludes_range: false,
+            range_overrides_after: false,
+            after_needs_range: false,
         }
     }
 }
@@ -69,7 +75,10 @@ fn list(events: &[Event], options: &EventsOptions, now: Millis, query: &Query) -
             && organization.is_none_or(|wanted| event.organization.as_deref() == Some(wanted))
             && options.visible(event, now)
     };
-    let after = cursor(events, options, now, query.get("after"))?;
+    let named = query
+        .get("after")
+        .filter(|_| !(options.range_overrides_after && start.is_some()));
+    let after = cursor(events, options, now, named)?;
     let before = cursor(events, options, now, query.get("before"))?;
     let first = after.map_or(0, |index| index + 1);
     let last = before.unwrap_or(events.len()).max(first);
@@ -108,6 +117,9 @@ fn range(
     let cursor = query.get("after").or(query.get("before"));
     if options.after_excludes_range && cursor.is_some() && start.is_some() {
         return Err(Answer::bad_request("after and range_start exclude each other."));
+    }
+    if options.after_needs_range && cursor.is_some() && start.is_none() {
+        return Err(Answer::bad_request("after needs range_start."));
     }
     let until = end.unwrap_or(now);
     match start {

@@ -1,0 +1,71 @@
+//! Events that the log acknowledged lately: they need not be appended again. Pure.
+//!
+//! What is forgotten too early is only appended once more, and the log knows it. So there is a bound, or months that are
+//! read in one go would all be kept in memory.
+
+use std::collections::HashMap;
+
+use schema::timestamp::Timestamp;
+
+/// How many are kept: some megabytes, and more than a holdback has but for a first sync.
+const MOST: usize = 50_000;
+
+/// Ids of events, and when each happened.
+#[derive(Debug, Default)]
+pub struct Known {
+    ids: HashMap<String, Timestamp>,
+}
+
+impl Known {
+    /// Whether this one was acknowledged lately.
+    pub fn has(&self, id: &str) -> bool {
+        self.ids.contains_key(id)
+    }
+
+    /// Takes one up. With too many, the older half goes.
+    pub fn add(&mut self, id: String, at: Timestamp) {
+        self.ids.insert(id, at);
+        if self.ids.len() > MOST {
+            let mut times: Vec<Timestamp> = self.ids.values().copied().collect();
+            let (_, middle, _) = times.select_nth_unstable(MOST / 2);
+            let middle = *middle;
+            self.ids.retain(|_, at| *at > middle);
+        }
+    }
+
+    /// Forgets those that happened before `moment`.
+    pub fn forget_before(&mut self, moment: Timestamp) {
+        self.ids.retain(|_, at| *at >= moment);
+    }
+
+    /// Forgets all.
+    pub fn clear(&mut self) {
+        self.ids = HashMap::new();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn very_many_are_not_kept_and_the_newest_are() {
+        let mut known = Known::default();
+        for number in 0..300_000 {
+            known.add(format!("event_{number}"), Timestamp::from_micros(number));
+            assert!(known.ids.len() <= MOST);
+        }
+        assert!(known.has("event_299999") && known.has("event_280000") && !known.has("event_1"));
+        known.forget_before(Timestamp::from_micros(299_999));
+        assert_eq!(known.ids.len(), 1);
+    }
+
+    #[test]
+    fn very_many_of_one_moment_are_not_kept_either() {
+        let mut known = Known::default();
+        for number in 0..100_000 {
+            known.add(format!("event_{number}"), Timestamp::from_micros(7));
+            assert!(known.ids.len() <= MOST);
+        }
+    }
+}

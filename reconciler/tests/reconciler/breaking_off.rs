@@ -1,0 +1,155 @@
+//! A catch-up that breaks off: the next one goes on where it was, whatever it was reading.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use reconciler::catch_up::{CatchUp, Settings};
+use reconciler::work::Work;
+use workos_sim::{DirectoryOptions, Seed};
+
+use crate::catching_up::HOLDBACK;
+use crate::scripted::{client, client_bearing, failing, scripted};
+use crate::stand::Stand;
+
+const POSITION: &str =
+    "select extract(epoch from position)::bigint from dsync.duties where duty = 'catch_up'";
+
+/// A catch-up whose server gives so many pages of events, and no more.
+async fn cut_off_after(stand: &Stand, pages: usize) -> anyhow::Result<CatchUp> {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let fails =
+        move |path: &str| path.starts_with("/events") && asked.fetch_add(1, Ordering::SeqCst) >= pages;
+    let (url, _) = failing(&stand.sim, fails).await?;
+    let work = Work {
+        api: client_bearing(&url, Duration::from_millis(100))?,
+        ..stand.work.clone()
+    };
+    let settings = Settings {
+        every: Duration::from_secs(1),
+        holdback: HOLDBACK,
+    };
+    Ok(CatchUp::new(work, settings))
+}
+
+#[tokio::test]
+async fn a_catch_up_that_began_anew_and_broke_off_goes_on_where_it_was() -> anyhow::Result<()> {
+    let stand = Stand::up().await?;
+    stand.catch_up(HOLDBACK).poll().await?;
+    let directory = stand.sim.create_directory(DirectoryOptions::default())?;
+    for _ in 0..6 {
+        stand.sim.seed(
+            &directory,
+            &Seed {
+                users: 40,
+                ..Seed::default()
+            },
+        )?;
+        stand.advance(Duration::from_hours(24));
+    }
+    stand.log_all().await?;
+    stand.pass().await;
+    stand.catch_up(HOLDBACK).poll().await?;
+    sqlx::query(
+        "insert into dsync.rewinds (stream, old_created, old_seq, new_created, new_seq)
+        values ('DSYNC', now(), 1, now(), 0)",
+    )
+    .execute(&stand.pool)
+    .await?;
+    // Two months without events, and three pages; then three more.
+    let mut position = 0;
+    for pages in [5, 3] {
+        let cut_off = cut_off_after(&stand, pages).await?.poll().await;
+        ensure!(cut_off.is_err(), "not cut off: {cut_off:?}");
+        let now = stand.count(POSITION).await?;
+        ensure!(now > position, "began anew: {now} after {position}");
+        position = now;
+        stand.advance(Duration::from_secs(15));
+    }
+    let polled = stand.catch_up(HOLDBACK).poll().await?.context("no lease")?;
+    let all = stand.sim.events().len();
+    ensure!(all > 600 && polled.listed < all / 2, "{polled:?}, {all} in all");
+    ensure!(
+        stand.count("select count(again_at) from dsync.sweeps").await? == 0,
+        "taken for away too long"
+    );
+    // What is acknowledged is not read again.
+    let polled = stand.catch_up(HOLDBACK).poll().await?.context("no lease")?;
+    ensure!(polled.listed == 0, "{polled:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_poll_that_breaks_off_does_not_set_the_position_back() -> anyhow::Result<()> {
+    let stand = Stand::up().await?;
+    stand.catch_up(HOLDBACK).poll().await?;
+    let directory = stand.sim.create_directory(DirectoryOptions::default())?;
+    stand.sim.seed(
+        &directory,
+        &Seed {
+            users: 150,
+            ..Seed::default()
+        },
+    )?;
+    stand.advance(Duration::from_secs(30));
+    stand.catch_up(HOLDBACK).poll().await?;
+    let before = stand.count(POSITION).await?;
+    ensure!(
+        cut_off_after(&stand, 1).await?.poll().await.is_err(),
+        "not cut off"
+    );
+    let after = stand.count(POSITION).await?;
+    ensure!(after >= before, "set back by {} s", before - after);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_cursor_that_is_refused_goes_on_by_time_and_has_all_swept() -> anyhow::Result<()> {
+    let page = |events: &str, after: &str| {
+        format!(r#"{{"data":[{events}],"list_metadata":{{"before":null,"after":{after}}}}}"#)
+    };
+    let event = |number: u32| {
+        format!(
+            r#"{{"id":"event_{number}","event":"dsync.group.created","created_at":"2023-04-28T20:05:0{number}Z","data":{{"id":"g{number}","directory_id":"d1"}}}}"#
+        )
+    };
+    let refused = r#"{"message":"cursor"}"#.to_owned();
+    let (url, asked) = scripted(vec![
+        (200, page("", "null")),
+        (200, page(&format!("{},{}", event(1), event(2)), "\"event_2\"")),
+        (400, refused.clone()),
+        (400, refused.clone()),
+        (200, page(&format!("{},{}", event(2), event(3)), "\"event_3\"")),
+        (400, refused.clone()),
+        (400, refused.clone()),
+        (200, page(&event(3), "null")),
+    ])
+    .await?;
+    let stand = Stand::up().await?;
+    sqlx::query("insert into dsync.sweeps (directory_id, swept_at) values ('d1', now())")
+        .execute(&stand.pool)
+        .await?;
+    let work = Work {
+        api: client(&url)?,
+        // The scripted server's time.
+        clock: service::clock::Clock::fixed(time::macros::datetime!(2023-04-28 20:05:31 UTC)),
+        ..stand.work.clone()
+    };
+    let settings = Settings {
+        every: Duration::from_secs(1),
+        holdback: HOLDBACK,
+    };
+    let polled = CatchUp::new(work, settings).poll().await?.context("no lease")?;
+    ensure!(polled.recovered == 3, "{polled:?}");
+    let asked = asked.await?;
+    ensure!(
+        asked[4].contains("range_start=2023-04-28T20%3A05%3A02"),
+        "{asked:?}"
+    );
+    ensure!(
+        stand.count("select count(again_at) from dsync.sweeps").await? == 1,
+        "not due"
+    );
+    Ok(())
+}
