@@ -1,4 +1,4 @@
-//! Writing the history that a large directory's end left to be written, part by part, beside the lanes.
+//! Writing the history that the end of a large directory or group left to be written, part by part, beside the lanes.
 //!
 //! Every projector does it, one at a time: each part is a transaction of its own that says where it began, so a crash
 //! between two costs nothing and a part is never written twice.
@@ -36,7 +36,7 @@ pub async fn work(pool: PgPool, shutdown: CancellationToken) {
                 Some(Ok(true)) => {}
                 Some(Ok(false)) => break,
                 Some(Err(error)) => {
-                    tracing::warn!(error = %described(&error), "history of a directory's end is still to be written");
+                    tracing::warn!(error = %described(&error), "history of an end is still to be written");
                     break;
                 }
             }
@@ -54,9 +54,13 @@ pub async fn drain(pool: &PgPool) -> sqlx::Result<()> {
     Ok(())
 }
 
-/// Lists the next `listed` rows whose history is to be written, and writes it in parts of `part` rows. `false`: there
-/// was nothing to be written, or somebody else is at it.
+/// Lists the next `listed` rows whose history is to be written, and writes it in parts of `part` rows; of groups, a part.
+/// `false`: there was nothing to be written, or somebody else is at it.
 pub async fn write_listed(pool: &PgPool, listed: usize, part: usize) -> sqlx::Result<bool> {
+    let bound = i64::try_from(part).unwrap_or(i64::MAX);
+    if answered(backlog::write_part_of_group(pool, bound)).await? {
+        return Ok(true);
+    }
     let Some(mut untold) = answered(backlog::oldest(pool)).await? else {
         return Ok(false);
     };

@@ -48,7 +48,7 @@ pub struct Metrics {
     pub deprovision_seconds: Histogram,
     /// Records that wait in the dead letters.
     pub dead_letters: IntGauge,
-    /// Directories that ended and whose history is still being written.
+    /// Directories and groups that ended and whose history is still being written.
     pub history_backlog: IntGauge,
     /// How often the log was found to have lost records.
     pub log_rewinds: IntCounter,
@@ -142,7 +142,7 @@ impl Metrics {
             ),
             history_backlog: gauge(
                 "dsync_projector_history_backlog",
-                "Directories that ended and whose history is still being written.",
+                "Directories and groups that ended and whose history is still being written.",
             ),
             log_rewinds: counter(
                 "dsync_projector_log_rewinds_total",

@@ -1,8 +1,8 @@
-//! History that is still to be written: of what large directories took along when they ended.
+//! History that is still to be written: of what large directories and groups took along when they ended.
 //!
 //! The end itself is one row, and in force with its commit. What it takes along is hidden from then on; the changes that
 //! say so follow in parts, so that nobody waits long for the lock under which changes are numbered. See
-//! `migrations/V15__history_backlog.sql` for why rows that are changed meanwhile do not matter.
+//! `migrations/V15__history_backlog.sql`, and of groups V19, for why rows that are changed meanwhile do not matter.
 
 use std::collections::HashSet;
 
@@ -95,11 +95,16 @@ pub async fn oldest(pool: &PgPool) -> sqlx::Result<Option<Untold>> {
     }))
 }
 
-/// How many directories' history is still to be written.
+/// How many directories and groups there are whose history is still to be written.
 pub async fn count(connection: impl sqlx::PgExecutor<'_>) -> sqlx::Result<i64> {
-    sqlx::query_scalar!(r#"select count(*) as "count!" from dsync.history_backlog"#)
-        .fetch_one(connection)
-        .await
+    sqlx::query_scalar!(
+        r#"
+        select (select count(*) from dsync.history_backlog) + (select count(*) from dsync.group_history_backlog)
+            as "count!"
+        "#
+    )
+    .fetch_one(connection)
+    .await
 }
 
 /// The next rows in the order in which they are written, `limit` at most: fewer only where no more of that entity follow.
@@ -192,24 +197,40 @@ pub async fn write_part(
     .await
 }
 
+/// Writes the next `part` rows of what a group took along, of the one that ended first. `false`: there was nothing to be
+/// written, or somebody else writes a part now.
+pub async fn write_part_of_group(pool: &PgPool, part: i64) -> sqlx::Result<bool> {
+    sqlx::query_scalar!(r#"select dsync.write_group_history_part($1) as "written!""#, part)
+        .fetch_one(pool)
+        .await
+}
+
 /// Writes all that is still to be written, in one go.
 pub(super) async fn write_all(connection: &mut PgConnection) -> sqlx::Result<()> {
     sqlx::query!(
-        r#"select dsync.write_backlog(directory_id) as "written: ()" from dsync.history_backlog order by directory_id"#
+        r#"
+        select dsync.write_backlog(directory_id) as "written: ()"
+        from (select directory_id from dsync.history_backlog order by directory_id) as b
+        union all
+        select dsync.write_group_backlog(group_id)
+        from (select group_id from dsync.group_history_backlog order by group_id) as b
+        "#
     )
     .fetch_all(connection)
     .await?;
     Ok(())
 }
 
-/// Whom a transaction is about to change: ids, and beside each the directory in which it, or a membership of it, is
-/// about to be written.
+/// What a transaction is about to change: ids of people and groups, and beside each the directory in which it, or a
+/// membership of it, is about to be written; and memberships.
 #[derive(Debug, Default)]
 pub(super) struct Meant<'p> {
     people: Vec<&'p str>,
     people_in: Vec<&'p str>,
     groups: Vec<&'p str>,
     groups_in: Vec<&'p str>,
+    of_groups: Vec<&'p str>,
+    of_users: Vec<&'p str>,
 }
 
 impl<'p> Meant<'p> {
@@ -230,11 +251,18 @@ impl<'p> Meant<'p> {
             .iter()
             .map(|(group, row)| (group.as_str(), row.directory.as_str()))
             .unzip();
+        let (of_groups, of_users) = picture
+            .memberships
+            .keys()
+            .map(|(group, user)| (group.as_str(), user.as_str()))
+            .unzip();
         Self {
             people,
             people_in,
             groups,
             groups_in,
+            of_groups,
+            of_users,
         }
     }
 
@@ -252,12 +280,15 @@ impl<'p> Meant<'p> {
 pub(super) async fn write_early(connection: &mut PgConnection, meant: &Meant<'_>) -> sqlx::Result<()> {
     sqlx::query!(
         r#"
-        select dsync.write_history_early($1::text[], $2::text[], $3::text[], $4::text[]) as "written: ()"
+        select dsync.write_history_early($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[])
+            as "written: ()"
         "#,
         &meant.people as &[&str],
         &meant.people_in as &[&str],
         &meant.groups as &[&str],
         &meant.groups_in as &[&str],
+        &meant.of_groups as &[&str],
+        &meant.of_users as &[&str],
     )
     .fetch_one(connection)
     .await?;

@@ -14,7 +14,7 @@ use sqlx::PgConnection;
 pub(super) struct Entered {
     /// Those of the people it means who are erased.
     pub erased: HashSet<String>,
-    /// Whether history of some directory's end is still to be written: see [`super::backlog`].
+    /// Whether history of the end of some directory or group is still to be written: see [`super::backlog`].
     pub has_backlog: bool,
 }
 
@@ -31,22 +31,25 @@ pub(super) async fn limit(connection: &mut PgConnection) -> sqlx::Result<()> {
 }
 
 /// Takes the lock of each directory, and shares the one that erasures hold alone; then answers which of `people` are
-/// erased. Limited as by [`limit`]. For the order of the locks see `dsync.lock_directories` (V15).
+/// erased, and locks what of the backlog is of them or of `groups`. Limited as by [`limit`]. For the order of the locks see
+/// `dsync.lock_directories` (V15) and `dsync.entering_deferring_groups` (V19).
 pub(super) async fn enter(
     connection: &mut PgConnection,
     directories: &[&str],
     people: &[&str],
+    groups: &[&str],
 ) -> sqlx::Result<Entered> {
     let entered = sqlx::query!(
         r#"
         select
             erased as "erased!", has_backlog as "has_backlog!",
             set_config('idle_in_transaction_session_timeout', $3, true) as "limit!"
-        from dsync.entering($1::text[], $2::text[])
+        from dsync.entering_deferring_groups($1::text[], $2::text[], $4::text[])
         "#,
         directories as &[&str],
         people as &[&str],
         IDLE_IN_TRANSACTION,
+        groups as &[&str],
     )
     .fetch_one(connection)
     .await?;

@@ -26,7 +26,7 @@ mod written;
 
 use std::collections::{BTreeSet, HashSet};
 
-use schema::ids::{DirectoryId, UserId};
+use schema::ids::{DirectoryId, GroupId, UserId};
 use schema::picture::Picture;
 use sqlx::PgConnection;
 
@@ -38,9 +38,13 @@ pub use written::Effects;
 /// `connection` must be in a transaction. It is left holding the locks of the directories touched, so that writes
 /// within one directory are serial: exact history needs that, the registers do not.
 pub async fn write(connection: &mut PgConnection, picture: &Picture<'_>) -> sqlx::Result<Effects> {
-    let lock::Entered { erased, has_backlog } =
-        lock::enter(connection, &touched(picture), &people(picture)).await?;
-    // Before the lock that history takes with the first change: whoever writes the backlog takes them in that order.
+    let lock::Entered { erased, has_backlog } = lock::enter(
+        connection,
+        &touched(picture),
+        &people(picture),
+        &groups_of(picture),
+    )
+    .await?;
     if has_backlog {
         backlog::write_early(connection, &Meant::by(picture)).await?;
     }
@@ -49,7 +53,12 @@ pub async fn write(connection: &mut PgConnection, picture: &Picture<'_>) -> sqlx
     if !picture.directories.is_empty() {
         backlog::write_early(connection, &Meant::by(picture)).await?;
     }
-    write_rest(connection, picture, erased, &mut effects).await?;
+    write_objects(connection, picture, &erased, &mut effects).await?;
+    // And so may a group, before its memberships are written.
+    if !picture.memberships.is_empty() && picture.groups.values().any(|row| row.gone.is_some()) {
+        backlog::write_early(connection, &Meant::by(picture)).await?;
+    }
+    write_memberships(connection, picture, erased, &mut effects).await?;
     Ok(effects)
 }
 
@@ -58,7 +67,8 @@ pub async fn write_beside(connection: &mut PgConnection, picture: &Picture<'_>) 
     lock::beside(connection).await?;
     let erased = erased::among(connection, &people(picture)).await?;
     let mut effects = write_directories(connection, picture).await?;
-    write_rest(connection, picture, erased, &mut effects).await?;
+    write_objects(connection, picture, &erased, &mut effects).await?;
+    write_memberships(connection, picture, erased, &mut effects).await?;
     Ok(effects)
 }
 
@@ -73,10 +83,10 @@ async fn write_directories(connection: &mut PgConnection, picture: &Picture<'_>)
     Ok(effects)
 }
 
-async fn write_rest(
+async fn write_objects(
     connection: &mut PgConnection,
     picture: &Picture<'_>,
-    erased: HashSet<String>,
+    erased: &HashSet<String>,
     effects: &mut Effects,
 ) -> sqlx::Result<()> {
     let users = picture
@@ -85,6 +95,15 @@ async fn write_rest(
         .filter(|(id, _)| !erased.contains(id.as_str()));
     effects.add_rows(users::write(connection, users).await?);
     effects.add_rows(groups::write(connection, picture.groups.iter()).await?);
+    Ok(())
+}
+
+async fn write_memberships(
+    connection: &mut PgConnection,
+    picture: &Picture<'_>,
+    erased: HashSet<String>,
+    effects: &mut Effects,
+) -> sqlx::Result<()> {
     let memberships = picture
         .memberships
         .iter()
@@ -99,7 +118,14 @@ async fn write_rest(
 /// Takes the locks that writing `picture` takes. For whoever writes in parts: locks are always taken in one order, and
 /// before the one that history takes with the first change.
 pub async fn lock(connection: &mut PgConnection, picture: &Picture<'_>) -> sqlx::Result<()> {
-    lock::enter(connection, &touched(picture), &[]).await.map(drop)
+    lock::enter(
+        connection,
+        &touched(picture),
+        &people(picture),
+        &groups_of(picture),
+    )
+    .await
+    .map(drop)
 }
 
 /// The directories a picture says something of or in.
@@ -121,4 +147,11 @@ fn people<'p>(picture: &'p Picture<'_>) -> Vec<&'p str> {
     let members = picture.memberships.keys().map(|(_, user)| user);
     let people: HashSet<&UserId<'_>> = picture.users.keys().chain(members).collect();
     people.into_iter().map(UserId::as_str).collect()
+}
+
+/// The groups a picture says something of, or of a membership of theirs, each once.
+fn groups_of<'p>(picture: &'p Picture<'_>) -> Vec<&'p str> {
+    let joined = picture.memberships.keys().map(|(group, _)| group);
+    let groups: HashSet<&GroupId<'_>> = picture.groups.keys().chain(joined).collect();
+    groups.into_iter().map(GroupId::as_str).collect()
 }

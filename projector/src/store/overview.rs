@@ -37,9 +37,9 @@ pub struct Totals {
     pub memberships: i64,
     /// Rows of history, the same.
     pub changes: i64,
-    /// Directories that ended and whose history is still to be written.
+    /// Directories and groups that ended and whose history is still to be written.
     pub history_backlog: i64,
-    /// When the log was last found to have lost its end.
+    /// When the log was last found to have lost entries, or to be another one.
     pub rewound_at: Option<OffsetDateTime>,
     /// When the projection was last rebuilt.
     pub rebuilt_at: Option<OffsetDateTime>,
@@ -61,7 +61,8 @@ pub async fn totals(connection: &mut PgConnection) -> sqlx::Result<Totals> {
                 select coalesce(sum(greatest(c.reltuples, 0)), 0)::bigint from pg_inherits as i
                 join pg_class as c on c.oid = i.inhrelid where i.inhparent = 'dsync.changes'::regclass
             ) as "changes!",
-            (select count(*) from dsync.history_backlog) as "history_backlog!",
+            (select count(*) from dsync.history_backlog)
+                + (select count(*) from dsync.group_history_backlog) as "history_backlog!",
             (select max(noticed_at) from dsync.rewinds) as rewound_at,
             b.done_at as "rebuilt_at?",
             b.rows_replaced as "rebuilt_rows?"

@@ -183,7 +183,8 @@ async fn write_concurrently(pool: &PgPool, batches: Vec<Vec<Record>>, writers: u
 
 pub(super) async fn clear(pool: &PgPool) -> anyhow::Result<()> {
     let tables = "dsync.directories, dsync.users, dsync.groups, dsync.memberships, dsync.changes, \
-                  dsync.history_backlog, dsync.history_told_early";
+                  dsync.history_backlog, dsync.history_told_early, dsync.group_history_backlog, \
+                  dsync.group_history_told_early";
     sqlx::raw_sql(sqlx::AssertSqlSafe(format!("truncate {tables}")))
         .execute(pool)
         .await?;

@@ -57,12 +57,18 @@ impl Stage {
         tell(&pool, json!({"id": "x1", "event": "dsync.user.created", "created_at": "2026-01-01T00:00:00Z",
             "data": {"id": "user_of_nobody", "directory_id": "directory_of_nobody", "email": "nobody@example.com"}}))
             .await?;
-        // Of every directory history is still being written, as it is of large ones that ended: nothing later than `moment`.
+        // Of all history is still being written, as it is of what was large and ended: nothing later than `moment`.
         sqlx::raw_sql(
             "insert into dsync.history_backlog (directory_id, seen_after, recorded_at, occurred_at, event_id, source)
              select id, '-infinity', '-infinity', '-infinity', seen_event, 'a' from dsync.directories;
              insert into dsync.history_told_early (directory_id, entity, id)
-             select directory_id, 'user', id from dsync.users union select directory_id, 'group', id from dsync.groups",
+             select directory_id, 'user', id from dsync.users union select directory_id, 'group', id from dsync.groups;
+             insert into dsync.group_history_backlog (
+                group_id, directory_id, seen_after, recorded_at, occurred_at, event_id, source, directory_seen_after
+             )
+             select id, directory_id, '-infinity', '-infinity', '-infinity', seen_event, 'a', '-infinity' from dsync.groups;
+             insert into dsync.group_history_told_early (group_id, user_id, directory_id)
+             select group_id, user_id, directory_id from dsync.memberships",
         )
         .execute(&pool)
         .await?;

@@ -14,6 +14,7 @@
 mod as_of;
 mod changes;
 mod ends;
+mod ends_of_groups;
 mod forgetting;
 mod heap_only;
 #[path = "../model/history.rs"]

@@ -79,7 +79,9 @@ impl Stage {
         let dead = sqlx::query_scalar("select count(*) from dsync.dead_letters");
         verdict.dead_letters = dead.fetch_one(&self.pool).await?;
         let told = eventually(patience, async || {
-            let backlog = sqlx::query_scalar::<_, i64>("select count(*) from dsync.history_backlog");
+            let backlog = sqlx::query_scalar::<_, i64>(
+                "select (select count(*) from dsync.history_backlog) + (select count(*) from dsync.group_history_backlog)",
+            );
             ensure!(
                 backlog.fetch_one(&self.pool).await? == 0,
                 "history is not told to its end"
