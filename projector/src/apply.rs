@@ -27,8 +27,8 @@ pub struct Applied {
     pub records: Vec<Fate>,
     /// How many records speak of erased people. They were left out and wait to be purged from the log.
     pub to_purge: usize,
-    /// How many records the log had lost that would have been among these.
-    pub lost: u64,
+    /// What the log had lost that would have been among these.
+    pub lost: Vec<Hole>,
 }
 
 /// What became of one record.

@@ -22,7 +22,7 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use time::OffsetDateTime;
 
 use crate::fold::{Outcome, Texts, fold};
-use crate::holes::{self, EVERYTHING};
+use crate::holes::{self, EVERYTHING, Reading};
 use crate::lane::Lane;
 use crate::reach::Reach;
 use crate::store;
@@ -37,6 +37,9 @@ const RECORDS: usize = 2_000;
 const BYTES: usize = 8 << 20;
 /// An answer that takes longer is asked for again.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long to wait before asking again when the log's copies do not agree, and how often.
+const PAUSE: Duration = Duration::from_millis(500);
+const DOUBTS: u32 = 20;
 /// So far behind the lanes the build may be when it is compared: what is left is read while others wait.
 const NEAR: u64 = 2_000;
 
@@ -66,6 +69,19 @@ pub enum Error {
         "the lanes were sent back while this was at work (the log lost its end, or a rebuild was undone): try again"
     )]
     SentBack,
+    /// Who answers for the log does not know what was read.
+    #[error(
+        "what the log lacks cannot be told: it changes, or its copies differ (see `nats stream info`); nothing was changed, try \
+         again"
+    )]
+    Unsettled,
+    /// The log lost entries that were not known to be lost.
+    #[error(
+        "the log lost entries behind {0} while this was at work: built without them, what they said would be undone; nothing was \
+         changed, try again. Should it come again, the copy of the log's leader is damaged: have another one lead (`nats stream \
+         cluster step-down`)"
+    )]
+    Lost(u64),
     /// The lanes kept running ahead.
     #[error(
         "the projector runs ahead faster than the log can be read again: try again when there is less to do"
@@ -278,6 +294,7 @@ impl Build {
     ) -> Result<(), Error> {
         let mut at = from;
         let mut reader: Option<Reader> = None;
+        let mut doubts = 0;
         while at < to {
             // What was purged since would be waited for.
             match self.journal.first_at(at + 1, EVERYTHING).await? {
@@ -296,8 +313,31 @@ impl Build {
             let mut entries = entries?;
             let read_to = open.position();
             // A damaged copy of the log may lack somebody's removal, which the log has.
-            let place = (self.created, at);
-            holes::complete(connection, &self.journal, place, &mut entries, (RECORDS, BYTES)).await?;
+            let reading = Reading {
+                created: self.created,
+                position: at,
+                over_dropped: true,
+                records: RECORDS,
+                bytes: BYTES,
+            };
+            let complete = holes::complete(connection, &self.journal, reading, &mut entries).await?;
+            let Some(lost) = complete else {
+                doubts += 1;
+                if doubts > DOUBTS {
+                    return Err(Error::Unsettled);
+                }
+                reader = None;
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            };
+            doubts = 0;
+            // Live rows may have what it said.
+            if let Some(hole) = lost.iter().rfind(|hole| hole.after < to)
+                && let Some(behind) = entries.iter().find(|entry| entry.seq >= hole.before)
+                && !self.reach.knows(behind.appended_at)
+            {
+                return Err(Error::Lost(hole.after));
+            }
             if entries.last().is_some_and(|last| last.seq < read_to) {
                 reader = None;
             }

@@ -12,16 +12,40 @@ use sqlx::PgConnection;
 
 use crate::store::erased;
 
-/// Every subject of the log.
-pub(crate) const EVERYTHING: &str = "dsync.>";
+/// Every subject of the log, also one that is not ours: who reads without a filter meets those too.
+pub(crate) const EVERYTHING: &str = ">";
+/// So much is asked of the broker one by one at most before the lane goes on: meanwhile nobody renews its lease.
+const AT_ONCE: usize = 100;
 
 /// Sequences that are not there, by those around them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hole {
-    /// The last sequence before it, read or applied.
+    /// The last sequence before it that was read, applied or accounted for.
     pub after: u64,
-    /// The first sequence behind it.
+    /// The first such sequence behind it.
     pub before: u64,
+}
+
+impl Hole {
+    /// How many are not there.
+    pub fn lacks(self) -> u64 {
+        self.before.saturating_sub(self.after + 1)
+    }
+}
+
+/// How entries were read.
+#[derive(Debug, Clone, Copy)]
+pub struct Reading {
+    /// When the log was made.
+    pub created: Timestamp,
+    /// The sequence behind which.
+    pub position: u64,
+    /// Whether what the log dropped from its beginning is passed over. A lane must not: it has to be told, and sweeps are due.
+    pub over_dropped: bool,
+    /// How many records may be put in.
+    pub records: usize,
+    /// How many bytes.
+    pub bytes: usize,
 }
 
 /// Why it could not be told.
@@ -56,45 +80,78 @@ fn behind(first_seq: u64, holes: Vec<Hole>) -> Vec<Hole> {
         after: hole.after.max(first_seq.saturating_sub(1)),
         ..hole
     });
-    cut.filter(|hole| hole.before > hole.after + 1).collect()
+    cut.filter(|hole| hole.lacks() > 0).collect()
 }
 
-/// Looks for what `entries`, read from the log made at `created` behind `position` and without a filter, leave out, and
-/// answers what of that is nowhere and was not erased. What the log still has is put in: then `entries` may end sooner than
-/// they did, with about `records` or `bytes` put in. None: it cannot be told now, the log changes.
+/// Where a lane at `position` must not go on, of `holes` between `entries` in a log that begins at `first_seq`: the log dropped
+/// what comes next before it was applied. One that begins with the log's first entry lacks nothing.
+fn gap(position: u64, entries: &[Entry], holes: &[Hole], first_seq: u64) -> Option<u64> {
+    let begun = match position {
+        0 => entries.first()?.seq,
+        position => position,
+    };
+    let mut ends = holes.iter().map(|hole| hole.after);
+    ends.find(|after| *after >= begun && after + 1 < first_seq)
+}
+
+/// What `entries` leave out and nothing explains.
+async fn unexplained(
+    connection: &mut PgConnection,
+    reading: Reading,
+    entries: &[Entry],
+) -> sqlx::Result<Vec<Hole>> {
+    let found = holes(reading.position, entries);
+    if found.is_empty() {
+        return Ok(found);
+    }
+    answered(erased::unexplained(connection, reading.created, &found)).await
+}
+
+/// Looks for what `entries`, read without a filter, leave out, and answers what of that is nowhere and was not erased. What the
+/// log still has is put in: then `entries` may end sooner than they did. So they do before what the log dropped ahead of a lane,
+/// and there may be none left. None: it cannot be told now, the log changes.
 pub async fn complete(
     connection: &mut PgConnection,
     journal: &Journal,
-    (created, position): (Timestamp, u64),
+    reading: Reading,
     entries: &mut Vec<Entry>,
-    (records, bytes): (usize, usize),
 ) -> Result<Option<Vec<Hole>>, Error> {
-    let found = holes(position, entries);
-    if found.is_empty() {
-        return Ok(Some(found));
-    }
     // Mostly that explains them all: then nobody need ask the broker.
-    let found = answered(erased::unexplained(connection, created, &found)).await?;
-    let found: Vec<Hole> = found.into_iter().map(|(hole, _)| hole).collect();
+    let found = unexplained(connection, reading, entries).await?;
     if found.is_empty() {
         return Ok(Some(found));
     }
     // Asked for after the entries were read: what aged out before they were sent has aged out by now.
-    let log = journal.identity().await?.filter(|log| log.created == created);
-    let Some(log) = log else { return Ok(None) };
-    let found = behind(log.first_seq, found);
+    let log = journal.identity().await?;
+    let Some(log) = log.filter(|log| log.created == reading.created) else {
+        return Ok(None);
+    };
+    if !reading.over_dropped
+        && let Some(end) = gap(reading.position, entries, &found, log.first_seq)
+    {
+        entries.retain(|entry| entry.seq <= end);
+        return Ok(Some(Vec::new()));
+    }
+    let mut found = behind(log.first_seq, found);
+    if let Some(end) = found.get(AT_ONCE).map(|hole| hole.after)
+        && entries.first().is_some_and(|first| first.seq <= end)
+    {
+        entries.retain(|entry| entry.seq <= end);
+        found.truncate(AT_ONCE);
+    }
     for hole in &found {
         let (mut at, mut size) = (hole.after, 0);
         let mut left_out = Vec::new();
-        while left_out.len() < records && size < bytes {
+        while left_out.len() < reading.records.min(AT_ONCE) && size < reading.bytes {
             match journal.first_at(at + 1, EVERYTHING).await? {
-                Some(next) if next.seq == hole.before => break,
-                Some(next) if next.seq < hole.before => {
+                // Also one behind: what was read there is in hand, whoever answers lacks it or it was erased since.
+                Some(next) if next.seq >= hole.before => break,
+                Some(next) => {
                     (at, size) = (next.seq, size + next.record.body.len());
                     left_out.push(next);
                 }
-                // Who answers does not know what was read, or that was erased since.
-                _ => return Ok(None),
+                // Who answers does not know what was read.
+                None => return Ok(None),
             }
         }
         if !left_out.is_empty() {
@@ -105,7 +162,8 @@ pub async fn complete(
             );
             entries.retain(|entry| entry.seq <= hole.after);
             entries.append(&mut left_out);
-            return Ok(Some(behind(log.first_seq, holes(position, entries))));
+            let found = unexplained(connection, reading, entries).await?;
+            return Ok(Some(behind(log.first_seq, found)));
         }
     }
     Ok(Some(found))
@@ -168,6 +226,26 @@ mod tests {
                 left,
                 "{first_seq}"
             );
+        }
+    }
+
+    #[test]
+    fn a_lane_stops_where_the_log_dropped_what_comes_next() {
+        let seqs = &[4, 5, 9, 12][..];
+        for (position, holes, first_seq, end) in [
+            (3, vec![hole(5, 9)], 1, None),
+            (3, vec![hole(5, 9)], 6, None),
+            (3, vec![hole(5, 9)], 7, Some(5)),
+            (3, vec![hole(5, 9), hole(9, 12)], 40, Some(5)),
+            // Erased from where the lane stands on, and dropped behind that.
+            (1, vec![hole(2, 4), hole(5, 9)], 40, Some(2)),
+            // Nothing was applied of what the log begins after; what came since was read.
+            (0, vec![hole(0, 4)], 4, None),
+            (0, vec![hole(0, 2), hole(2, 4)], 4, None),
+            (0, vec![hole(0, 4), hole(5, 9)], 40, Some(5)),
+        ] {
+            let found = gap(position, &entries(seqs), &holes, first_seq);
+            assert_eq!(found, end, "{position} {holes:?} {first_seq}");
         }
     }
 }

@@ -60,6 +60,11 @@ impl Reach {
         }
     }
 
+    /// Whether what the log lost before the entry it stored `at` was known of.
+    pub(crate) fn knows(self, at: Timestamp) -> bool {
+        matches!(self, Self::Since(since) if at <= since)
+    }
+
     /// How far back to assume that it reaches if it reached to `before` when seeding began, which took `took`: none, if what was
     /// dropped since lies in the minute that clocks may differ.
     pub(crate) fn beyond(self, before: Self, took: Duration) -> Option<Self> {

@@ -27,7 +27,7 @@ use sqlx::{PgConnection, PgPool};
 use tokio_util::sync::CancellationToken;
 
 use crate::apply::{self, Applied, Batch, Fate};
-use crate::holes::{self, Hole};
+use crate::holes::{self, Hole, Reading};
 use crate::lane::Lane;
 use crate::metrics::Metrics;
 use crate::store::erased;
@@ -117,6 +117,8 @@ enum Next {
 enum Stop {
     #[error("the log's stream does not exist yet; ingest or the reconciler makes it")]
     NoStream,
+    #[error("what the log lacks cannot be told: it changes, or its copies differ (see `nats stream info`)")]
+    Unsettled,
     #[error("the log: {0}")]
     Log(#[from] journal::Error),
     #[error("the log: {0}")]
@@ -262,7 +264,7 @@ impl Worker {
                 Ok(applied) => {
                     position = batch.to();
                     self.count(lane, &entries, &applied, began.elapsed());
-                    self.tell_lost(&holes, applied.lost);
+                    self.tell_lost(&applied.lost);
                     if applied.to_purge > 0
                         && let Err(error) = crate::erase::drain(&self.pool, &self.journal).await
                     {
@@ -291,9 +293,20 @@ impl Worker {
         if lane == Lane::Removals {
             return Ok(Some(Vec::new()));
         }
-        let place = (position.stream_created, position.seq);
-        let at_most = (self.tuning.batch_records, self.tuning.batch_bytes);
-        Ok(holes::complete(connection, &self.journal, place, entries, at_most).await?)
+        let reading = Reading {
+            created: position.stream_created,
+            position: position.seq,
+            over_dropped: false,
+            records: self.tuning.batch_records,
+            bytes: self.tuning.batch_bytes,
+        };
+        let looking = holes::complete(connection, &self.journal, reading, entries);
+        let Some(looked) = self.shutdown.run_until_cancelled(looking).await else {
+            return Ok(None);
+        };
+        let found = looked?.ok_or(Stop::Unsettled)?;
+        // None is left before what the log dropped: who begins there finds that.
+        Ok((!entries.is_empty()).then_some(found))
     }
 
     /// Whether the log goes on from `position`. If not, the lanes were sent to where they must go on.
@@ -319,7 +332,7 @@ impl Worker {
                 }
                 Ok(false)
             }
-            Verdict::Gap if self.was_erased(position, log.first_seq).await? => Ok(true),
+            Verdict::Gap if self.is_explained(position, log.first_seq).await? => Ok(true),
             Verdict::Gap => {
                 if answered(progress::skip_gap(&self.pool, lane, position, found)).await? {
                     self.metrics.log_rewinds.inc();
@@ -335,8 +348,8 @@ impl Worker {
         }
     }
 
-    /// Whether erasures took all that the log lacks between `position` and its first entry.
-    async fn was_erased(&self, position: Position, first_seq: u64) -> sqlx::Result<bool> {
+    /// Whether erasures took all that the log lacks between `position` and its first entry, or it is noted as lost.
+    async fn is_explained(&self, position: Position, first_seq: u64) -> sqlx::Result<bool> {
         let dropped = [Hole {
             after: position.seq,
             before: first_seq,
@@ -347,14 +360,13 @@ impl Worker {
     }
 
     /// Once for each batch: whoever reads the log again finds the note.
-    fn tell_lost(&self, holes: &[Hole], lost: u64) {
-        if lost == 0 {
-            return;
-        }
+    fn tell_lost(&self, holes: &[Hole]) {
+        let [first, ..] = holes else { return };
+        let lost = holes.iter().map(|hole| hole.lacks()).sum();
         self.metrics.log_lost_entries.inc_by(lost);
         tracing::error!(
             lost,
-            after = holes.first().map(|hole| hole.after),
+            after = first.after,
             before = holes.last().map(|hole| hole.before),
             "the log lost entries from its middle before they were applied, and no erasure took them: every directory is \
              due for catch-up and sweep, which bring back what they said. Look for damage to the broker's disk; \

@@ -1,6 +1,7 @@
 //! One target read apart from sweeps, and what follows appended: an object, or one side's list of memberships.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use schema::timestamp::Timestamp;
 use time::OffsetDateTime;
@@ -20,6 +21,9 @@ use crate::store::{directories, memberships, sweeps};
 use crate::work::{Failure, Work};
 use crate::workos::client::ApiError;
 use crate::workos::objects::Read;
+
+/// Reads that failed, or that changed nothing, are not repeated before this.
+pub const LATER: Duration = Duration::from_secs(10);
 
 /// Reads one target, which is in doubt or only to be read again, and appends what follows; the moment the reading spoke
 /// for.
@@ -54,10 +58,15 @@ pub async fn read_one(
     }
     let readings = std::mem::take(&mut findings.readings);
     work.append_readings(readings).await?;
-    let again: Vec<_> = findings
-        .young
-        .iter()
-        .map(|(_, target, until)| (target.clone(), work.readable_after(*until).into()))
+    let our_now = work.clock.now();
+    let put_off = |until: Timestamp| {
+        let due = OffsetDateTime::from(work.readable_after(until));
+        // By a clock of ours that is ahead that is over, though WorkOS's is not there yet.
+        if due > our_now { due } else { our_now + LATER }
+    };
+    let young = findings.young.iter();
+    let again: Vec<_> = young
+        .map(|(_, target, until)| (target.clone(), put_off(*until)))
         .collect();
     // What is put off stays, as it is due later.
     checks::again(&work.pool, &again).await?;

@@ -9,7 +9,7 @@
 //! ```text
 //!   lease ─► position ─► ranges (pure) ─► page ─► append, await acknowledgements ─► next page … ─► move the position
 //!              ▲                                                                                        │
-//!              └── never begun: now · log lost its end, or away for longer than is kept: as far back as there is
+//!              └── never begun: now · log lost entries, or away for longer than is kept: as far back as there is
 //! ```
 
 use std::time::Duration;
@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::known::Known;
 use crate::lease::LEASE;
-use crate::store::duties::{self, Duty};
+use crate::store::duties::{self, Duty, Position};
 use crate::store::sweeps;
 use crate::work::{Failure, IN_FLIGHT, Work, micros};
 use crate::workos::client::ApiError;
@@ -58,6 +58,8 @@ pub struct CatchUp {
     settings: Settings,
     ways: Ways,
     known: Known,
+    /// Where it was last seen or put.
+    stands: Position,
 }
 
 /// What a poll did.
@@ -77,6 +79,7 @@ impl CatchUp {
             settings,
             ways: Ways::default(),
             known: Known::default(),
+            stands: Position::default(),
         }
     }
 
@@ -117,14 +120,19 @@ impl CatchUp {
             self.known.clear();
             return Ok(None);
         }
-        let position = answered(duties::position(&self.work.pool)).await?;
+        let (position, rewound) = answered(duties::position(&self.work.pool)).await?;
+        if position != self.stands {
+            // Another moved it: perhaps since the log lost what is known here.
+            self.known.clear();
+            self.stands = position;
+        }
         let now = Timestamp::from(self.work.clock.now());
         let anew = minus(now, ANEW);
-        let start = match (position.at, position.rewound) {
+        let start = match (position.at, rewound) {
             (_, Some(_)) => {
-                tracing::warn!("the log lost its end: reading every event again that is still listed");
+                tracing::warn!("the log lost entries: reading every event again that is still listed");
                 self.known.clear();
-                self.move_to(anew, position.rewound).await?;
+                self.move_to(anew, rewound).await?;
                 anew
             }
             (None, None) => minus(self.begin().await?, self.settings.holdback),
@@ -159,6 +167,7 @@ impl CatchUp {
         place: &mut Timestamp,
         polled: &mut Polled,
     ) -> Result<Timestamp, Failure> {
+        let (earliest, mut from) = (range.start, range.start);
         let (mut range, mut after) = (range, None::<String>);
         let (mut first_at, mut last_seen) = (None, None);
         loop {
@@ -176,15 +185,15 @@ impl CatchUp {
                     );
                     answered(sweeps::all_again(&self.work.pool)).await?;
                     // From the last one read; where that leads no further, every cursor is refused.
-                    let start = last_seen.take().filter(|last| *last > range.start);
-                    range.start = start.ok_or(ApiError::Refused(400))?;
+                    from = last_seen.take().ok_or(ApiError::Refused(400))?;
+                    range.start = from.plus_micros(-OVERLAP).max(earliest);
                     after = None;
                     continue;
                 }
             };
             first_at.get_or_insert(page.at);
             let last = self.append(&page.objects, polled).await?;
-            if let Some(last) = last.filter(|last| *last > range.start) {
+            if let Some(last) = last.filter(|last| *last > from) {
                 last_seen = Some(last);
                 let reached = last.min(page.at);
                 if reached > *place {
@@ -254,7 +263,7 @@ impl CatchUp {
     }
 
     /// The very first position: now, by the server's clock, which is the one events are told in.
-    async fn begin(&self) -> Result<Timestamp, Failure> {
+    async fn begin(&mut self) -> Result<Timestamp, Failure> {
         let page = Pages::of(&self.work.api, List::directories()).next().await?;
         let now = page.map_or_else(|| self.work.clock.now().into(), |page| page.at);
         tracing::info!(from = %minus(now, self.settings.holdback), "the catch-up begins");
@@ -262,9 +271,14 @@ impl CatchUp {
         Ok(now)
     }
 
-    async fn move_to(&self, at: Timestamp, rewound: Option<i64>) -> Result<(), Failure> {
+    async fn move_to(&mut self, at: Timestamp, rewound: Option<i64>) -> Result<(), Failure> {
+        let to = Position {
+            at: Some(at),
+            rewind: rewound.unwrap_or(self.stands.rewind),
+        };
         let holder = self.work.leases.holder();
-        if answered(duties::advance(&self.work.pool, holder, at, rewound)).await? {
+        if answered(duties::advance(&self.work.pool, holder, self.stands, to)).await? {
+            self.stands = to;
             Ok(())
         } else {
             Err(Failure::LeaseLost)
@@ -307,10 +321,11 @@ fn created_at(event: &str) -> Option<Timestamp> {
         .and_then(|text| Timestamp::parse(&text))
 }
 
-/// The last of `times`, if they go up: a page that comes the other way round says nothing of what lies behind it.
+/// The last of `times`, if they go up: a page that comes the other way round says nothing of what lies behind it, nor
+/// does one of a single moment, which may be either.
 fn last_in_order(times: &[Option<Timestamp>]) -> Option<Timestamp> {
     let first = times.first().copied().flatten()?;
-    times.last().copied().flatten().filter(|last| *last >= first)
+    times.last().copied().flatten().filter(|last| *last > first)
 }
 
 /// The stretch from `start` to `now` in ranges the API takes; the last one is open.
@@ -365,6 +380,8 @@ mod tests {
         let at = |micros| Some(Timestamp::from_micros(micros));
         assert_eq!(last_in_order(&[at(1), at(5), at(9)]), at(9));
         assert_eq!(last_in_order(&[at(9), at(5)]), None);
+        assert_eq!(last_in_order(&[at(9), at(9)]), None);
+        assert_eq!(last_in_order(&[at(9)]), None);
         assert_eq!(last_in_order(&[at(9), None]), None);
         assert_eq!(last_in_order(&[]), None);
     }

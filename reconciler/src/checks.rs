@@ -11,6 +11,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
+use futures_util::future::maybe_done;
 use schema::timestamp::Timestamp;
 use service::postgres::answered;
 use time::OffsetDateTime;
@@ -18,7 +20,7 @@ use tokio::sync::Semaphore;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use crate::apart::read_one;
+use crate::apart::{LATER, read_one};
 use crate::store::checks::{self, Check, Target};
 use crate::work::{Failure, Work, micros};
 
@@ -26,12 +28,12 @@ use crate::work::{Failure, Work, micros};
 const POLL: Duration = Duration::from_secs(1);
 /// Directories read in at once; the others in the order they came.
 const DIRECTORIES_AT_ONCE: usize = 16;
-/// Reads that failed, or that changed nothing, are not repeated before this.
-const LATER: Duration = Duration::from_secs(10);
 /// After so many failures the rest of a directory is left to its next turn: each takes all our patience.
 const FAILURES: usize = 2;
 /// So many of one directory are read in a turn, the others in the next: at 4 requests a second, some ten seconds.
 const AT_A_TIME: usize = 40;
+/// After so long no more of a turn are begun: each may be a large group, whose list takes minutes.
+const TURN: Duration = Duration::from_secs(30);
 
 /// Reads what is to be read.
 pub struct Checker {
@@ -136,20 +138,22 @@ impl Checker {
             let due = asked || not_before.is_none_or(|moment| *moment <= now.into());
             due && !self.busy.contains(&target.directory)
         });
-        targets.sort_by_key(|target| (self.failed.get(*target), *target));
-        let mut due: HashMap<String, Vec<(Target, Option<Check>)>> = HashMap::new();
-        for target in targets {
-            let of_directory = due.entry(target.directory.clone()).or_default();
-            if of_directory.len() < AT_A_TIME {
-                of_directory.push((target.clone(), doubts.get(target).cloned()));
-            }
-        }
-        let count = due.values().map(Vec::len).sum();
-        for (directory, targets) in due {
+        let due = in_turn(targets, &self.failed);
+        let count = due.iter().map(Vec::len).sum();
+        for targets in due {
+            let directory = targets[0].directory.clone();
+            let targets = targets
+                .into_iter()
+                .map(|target| (target.clone(), doubts.get(target).cloned()))
+                .collect();
             self.busy.insert(directory.clone());
-            let (work, slots) = (self.work.clone(), Arc::clone(&self.slots));
+            let work = self.work.clone();
+            // In line before it is spawned: tasks do not begin in the order they were spawned in.
+            let mut slot = Box::pin(maybe_done(Arc::clone(&self.slots).acquire_owned()));
+            let _ = (&mut slot).now_or_never();
             self.turns.spawn(async move {
-                let _slot = slots.acquire().await;
+                slot.as_mut().await;
+                let _slot = slot.as_mut().take_output();
                 let read = read_all(&work, &directory, targets, now).await;
                 Turn { directory, read }
             });
@@ -185,6 +189,22 @@ impl Checker {
     }
 }
 
+/// What of each directory is read in its turn, and the directories in the order of their turns: those first in which
+/// nothing failed, then those in which that was longest ago. The same with what is in them.
+fn in_turn<'a>(mut targets: Vec<&'a Target>, failed: &HashMap<Target, Timestamp>) -> Vec<Vec<&'a Target>> {
+    targets.sort_by_key(|target| (failed.get(*target), *target));
+    let mut due: HashMap<&str, Vec<&Target>> = HashMap::new();
+    for target in targets {
+        let of_directory = due.entry(&target.directory).or_default();
+        if of_directory.len() < AT_A_TIME {
+            of_directory.push(target);
+        }
+    }
+    let mut turns: Vec<Vec<&Target>> = due.into_values().collect();
+    turns.sort_by_key(|targets| targets.last().map(|target| (failed.get(*target), *target)));
+    turns
+}
+
 fn later(than: Timestamp) -> Timestamp {
     than.plus_micros(micros(LATER))
 }
@@ -216,7 +236,11 @@ async fn read_all(
         }
     };
     let (mut read, mut failures) = (Vec::new(), 0);
+    let began = work.clock.now();
     for (target, check) in targets {
+        if work.clock.now() - began > TURN {
+            break;
+        }
         let outcome = tokio::select! {
             outcome = read_one(work, &lease, &target, check.is_some(), now) => outcome,
             () = lease.lost().cancelled() => break,
@@ -245,6 +269,31 @@ async fn read_all(
 mod tests {
     use super::*;
     use crate::store::checks::What;
+
+    #[test]
+    fn directories_without_failures_have_their_turns_first() {
+        let target = |directory: &str, id: u32| Target {
+            directory: directory.to_owned(),
+            what: What::User,
+            id: format!("u{id:03}"),
+        };
+        let failed = HashMap::from([
+            (target("a", 1), Timestamp::from_micros(9)),
+            (target("b", 1), Timestamp::from_micros(5)),
+            (target("b", 2), Timestamp::from_micros(4)),
+        ]);
+        let mut all = vec![target("a", 1), target("a", 2), target("b", 1), target("b", 2)];
+        all.extend((0..50).map(|id| target("c", id)));
+        all.push(target("d", 1));
+        let turns = in_turn(all.iter().collect(), &failed);
+        let told: Vec<(&str, usize)> = turns
+            .iter()
+            .map(|turn| (turn[0].directory.as_str(), turn.len()))
+            .collect();
+        assert_eq!(told, [("c", AT_A_TIME), ("d", 1), ("b", 2), ("a", 2)]);
+        assert_eq!(turns[2], [&target("b", 2), &target("b", 1)]);
+        assert_eq!(turns[3], [&target("a", 2), &target("a", 1)]);
+    }
 
     #[test]
     fn a_doubt_is_read_again_when_that_can_settle_it() {

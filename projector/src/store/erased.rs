@@ -111,32 +111,38 @@ pub async fn absent_from_the_beginning(
     Ok(())
 }
 
-/// Those of `holes` in the log made at `stream_created` that erasures do not explain, nor a note of what it lost before; and
-/// how many messages each lacks.
+/// What of `holes` in the log made at `stream_created` neither erasures explain nor notes of what it lost before. To the message:
+/// what was erased beside something that is noted, or between two such, makes a wider hole of it, in which nothing else was lost.
 pub async fn unexplained(
     connection: &mut PgConnection,
     stream_created: Timestamp,
     holes: &[Hole],
-) -> sqlx::Result<Vec<(Hole, u64)>> {
+) -> sqlx::Result<Vec<Hole>> {
     let seq = |seq: u64| i64::try_from(seq).unwrap_or(i64::MAX);
     let after: Vec<i64> = holes.iter().map(|hole| seq(hole.after)).collect();
     let before: Vec<i64> = holes.iter().map(|hole| seq(hole.before)).collect();
     let rows = sqlx::query!(
         r#"
-        select h.after as "after!", h.before as "before!", h.before - h.after - 1 - e.count as "lost!"
+        select lower(lost.seqs) - 1 as "after!", upper(lost.seqs) as "before!"
         from unnest($2::bigint[], $3::bigint[]) as h (after, before)
         cross join lateral (
-            select count(*) as count from dsync.overwritten as o
-            where o.stream_created = $1 and o.seq > h.after and o.seq < h.before
-        ) as e
-        where h.before - h.after - 1 > e.count
-            -- A log that was lost or cut is due for sweeps from then on, however often it is read again.
-            and not exists (
-                select from dsync.rewinds as r
-                where r.new_created = $1 and r.new_seq >= h.before
-                    and (r.old_created <> $1 or r.old_seq <= h.after or r.old_seq >= r.new_seq)
-            )
-        order by h.after
+            select range_agg(e.seqs) as seqs from (
+                select int8range(o.seq, o.seq, '[]') as seqs from dsync.overwritten as o
+                where o.stream_created = $1 and o.seq > h.after and o.seq < h.before
+                union all
+                -- A log that was lost or cut is due for sweeps from then on, however often it is read again.
+                select case
+                    when r.old_created = $1 and r.old_seq < r.new_seq then int8range(r.old_seq + 1, r.new_seq)
+                    else int8range(0, r.new_seq)
+                end
+                from dsync.rewinds as r
+                where r.new_created = $1
+            ) as e
+        ) as explained
+        cross join lateral unnest(
+            int8multirange(int8range(h.after + 1, h.before)) - coalesce(explained.seqs, '{}')
+        ) as lost (seqs)
+        order by lower(lost.seqs)
         "#,
         OffsetDateTime::from(stream_created),
         &after,
@@ -148,10 +154,7 @@ pub async fn unexplained(
         after: after.unsigned_abs(),
         before: before.unsigned_abs(),
     };
-    Ok(rows
-        .into_iter()
-        .map(|row| (hole(row.after, row.before), row.lost.unsigned_abs()))
-        .collect())
+    Ok(rows.into_iter().map(|row| hole(row.after, row.before)).collect())
 }
 
 /// Whether erasures took every message before `first` from the log made at `stream_created`: then it lost nothing else.

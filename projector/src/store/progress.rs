@@ -202,16 +202,16 @@ pub async fn skip_gap(pool: &PgPool, lane: Lane, from: Position, found: Found) -
 }
 
 /// Keeps a note of each of `holes` in the log made at `created` that is one when this is asked: the messages in them were
-/// lost before `lane` came by. How many there were.
+/// lost before `lane` came by. Answers those.
 pub async fn note_lost(
     connection: &mut PgConnection,
     lane: Lane,
     created: Timestamp,
     holes: &[Hole],
-) -> sqlx::Result<u64> {
+) -> sqlx::Result<Vec<Hole>> {
     let lost = erased::unexplained(connection, created, holes).await?;
-    let after: Vec<i64> = lost.iter().map(|(hole, _)| seq(hole.after)).collect();
-    let before: Vec<i64> = lost.iter().map(|(hole, _)| seq(hole.before)).collect();
+    let after: Vec<i64> = lost.iter().map(|hole| seq(hole.after)).collect();
+    let before: Vec<i64> = lost.iter().map(|hole| seq(hole.before)).collect();
     sqlx::query!(
         r#"
         insert into dsync.rewinds (stream, old_created, old_seq, new_created, new_seq)
@@ -228,7 +228,7 @@ pub async fn note_lost(
     )
     .execute(connection)
     .await?;
-    Ok(lost.iter().map(|(_, count)| count).sum())
+    Ok(lost)
 }
 
 /// Keeps a note that the log is not what it was, if `lane` still stands at `from`. Locks the lane's row.

@@ -237,7 +237,7 @@ fn never(column: &str) -> &'static str {
     }
 }
 
-/// When the log was last found to have lost its end, or to be another one: what was applied before may be in no log.
+/// When the log was last found to have lost entries, or to be another one: what was applied before may be in no log.
 pub async fn last_rewind(connection: &mut PgConnection) -> sqlx::Result<Option<Timestamp>> {
     let at = sqlx::query_scalar!("select max(noticed_at) from dsync.rewinds")
         .fetch_one(connection)

@@ -54,7 +54,7 @@ pub async fn release(pool: &PgPool, duty: Duty, holder: &str) -> sqlx::Result<()
     Ok(())
 }
 
-/// Takes the lease of the list of directories if it was not read for `every`, or not since the log lost its end.
+/// Takes the lease of the list of directories if it was not read for `every`, or not since the log lost entries.
 pub async fn claim_directories(
     pool: &PgPool,
     holder: &str,
@@ -101,42 +101,45 @@ pub async fn done(pool: &PgPool, duty: Duty, began: OffsetDateTime) -> sqlx::Res
 }
 
 /// Where the catch-up stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Position {
     /// Everything that happened before it was read, but for what was still held back then. None: it never began.
     pub at: Option<Timestamp>,
-    /// Whether the log lost its end since the catch-up last began anew; the note to acknowledge.
-    pub rewound: Option<i64>,
+    /// The newest note of entries the log lost after which it began anew.
+    pub rewind: i64,
 }
 
-/// Where the catch-up stands.
-pub async fn position(pool: &PgPool) -> sqlx::Result<Position> {
+/// Where the catch-up stands, and whether the log lost entries since it last began anew: the note to acknowledge.
+pub async fn position(pool: &PgPool) -> sqlx::Result<(Position, Option<i64>)> {
     let row = sqlx::query!(
         r#"
-        select position, (select max(r.id) from dsync.rewinds as r where r.id > rewind_id) as rewound
+        select position, rewind_id, (select max(r.id) from dsync.rewinds as r where r.id > rewind_id) as rewound
         from dsync.duties where duty = 'catch_up'
         "#,
     )
     .fetch_one(pool)
     .await?;
-    Ok(Position {
+    let position = Position {
         at: row.position.map(Into::into),
-        rewound: row.rewound,
-    })
+        rewind: row.rewind_id,
+    };
+    Ok((position, row.rewound))
 }
 
-/// Moves the catch-up, if `holder` still has its lease. `rewound` is the note acknowledged with it. `false`: another has
-/// the lease now, and its own position.
-pub async fn advance(pool: &PgPool, holder: &str, at: Timestamp, rewound: Option<i64>) -> sqlx::Result<bool> {
+/// Moves the catch-up from where `holder` saw it, if it still has the lease. `false`: another has the lease now, or had
+/// it meanwhile and moved it.
+pub async fn advance(pool: &PgPool, holder: &str, from: Position, to: Position) -> sqlx::Result<bool> {
     let moved = sqlx::query!(
         r#"
         update dsync.duties
-        set position = $2, rewind_id = greatest(rewind_id, $3), done_at = now()
-        where duty = 'catch_up' and holder = $1
+        set position = $4, rewind_id = $5, done_at = now()
+        where duty = 'catch_up' and holder = $1 and position is not distinct from $2 and rewind_id = $3
         "#,
         holder,
-        OffsetDateTime::from(at),
-        rewound,
+        from.at.map(OffsetDateTime::from),
+        from.rewind,
+        to.at.map(OffsetDateTime::from),
+        to.rewind,
     )
     .execute(pool)
     .await?;

@@ -48,7 +48,7 @@ pub struct Cadence {
 /// Takes the lease of the directory that is most overdue, but none of `busy`; nothing while none is due.
 ///
 /// Due is one that was never swept or not for a whole interval, one for which that was asked, one not swept since the
-/// log lost its end, and one that came back after it was gone.
+/// log lost entries, and one that came back after it was gone.
 pub async fn claim(
     pool: &PgPool,
     holder: &str,

@@ -1,20 +1,27 @@
 //! A catch-up that breaks off: the next one goes on where it was, whatever it was reading.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use reconciler::catch_up::{CatchUp, Settings};
-use reconciler::work::Work;
+use reconciler::work::{Failure, Work};
+use reconciler::workos::client::ApiError;
+use tests::eventually;
 use workos_sim::{DirectoryOptions, Seed};
 
 use crate::catching_up::HOLDBACK;
 use crate::scripted::{client, client_bearing, failing, scripted};
-use crate::stand::Stand;
+use crate::stand::{BOUND, LIMITS, Stand};
 
 const POSITION: &str =
     "select extract(epoch from position)::bigint from dsync.duties where duty = 'catch_up'";
+
+const SETTINGS: Settings = Settings {
+    every: Duration::from_secs(1),
+    holdback: HOLDBACK,
+};
 
 /// A catch-up whose server gives so many pages of events, and no more.
 async fn cut_off_after(stand: &Stand, pages: usize) -> anyhow::Result<CatchUp> {
@@ -26,11 +33,7 @@ async fn cut_off_after(stand: &Stand, pages: usize) -> anyhow::Result<CatchUp> {
         api: client_bearing(&url, Duration::from_millis(100))?,
         ..stand.work.clone()
     };
-    let settings = Settings {
-        every: Duration::from_secs(1),
-        holdback: HOLDBACK,
-    };
-    Ok(CatchUp::new(work, settings))
+    Ok(CatchUp::new(work, SETTINGS))
 }
 
 #[tokio::test]
@@ -104,17 +107,103 @@ async fn a_poll_that_breaks_off_does_not_set_the_position_back() -> anyhow::Resu
     Ok(())
 }
 
+/// One that took the lease, began anew and broke off, and one that meanwhile was waiting for its answer.
+#[tokio::test]
+async fn a_poll_that_lost_its_lease_meanwhile_does_not_undo_what_another_did() -> anyhow::Result<()> {
+    let mut stand = Stand::up().await?;
+    let silent = Arc::new(AtomicBool::new(false));
+    let is_silent = Arc::clone(&silent);
+    let fails = move |path: &str| path.starts_with("/events") && is_silent.load(Ordering::SeqCst);
+    let (url, asked) = failing(&stand.sim, fails).await?;
+    let slow = Work {
+        api: client_bearing(&url, BOUND)?,
+        ..stand.another()?
+    };
+    let mut slow = CatchUp::new(slow, SETTINGS);
+    slow.poll().await?.context("no lease")?;
+    let directory = stand.sim.create_directory(DirectoryOptions::default())?;
+    stand.sim.seed(&directory, &Seed::default())?;
+    let all = stand.sim.events().len();
+    let polled = slow.poll().await?.context("no lease")?;
+    ensure!(polled.recovered == all, "{polled:?} of {all}");
+
+    silent.store(true, Ordering::SeqCst);
+    asked.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    let mut waiting = tokio::spawn(async move {
+        let polled = slow.poll().await;
+        (slow, polled)
+    });
+    eventually(BOUND, async || {
+        let asked = asked.lock().unwrap_or_else(PoisonError::into_inner);
+        ensure!(!asked.is_empty(), "nothing asked");
+        Ok(())
+    })
+    .await?;
+    stand.nats.wipe().await?;
+    eventually(BOUND, async || Ok(stand.journal.ensure(&LIMITS).await?)).await?;
+    eventually(BOUND, async || {
+        let rewinds = stand.count("select count(*) from dsync.rewinds").await?;
+        ensure!(rewinds > 0, "the loss is not noticed");
+        Ok(())
+    })
+    .await?;
+    let run_out = "update dsync.duties set held_until = now() - interval '1 s'";
+    sqlx::query(run_out).execute(&stand.pool).await?;
+    ensure!(cut_off_after(&stand, 0).await?.poll().await.is_err());
+    let anew = stand.count(POSITION).await?;
+    sqlx::query(run_out).execute(&stand.pool).await?;
+    silent.store(false, Ordering::SeqCst);
+    let (mut slow, polled) = tokio::time::timeout(BOUND, &mut waiting).await??;
+    ensure!(matches!(polled, Err(Failure::LeaseLost)), "{polled:?}");
+    ensure!(stand.count(POSITION).await? == anew, "undone");
+    // And what it knew was in a log that is no more.
+    let polled = slow.poll().await?.context("no lease")?;
+    ensure!(polled.recovered == all, "{polled:?} of {all}");
+    stand.agrees_soon().await
+}
+
+const REFUSED: &str = r#"{"message":"cursor"}"#;
+
+fn page(events: &str, after: &str) -> String {
+    format!(r#"{{"data":[{events}],"list_metadata":{{"before":null,"after":{after}}}}}"#)
+}
+
+fn event(number: u32) -> String {
+    format!(
+        r#"{{"id":"event_{number}","event":"dsync.group.created","created_at":"2023-04-28T20:05:0{number}Z","data":{{"id":"g{number}","directory_id":"d1"}}}}"#
+    )
+}
+
+/// A catch-up of a scripted server, in that server's time.
+fn scripted_catch_up(stand: &Stand, url: &str) -> anyhow::Result<CatchUp> {
+    let work = Work {
+        api: client(url)?,
+        clock: service::clock::Clock::fixed(time::macros::datetime!(2023-04-28 20:05:31 UTC)),
+        ..stand.work.clone()
+    };
+    Ok(CatchUp::new(work, SETTINGS))
+}
+
+#[tokio::test]
+async fn where_every_cursor_is_refused_it_ends() -> anyhow::Result<()> {
+    let mut answers = vec![(200, page("", "null"))];
+    for _ in 0..2 {
+        let full = page(&format!("{},{}", event(1), event(2)), "\"event_2\"");
+        answers.extend([(200, full), (400, REFUSED.to_owned()), (400, REFUSED.to_owned())]);
+    }
+    let (url, _) = scripted(answers).await?;
+    let stand = Stand::up().await?;
+    let polled = scripted_catch_up(&stand, &url)?.poll().await;
+    ensure!(
+        matches!(polled, Err(Failure::Api(ApiError::Refused(400)))),
+        "{polled:?}"
+    );
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_cursor_that_is_refused_goes_on_by_time_and_has_all_swept() -> anyhow::Result<()> {
-    let page = |events: &str, after: &str| {
-        format!(r#"{{"data":[{events}],"list_metadata":{{"before":null,"after":{after}}}}}"#)
-    };
-    let event = |number: u32| {
-        format!(
-            r#"{{"id":"event_{number}","event":"dsync.group.created","created_at":"2023-04-28T20:05:0{number}Z","data":{{"id":"g{number}","directory_id":"d1"}}}}"#
-        )
-    };
-    let refused = r#"{"message":"cursor"}"#.to_owned();
+    let refused = REFUSED.to_owned();
     let (url, asked) = scripted(vec![
         (200, page("", "null")),
         (200, page(&format!("{},{}", event(1), event(2)), "\"event_2\"")),
@@ -130,21 +219,13 @@ async fn a_cursor_that_is_refused_goes_on_by_time_and_has_all_swept() -> anyhow:
     sqlx::query("insert into dsync.sweeps (directory_id, swept_at) values ('d1', now())")
         .execute(&stand.pool)
         .await?;
-    let work = Work {
-        api: client(&url)?,
-        // The scripted server's time.
-        clock: service::clock::Clock::fixed(time::macros::datetime!(2023-04-28 20:05:31 UTC)),
-        ..stand.work.clone()
-    };
-    let settings = Settings {
-        every: Duration::from_secs(1),
-        holdback: HOLDBACK,
-    };
-    let polled = CatchUp::new(work, settings).poll().await?.context("no lease")?;
+    let mut catch_up = scripted_catch_up(&stand, &url)?;
+    let polled = catch_up.poll().await?.context("no lease")?;
     ensure!(polled.recovered == 3, "{polled:?}");
     let asked = asked.await?;
+    // A little before the last one read: whether a range's bounds are in it is not said.
     ensure!(
-        asked[4].contains("range_start=2023-04-28T20%3A05%3A02"),
+        asked[4].contains("range_start=2023-04-28T20%3A05%3A01"),
         "{asked:?}"
     );
     ensure!(

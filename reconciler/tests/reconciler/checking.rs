@@ -15,7 +15,7 @@ use workos_sim::{Change, DirectoryOptions, Seed};
 use crate::scripted::{client_bearing, failing};
 use crate::stand::{BOUND, MARGIN, Stand, drift, told};
 
-async fn seeded() -> anyhow::Result<(Stand, String, Vec<String>, Vec<String>)> {
+pub(crate) async fn seeded() -> anyhow::Result<(Stand, String, Vec<String>, Vec<String>)> {
     let stand = Stand::up().await?;
     let directory = stand.sim.create_directory(DirectoryOptions::newer())?;
     let seeded = stand.sim.seed(&directory, &Seed::default())?;
@@ -294,7 +294,13 @@ async fn doubt(stand: &Stand, user: &str) -> anyhow::Result<()> {
 }
 
 /// Has something read again, as a sweep would that found it too young; due so many seconds ago.
-async fn reread(stand: &Stand, what: &str, ids: &[String], directory: &str, due: f64) -> anyhow::Result<()> {
+pub(crate) async fn reread(
+    stand: &Stand,
+    what: &str,
+    ids: &[String],
+    directory: &str,
+    due: f64,
+) -> anyhow::Result<()> {
     let now = stand.clock.now();
     sqlx::query(
         "insert into dsync.rereads (target, id, directory_id, due_at)

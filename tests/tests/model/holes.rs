@@ -3,7 +3,7 @@
 
 use anyhow::{Context as _, ensure};
 use journal::{Entry, Journal};
-use projector::holes::{Hole, complete};
+use projector::holes::{Hole, Reading, complete};
 use projector::lane::Lane;
 use projector::run::{Tuning, Worker};
 use projector::store::{erased, progress};
@@ -100,19 +100,32 @@ impl Stage {
         Ok(entries)
     }
 
-    /// What is missing in `entries`, which are put right.
-    async fn complete(&self, entries: &mut Vec<Entry>, records: usize) -> anyhow::Result<Vec<Hole>> {
-        let created = self.journal.identity().await?.context("no log")?.created;
+    /// What is missing in `entries`, which are put right: for a build beside, or for a lane.
+    async fn complete(
+        &self,
+        entries: &mut Vec<Entry>,
+        records: usize,
+        over_dropped: bool,
+    ) -> anyhow::Result<Vec<Hole>> {
+        let reading = Reading {
+            created: self.journal.identity().await?.context("no log")?.created,
+            position: 0,
+            over_dropped,
+            records,
+            bytes: 1 << 24,
+        };
         let mut connection = self.pool.acquire().await?;
-        complete(
-            &mut connection,
-            &self.journal,
-            (created, 0),
-            entries,
-            (records, 1 << 24),
-        )
-        .await?
-        .context("it cannot be told")
+        complete(&mut connection, &self.journal, reading, entries)
+            .await?
+            .context("it cannot be told")
+    }
+
+    /// Has the lane of everything read the log again; how many entries it finds lost.
+    async fn again(&self) -> anyhow::Result<u64> {
+        sqlx::query("update dsync.progress set seq = 0, seq_appended_at = null")
+            .execute(&self.pool)
+            .await?;
+        self.work(Lane::All, self.last).await
     }
 }
 
@@ -137,23 +150,33 @@ async fn what_the_broker_lost_ahead_of_the_lane_is_told_once() -> anyhow::Result
     let hole = |after: u64, before: u64| -> anyhow::Result<_> {
         Ok((i64::try_from(after)?, i64::try_from(before)?))
     };
-    let holes = [hole(begin, begin + 2)?, hole(begin + 9, begin + 14)?];
+    let holes = [
+        hole(begin, begin + 2)?,
+        hole(begin + 9, begin + 12)?,
+        hole(begin + 12, begin + 14)?,
+    ];
     ensure!(stage.noted().await? == holes, "{:?}", stage.noted().await?);
 
     // Who reads it again, because a rebuild was undone or the log lost its end, tells nothing new; unless there is.
-    let again = async |lost: u64| {
-        sqlx::query("update dsync.progress set seq = 0, seq_appended_at = null")
-            .execute(&stage.pool)
-            .await?;
-        let told = stage.work(Lane::All, stage.last).await?;
-        anyhow::ensure!(told == lost, "{told} entries, not {lost}");
-        Ok(())
-    };
-    again(0).await?;
+    ensure!(stage.again().await? == 0);
     ensure!(stage.noted().await? == holes);
     stage.lose([begin + 5]).await?;
-    again(1).await?;
+    ensure!(stage.again().await? == 1);
     ensure!(stage.noted().await?.last() == Some(&hole(begin + 4, begin + 6)?));
+    // Nor if what is around them is erased since, which makes one hole of all of them; unless something in it was there.
+    let noted = stage.noted().await?.len();
+    for seq in [begin + 6, begin + 7, begin + 8, begin + 9, begin + 14] {
+        stage.erase(seq).await?;
+    }
+    let told = stage.again().await?;
+    ensure!(
+        told == 0 && stage.noted().await?.len() == noted,
+        "{told} entries, {:?}",
+        stage.noted().await?
+    );
+    stage.lose([begin + 15]).await?;
+    ensure!(stage.again().await? == 1);
+    ensure!(stage.noted().await?.last() == Some(&hole(begin + 14, begin + 16)?));
     Ok(())
 }
 
@@ -223,14 +246,30 @@ async fn what_was_erased_behind_all_that_aged_out_is_no_gap() -> anyhow::Result<
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_aged_out_before_it_was_sent_is_not_lost() -> anyhow::Result<()> {
-    let stage = Stage::set().await?;
+async fn what_aged_out_before_it_was_sent_is_not_lost_but_a_gap_to_a_lane() -> anyhow::Result<()> {
+    let mut stage = Stage::set().await?;
+    stage.work(Lane::All, stage.last).await?;
+    let at = stage.more().await?;
     let mut entries = stage.read().await?;
-    stage.lose(1..=30).await?;
-    entries.retain(|entry| entry.seq <= 5 || entry.seq > 25);
+    stage.lose(1..=at + 30).await?;
+    entries.retain(|entry| entry.seq <= at || entry.seq > at + 25);
     let expected = seqs(&entries);
-    let holes = stage.complete(&mut entries, 1_000).await?;
+    let holes = stage.complete(&mut entries, 1_000, true).await?;
     ensure!(holes.is_empty() && seqs(&entries) == expected, "{holes:?}");
+    // What the log begins after is none: then this lane has not begun.
+    let mut late = entries.clone();
+    late.retain(|entry| entry.seq > at);
+    let holes = stage.complete(&mut late, 1_000, false).await?;
+    ensure!(holes.is_empty() && seqs(&late).first() == Some(&(at + 26)));
+    // Otherwise the lane gets no further than that, and finds there that it was dropped.
+    let holes = stage.complete(&mut entries, 1_000, false).await?;
+    ensure!(
+        holes.is_empty() && seqs(&entries).last() == Some(&at),
+        "{holes:?}"
+    );
+    ensure!(stage.work(Lane::All, stage.last).await? == 0);
+    let gap = (i64::try_from(at)?, i64::try_from(at + 31)?);
+    ensure!(stage.noted().await? == [gap], "{:?}", stage.noted().await?);
     Ok(())
 }
 
@@ -242,7 +281,7 @@ async fn what_only_a_consumer_left_out_is_asked_for() -> anyhow::Result<()> {
     let all = stage.read().await?;
     let mut entries = all.clone();
     entries.retain(|entry| !(10..=15).contains(&entry.seq));
-    let holes = stage.complete(&mut entries, 1_000).await?;
+    let holes = stage.complete(&mut entries, 1_000, false).await?;
     ensure!(
         seqs(&entries) == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 14, 15],
         "{:?}",
@@ -257,13 +296,28 @@ async fn what_only_a_consumer_left_out_is_asked_for() -> anyhow::Result<()> {
         "{holes:?}"
     );
     entries.retain(|entry| entry.seq < 10);
-    entries.extend(all.into_iter().filter(|entry| entry.seq > 15));
-    stage.complete(&mut entries, 2).await?;
+    entries.extend(all.iter().filter(|entry| entry.seq > 15).cloned());
+    stage.complete(&mut entries, 2, false).await?;
     ensure!(seqs(&entries).last() == Some(&11), "{:?}", seqs(&entries));
-    // Who answers does not know the entry behind the hole: nothing can be said.
-    let mut entries = stage.read().await?;
+    // Of many only some at once: a lease wants to be renewed.
+    entries = all.clone();
+    entries.retain(|entry| entry.seq <= 12 || entry.seq == stage.last);
+    stage.complete(&mut entries, 1_000, false).await?;
+    ensure!(entries.len() == 11 + 100, "{}", entries.len());
+    // What is behind the hole was erased since it was read, or who answers lacks it.
+    entries = all.clone();
     entries.retain(|entry| !(20..=22).contains(&entry.seq));
     stage.lose([23]).await?;
-    ensure!(stage.complete(&mut entries, 1_000).await.is_err());
+    stage.complete(&mut entries, 1_000, false).await?;
+    ensure!(
+        seqs(&entries).ends_with(&[19, 20, 21, 22]),
+        "{:?}",
+        seqs(&entries)
+    );
+    // Who answers knows nothing of what was read: nothing can be said.
+    entries = all;
+    entries.retain(|entry| !(30..=32).contains(&entry.seq));
+    stage.lose(33..=stage.last).await?;
+    ensure!(stage.complete(&mut entries, 1_000, false).await.is_err());
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, ensure};
 use indicatif::ProgressBar;
-use projector::beside::Build;
+use projector::beside::{Build, Error};
 use projector::reach::Reach;
 use projector::store::differing;
 use projector::store::shadow::Seed;
@@ -41,6 +41,29 @@ async fn what_the_log_drops_while_it_begins_to_be_compared_is_no_difference() ->
     build.compare(&mut connection, false, &bar).await?;
     let found = differing::list(&mut connection, false, 10).await?;
     ensure!(found.is_empty(), "{found:?}");
+    Ok(())
+}
+
+/// Such a record may be somebody's removal, which the live rows have.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_built_without_what_the_log_loses_meanwhile() -> anyhow::Result<()> {
+    let Applied {
+        pool, journal, last, ..
+    } = &applied().await?;
+    let bar = ProgressBar::hidden();
+    let mut connection = pool.acquire().await?;
+    let mut build = Build::begin(&mut connection, journal, Clock::system().now()).await?;
+    ensure!(journal.erase(last / 2).await?);
+    let refused = build.compare(&mut connection, false, &bar).await.err();
+    ensure!(
+        matches!(refused, Some(Error::Lost(after)) if after == last / 2 - 1),
+        "{refused:?}"
+    );
+    // Whoever begins now knows of it.
+    connection.close_on_drop();
+    drop(connection);
+    let verified = tools(pool, journal).verify().await?;
+    ensure!(verified.complete_since.is_some() && verified.records == last - 1);
     Ok(())
 }
 

@@ -1,0 +1,65 @@
+//! What is put off until it can be read, or until the next turn, is put off and not dropped.
+
+use std::collections::BTreeSet;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use anyhow::ensure;
+use reconciler::checks::Checker;
+use reconciler::work::Work;
+use workos_sim::Change;
+
+use crate::checking::{reread, seeded};
+use crate::scripted::{client_bearing, failing};
+use crate::stand::{BOUND, MARGIN};
+
+#[tokio::test]
+async fn with_a_clock_of_ours_that_is_ahead_what_is_too_young_still_is_read_again() -> anyhow::Result<()> {
+    let (stand, directory, ..) = seeded().await?;
+    stand.clock.advance(time::Duration::hours(2));
+    // Seen a moment ago, and gone since without a word.
+    let fresh = stand.sim.create_user(&directory)?;
+    stand.log_all().await?;
+    stand.sim.change(Change::DeleteUser {
+        user: fresh.clone(),
+        removals: false,
+    })?;
+    stand.log(|_, _| false).await?;
+    stand.sweep(&directory).await?;
+    // By our clock it can be told, by that of WorkOS it cannot.
+    ensure!(stand.check().await? == 1);
+    ensure!(stand.shows_user(&fresh).await?);
+    ensure!(
+        stand.count("select count(*) from dsync.rereads").await? == 1,
+        "dropped"
+    );
+    ensure!(stand.check().await? == 0, "read again and again");
+    stand.advance(MARGIN + Duration::from_secs(2));
+    ensure!(stand.check().await? == 1);
+    ensure!(!stand.shows_user(&fresh).await?);
+    ensure!(stand.count("select count(*) from dsync.rereads").await? == 0);
+    stand.agrees().await
+}
+
+#[tokio::test]
+async fn a_turn_whose_reads_take_long_ends_and_the_next_goes_on() -> anyhow::Result<()> {
+    let (stand, directory, users, _) = seeded().await?;
+    reread(&stand, "user", &users[..4], &directory, 1.0).await?;
+    let clock = stand.clock.clone();
+    let (url, asked) = failing(&stand.sim, move |_| {
+        clock.advance(time::Duration::seconds(20));
+        false
+    })
+    .await?;
+    let mut checker = Checker::new(Work {
+        api: client_bearing(&url, BOUND)?,
+        ..stand.work.clone()
+    });
+    for read in [2, 4] {
+        checker.round().await?;
+        let asked = asked.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let different: BTreeSet<&String> = asked.iter().collect();
+        ensure!(asked.len() == read && different.len() == read, "{asked:?}");
+    }
+    Ok(())
+}
