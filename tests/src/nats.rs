@@ -1,6 +1,6 @@
 //! A private NATS server with `JetStream`, every write synced to its disk before it is acknowledged.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -144,6 +144,11 @@ impl Nats {
         self.dir.path().join("store")
     }
 
+    /// Turns over one bit of what it keeps of the event `id` in the log, in the file: stop it before. In how many files.
+    pub fn turn_over_a_bit(&self, id: &str) -> anyhow::Result<usize> {
+        turn_over_a_bit(&self.store(), id)
+    }
+
     /// Starts it on the store it has, and waits until it accepts connections.
     pub async fn start_again(&mut self) -> anyhow::Result<()> {
         let config = self.dir.path().join("nats.conf");
@@ -271,4 +276,27 @@ async fn greeting(address: &str) -> anyhow::Result<()> {
     socket.read_exact(&mut hello).await?;
     anyhow::ensure!(&hello == b"INFO ", "something else answers on the server's port");
     Ok(())
+}
+
+fn turn_over_a_bit(store: &Path, id: &str) -> anyhow::Result<usize> {
+    let mut files = 0;
+    for entry in std::fs::read_dir(store)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            files += turn_over_a_bit(&path, id)?;
+        } else if path.to_string_lossy().contains("/DSYNC/")
+            && path.extension().is_some_and(|kind| kind == "blk")
+        {
+            let mut bytes = std::fs::read(&path)?;
+            let found = bytes
+                .windows(id.len())
+                .rposition(|window| window == id.as_bytes());
+            if let Some(at) = found {
+                bytes[at] ^= 1;
+                std::fs::write(&path, bytes)?;
+                files += 1;
+            }
+        }
+    }
+    Ok(files)
 }

@@ -5,16 +5,14 @@ use anyhow::{Context as _, ensure};
 use journal::{Entry, Journal};
 use projector::holes::{Hole, Reading, complete};
 use projector::lane::Lane;
-use projector::run::{Tuning, Worker};
-use projector::store::{erased, progress};
+use projector::store::erased;
 use rand::SeedableRng as _;
 use rand::prelude::StdRng;
 use sqlx::PgPool;
-use tests::{Nats, Postgres, eventually};
-use tokio_util::sync::CancellationToken;
+use tests::{Nats, Postgres};
 
-use crate::rebuilding::{BOUND, tools};
-use crate::{append, log, records, worker};
+use crate::rebuilding::{self, tools};
+use crate::{append, log, records};
 
 struct Stage {
     _postgres: Postgres,
@@ -48,25 +46,7 @@ impl Stage {
 
     /// Works `lane` until it stands at `seq`, or behind it; how many entries it found lost.
     async fn work(&self, lane: Lane, seq: u64) -> anyhow::Result<u64> {
-        let shutdown = CancellationToken::new();
-        let worker = Worker {
-            holder: lane.as_str().to_owned(),
-            tuning: Tuning {
-                batch_records: 7,
-                ..Tuning::default()
-            },
-            ..worker(self.pool.clone(), log(&self.nats).await?, &shutdown)
-        };
-        let metrics = worker.metrics.clone();
-        let task = tokio::spawn(worker.work(lane));
-        eventually(BOUND, async || {
-            let position = progress::position(&self.pool, lane).await?.context("not begun")?;
-            ensure!(position.seq >= seq, "at {} of {seq}", position.seq);
-            Ok(())
-        })
-        .await?;
-        shutdown.cancel();
-        task.await?;
+        let metrics = rebuilding::work(&self.pool, &self.nats, lane, seq).await?;
         Ok(metrics.log_lost_entries.get())
     }
 

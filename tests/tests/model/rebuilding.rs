@@ -8,6 +8,7 @@ use anyhow::{Context as _, ensure};
 use indicatif::ProgressBar;
 use journal::Journal;
 use projector::lane::Lane;
+use projector::metrics::Metrics;
 use projector::rebuild::Tools;
 use projector::run::{Tuning, Worker};
 use projector::store;
@@ -33,8 +34,8 @@ pub(crate) fn tools(pool: &PgPool, journal: &Journal) -> Tools {
     }
 }
 
-/// Works `lane` until it stands at `seq` or behind it.
-pub(crate) async fn work(pool: &PgPool, nats: &Nats, lane: Lane, seq: u64) -> anyhow::Result<()> {
+/// Works `lane` until it stands at `seq` or behind it; what it counted.
+pub(crate) async fn work(pool: &PgPool, nats: &Nats, lane: Lane, seq: u64) -> anyhow::Result<Metrics> {
     let shutdown = CancellationToken::new();
     let worker = Worker {
         holder: lane.as_str().to_owned(),
@@ -44,6 +45,7 @@ pub(crate) async fn work(pool: &PgPool, nats: &Nats, lane: Lane, seq: u64) -> an
         },
         ..worker(pool.clone(), log(nats).await?, &shutdown)
     };
+    let metrics = worker.metrics.clone();
     let task = tokio::spawn(worker.work(lane));
     eventually(BOUND, async || {
         let position = store::progress::position(pool, lane)
@@ -54,7 +56,8 @@ pub(crate) async fn work(pool: &PgPool, nats: &Nats, lane: Lane, seq: u64) -> an
     })
     .await?;
     shutdown.cancel();
-    Ok(task.await?)
+    task.await?;
+    Ok(metrics)
 }
 
 /// Changes rows behind everybody's back. Answers which: entity and id.

@@ -1,7 +1,6 @@
 //! A day in the life, in a minute: everything runs, everything that can be counted happens, and a real Prometheus looks on.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -230,26 +229,6 @@ async fn filled(journal: &Journal, name: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Turns over one bit of the broker's store, in what it keeps of the event `id`.
-fn turn_over_a_bit(store: &Path, id: &str) -> anyhow::Result<()> {
-    for entry in std::fs::read_dir(store)? {
-        let path = entry?.path();
-        if path.is_dir() {
-            turn_over_a_bit(&path, id)?;
-        } else if path.extension().is_some_and(|kind| kind == "blk") {
-            let mut bytes = std::fs::read(&path)?;
-            if let Some(at) = bytes
-                .windows(id.len())
-                .rposition(|window| window == id.as_bytes())
-            {
-                bytes[at] ^= 1;
-                std::fs::write(&path, bytes)?;
-            }
-        }
-    }
-    Ok(())
-}
-
 /// What was lost says nothing to anybody who does not miss it, and no event tells it again: a sweep brings it, hours before its
 /// turn.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -291,7 +270,7 @@ async fn a_turned_over_bit_of_the_brokers_store_raises_the_alarm_and_is_swept_up
     filled(&journal, "after").await?;
     stand.sim.tune(|tuning| tuning.events.retention = Duration::ZERO);
     stand.nats.stop().await?;
-    turn_over_a_bit(&stand.nats.store(), damaged)?;
+    ensure!(stand.nats.turn_over_a_bit(damaged)? == 1);
     stand.nats.start_again().await?;
     projector.start_again()?;
     state(&prometheus, "DsyncLogLostEntries", "firing").await?;
