@@ -167,7 +167,7 @@ async fn overwrite(
     while let Some(entry) = log.journal.first_at(seq, filter).await? {
         if meant(&entry) {
             // Noted first: what is gone and not noted looks like an entry that the broker lost.
-            erased::overwritten(log.pool, identity.created, entry.seq).await?;
+            erased::overwritten(log.pool, identity.created, &[entry.seq]).await?;
             count += u64::from(log.journal.erase(entry.seq).await?);
         }
         seq = entry.seq + 1;
@@ -199,7 +199,7 @@ pub async fn drain(pool: &PgPool, journal: &Journal) -> Result<u64, Refused> {
     };
     let mut count = 0;
     for seq in answered(erased::due_purges(pool, log.created)).await? {
-        answered(erased::overwritten(pool, log.created, seq)).await?;
+        answered(erased::overwritten(pool, log.created, &[seq])).await?;
         journal.erase(seq).await?;
         answered(erased::purged(pool, log.created, seq)).await?;
         count += 1;

@@ -178,13 +178,9 @@ impl Worker {
     async fn stretch(&self, lane: Lane) -> Result<End, Stop> {
         let log = self.journal.identity().await?.ok_or(Stop::NoStream)?;
         if answered(progress::position(&self.pool, lane)).await?.is_none() {
+            // Erased for another database, or lost before: nothing projected from this log will ever have been more.
             let missing = self.journal.missing().await?;
-            answered(erased::absent_from_the_beginning(
-                &self.pool,
-                log.created,
-                &missing,
-            ))
-            .await?;
+            answered(erased::overwritten(&self.pool, log.created, &missing)).await?;
             answered(progress::begin(&self.pool, &self.stream, log.created)).await?;
         }
         let Some(position) = answered(self.hold(&self.pool, lane)).await? else {

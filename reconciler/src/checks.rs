@@ -7,16 +7,12 @@
 //!
 //! Each directory is read by itself: one that answers slowly, or not at all, keeps no other waiting.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
-use futures_util::future::maybe_done;
 use schema::timestamp::Timestamp;
 use service::postgres::answered;
 use time::OffsetDateTime;
-use tokio::sync::Semaphore;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -45,8 +41,15 @@ pub struct Checker {
     failed: HashMap<Target, Timestamp>,
     /// Directories whose turn it is, or that wait for it.
     busy: HashSet<String>,
+    waiting: VecDeque<Waiting>,
     turns: JoinSet<Turn>,
-    slots: Arc<Semaphore>,
+}
+
+/// A directory that waits for its turn: what is to be read in it, with the doubt there was; and since when.
+struct Waiting {
+    directory: String,
+    targets: Vec<(Target, Option<Check>)>,
+    since: OffsetDateTime,
 }
 
 /// What came of a directory's turn.
@@ -71,8 +74,8 @@ impl Checker {
             not_before: HashMap::new(),
             failed: HashMap::new(),
             busy: HashSet::new(),
+            waiting: VecDeque::new(),
             turns: JoinSet::new(),
-            slots: Arc::new(Semaphore::new(DIRECTORIES_AT_ONCE)),
         }
     }
 
@@ -147,18 +150,30 @@ impl Checker {
                 .map(|target| (target.clone(), doubts.get(target).cloned()))
                 .collect();
             self.busy.insert(directory.clone());
+            self.waiting.push_back(Waiting {
+                directory,
+                targets,
+                since: now,
+            });
+        }
+        self.take_turns();
+        Ok(count)
+    }
+
+    fn take_turns(&mut self) {
+        while self.turns.len() < DIRECTORIES_AT_ONCE
+            && let Some(Waiting {
+                directory,
+                targets,
+                since,
+            }) = self.waiting.pop_front()
+        {
             let work = self.work.clone();
-            // In line before it is spawned: tasks do not begin in the order they were spawned in.
-            let mut slot = Box::pin(maybe_done(Arc::clone(&self.slots).acquire_owned()));
-            let _ = (&mut slot).now_or_never();
             self.turns.spawn(async move {
-                slot.as_mut().await;
-                let _slot = slot.as_mut().take_output();
-                let read = read_all(&work, &directory, targets, now).await;
+                let read = read_all(&work, &directory, targets, since).await;
                 Turn { directory, read }
             });
         }
-        Ok(count)
     }
 
     fn note(&mut self, turn: Result<Turn, JoinError>) {
@@ -169,6 +184,7 @@ impl Checker {
             Err(Err(_)) => return,
         };
         self.busy.remove(&directory);
+        self.take_turns();
         let now = Timestamp::from(self.work.clock.now());
         for (target, outcome) in read {
             match outcome {

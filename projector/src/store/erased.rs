@@ -28,10 +28,6 @@ pub async fn note_purges(
     stream_created: Timestamp,
     seqs: &[u64],
 ) -> sqlx::Result<()> {
-    let seqs: Vec<i64> = seqs
-        .iter()
-        .map(|seq| i64::try_from(*seq).unwrap_or(i64::MAX))
-        .collect();
     sqlx::query!(
         r#"
         insert into dsync.purges (stream_created, seq)
@@ -39,7 +35,7 @@ pub async fn note_purges(
         on conflict do nothing
         "#,
         OffsetDateTime::from(stream_created),
-        &seqs,
+        &entries(seqs),
     )
     .execute(connection)
     .await?;
@@ -69,34 +65,16 @@ pub async fn purged(pool: &PgPool, stream_created: Timestamp, seq: u64) -> sqlx:
     Ok(())
 }
 
-/// Notes that the log made at `stream_created` lost the message `seq` to an erasure.
-pub async fn overwritten(pool: &PgPool, stream_created: Timestamp, seq: u64) -> sqlx::Result<()> {
-    sqlx::query!(
-        "insert into dsync.overwritten (stream_created, seq) values ($1, $2) on conflict do nothing",
-        OffsetDateTime::from(stream_created),
-        i64::try_from(seq).unwrap_or(i64::MAX),
-    )
-    .execute(pool)
-    .await?;
-    Ok(())
-}
-
 /// Sequences as Postgres holds them.
-fn entries(missing: &[u64]) -> Vec<i64> {
-    missing
-        .iter()
+fn entries(seqs: &[u64]) -> Vec<i64> {
+    seqs.iter()
         .map(|seq| i64::try_from(*seq).unwrap_or(i64::MAX))
         .collect()
 }
 
-/// Notes, before anything is projected, what the log made at `stream_created` lacks already: erasures that another database
-/// knew of, or what it lost before. Nothing projected from it will ever have been more than it says.
-pub async fn absent_from_the_beginning(
-    pool: &PgPool,
-    stream_created: Timestamp,
-    missing: &[u64],
-) -> sqlx::Result<()> {
-    let missing = entries(missing);
+/// Notes that the log made at `stream_created` lacks the messages `seqs`, and nothing is lost by that: an erasure takes them, or
+/// they were gone before anything was projected.
+pub async fn overwritten(pool: &PgPool, stream_created: Timestamp, seqs: &[u64]) -> sqlx::Result<()> {
     sqlx::query!(
         r#"
         insert into dsync.overwritten (stream_created, seq)
@@ -104,7 +82,7 @@ pub async fn absent_from_the_beginning(
         on conflict do nothing
         "#,
         OffsetDateTime::from(stream_created),
-        &missing,
+        &entries(seqs),
     )
     .execute(pool)
     .await?;

@@ -67,7 +67,7 @@ impl Stage {
     /// Takes one away as an erasure does.
     async fn erase(&self, seq: u64) -> anyhow::Result<()> {
         let created = self.journal.identity().await?.context("no log")?.created;
-        erased::overwritten(&self.pool, created, seq).await?;
+        erased::overwritten(&self.pool, created, &[seq]).await?;
         self.lose([seq]).await
     }
 

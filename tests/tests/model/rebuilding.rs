@@ -285,7 +285,7 @@ async fn nothing_is_built_from_a_log_that_lost_entries_from_its_middle() -> anyh
         ensure!(journal.erase(seq).await?);
     }
     let created = journal.identity().await?.context("no log")?.created;
-    store::erased::overwritten(pool, created, taken).await?;
+    store::erased::overwritten(pool, created, &[taken]).await?;
     let before = tables(pool).await?;
     let since = tools.verify().await?.complete_since;
     let after_it = journal.entry(hole + 1).await?.context("no entry")?.appended_at;
@@ -293,7 +293,7 @@ async fn nothing_is_built_from_a_log_that_lost_entries_from_its_middle() -> anyh
     let refused = tools.rebuild(false).await.err().context("built")?.to_string();
     ensure!(refused.contains("--sweep"), "{refused}");
     ensure!(tables(pool).await? == before);
-    store::erased::overwritten(pool, created, hole).await?;
+    store::erased::overwritten(pool, created, &[hole]).await?;
     tools.rebuild(false).await?;
     Ok(())
 }
