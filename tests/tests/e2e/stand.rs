@@ -75,6 +75,18 @@ impl Stand {
             .env("RUST_LOG", self.filter)
     }
 
+    /// Waits until every directory was swept once.
+    pub(crate) async fn swept(&self) -> anyhow::Result<()> {
+        eventually(BOUND, async || {
+            let due = self
+                .count("select count(*) from dsync.sweeps where swept_at is null")
+                .await?;
+            ensure!(due == 0, "{due} directories are not swept yet");
+            Ok(())
+        })
+        .await
+    }
+
     pub(crate) fn webhook_url(&self) -> String {
         format!("{}/webhooks/workos", self.ingest.listen_url())
     }

@@ -240,14 +240,7 @@ async fn a_turned_over_bit_of_the_brokers_store_raises_the_alarm_and_is_swept_up
     stand.populate(10, 2)?;
     delivery.drained().await;
     stand.agrees().await?;
-    eventually(BOUND, async || {
-        let due = stand
-            .count("select count(*) from dsync.sweeps where swept_at is null")
-            .await?;
-        ensure!(due == 0, "{due} directories are not swept yet");
-        Ok(())
-    })
-    .await?;
+    stand.swept().await?;
     let prometheus = Prometheus::over(&[("dsync-projector", &[&projector])]).await?;
     prometheus.scraped(BOUND, 1).await?;
     state(&prometheus, "DsyncLogLostEntries", "inactive").await?;

@@ -70,6 +70,14 @@ fn end_of(id: &str) -> Record {
     told(&format!("{id}_end"), "dsync.deleted", ENDED, json!({"id": id}))
 }
 
+/// So many memberships in `group` of `d2`, of people nobody knows: not shown, but they count.
+pub(super) async fn crowd(pool: &PgPool, group: &str, count: i32) -> anyhow::Result<()> {
+    let joined = "insert into dsync.memberships (group_id, user_id, directory_id)
+                  select $1, 'unknown_' || n, 'd2' from generate_series(1, $2) as n";
+    sqlx::query(joined).bind(group).bind(count).execute(pool).await?;
+    Ok(())
+}
+
 /// Of the end of `id`: the rows of history, and how many of them are its own.
 async fn told_of_end(pool: &PgPool, id: &str) -> anyhow::Result<String> {
     let asked = format!(
@@ -398,12 +406,7 @@ async fn only_a_large_directory_leaves_history_for_later() -> anyhow::Result<()>
     let pool = postgres.pool().await?;
     write(&pool, &directory("d1")).await?;
     write(&pool, &directory("d2")).await?;
-    sqlx::query(
-        "insert into dsync.memberships (group_id, user_id, directory_id)
-         select 'g', 'unknown_' || n, 'd2' from generate_series(1, 1000) as n",
-    )
-    .execute(&pool)
-    .await?;
+    crowd(&pool, "g", 1_000).await?;
     write(&pool, &[end_of("d1"), end_of("d2")]).await?;
     ensure!(told_of_end(&pool, "d1").await? == "7 of 1 moments, 1");
     ensure!(told_of_end(&pool, "d2").await? == "1 of 1 moments, 1");

@@ -10,7 +10,7 @@ use tests::{Nats, Postgres, Program, eventually};
 use time::macros::datetime;
 
 use super::changes::{adds_up, clear};
-use super::ends::{AT, ENDED, directory, group, told, user};
+use super::ends::{AT, ENDED, crowd, directory, group, told, user};
 use super::{BOUND, append, log_on, rows, text, write};
 
 /// Between the two.
@@ -323,12 +323,7 @@ async fn only_a_large_group_leaves_history_for_later() -> anyhow::Result<()> {
     let pool = postgres.pool().await?;
     write(&pool, &directory("d1")).await?;
     write(&pool, &directory("d2")).await?;
-    sqlx::query(
-        "insert into dsync.memberships (group_id, user_id, directory_id)
-         select 'g_d2', 'unknown_' || n, 'd2' from generate_series(1, 999) as n",
-    )
-    .execute(&pool)
-    .await?;
+    crowd(&pool, "g_d2", 999).await?;
     write(&pool, &[end_of_group("d1"), end_of_group("d2")]).await?;
     ensure!(told_of_end(&pool, "d1").await? == ALL);
     ensure!(told_of_end(&pool, "d2").await? == "1 of 1:");
