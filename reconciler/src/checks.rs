@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::apart::{LATER, read_one};
 use crate::store::checks::{self, Check, Target};
-use crate::work::{Failure, Work, micros};
+use crate::work::{Failure, Work, contained, micros};
 
 /// How often the tables are asked what there is to read. An index answers.
 const POLL: Duration = Duration::from_secs(1);
@@ -258,7 +258,7 @@ async fn read_all(
             break;
         }
         let outcome = tokio::select! {
-            outcome = read_one(work, &lease, &target, check.is_some(), now) => outcome,
+            outcome = contained(read_one(work, &lease, &target, check.is_some(), now)) => outcome,
             () = lease.lost().cancelled() => break,
         };
         match outcome {
@@ -266,7 +266,7 @@ async fn read_all(
             Err(error) => {
                 tracing::warn!(directory, what = target.what.as_str(), id = target.id, %error, "cannot be read now");
                 // Trouble of ours is not this object's: the next turn begins where this one stopped.
-                if !matches!(error, Failure::Api(_)) {
+                if !matches!(error, Failure::Api(_) | Failure::Panicked) {
                     break;
                 }
                 read.push((target, Outcome::Failed(work.clock.now().into())));

@@ -25,7 +25,7 @@ use crate::store::compared::Comparison;
 use crate::store::sweeps::Started;
 use crate::store::{checks, held, sweeps};
 use crate::walk::walk;
-use crate::work::{Failure, Work};
+use crate::work::{Failure, Work, contained};
 use crate::workos::objects::Read;
 use crate::{directories, judge_memberships, memberships::Way};
 
@@ -59,7 +59,7 @@ pub async fn sweep(work: &Work, lease: &Lease, mode: Mode) -> DirectoryReport {
         ..DirectoryReport::default()
     };
     let outcome = tokio::select! {
-        outcome = run(&work, lease, mode, &mut report) => outcome,
+        outcome = contained(Box::pin(run(&work, lease, mode, &mut report))) => outcome,
         () = lease.lost().cancelled() => Err(Failure::LeaseLost),
     };
     report.requests = work.api.requests();

@@ -1,9 +1,10 @@
 //! What sweeps, single reads and the catch-up work with, and the two things they all do: wait until the tables say what
 //! the log says, and append.
 
+use std::panic::AssertUnwindSafe;
 use std::time::{Duration, Instant};
 
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
 use journal::{AppendError, Appended, Journal};
 use schema::record::Record;
 use schema::timestamp::Timestamp;
@@ -86,6 +87,18 @@ pub enum Failure {
     /// Objects were not listed, and whether they are gone could not be read. All others are dealt with.
     #[error("whether what was not listed is gone could not be read ({0}: {1})")]
     Unconfirmed(&'static str, usize),
+    /// The work panicked. Other work goes on.
+    #[error("a bug in dsync: this panicked; the panic's own message is on standard error")]
+    Panicked,
+}
+
+/// Runs `work`, and makes a panic in it a failure: what one directory or object brings about must stop no other.
+pub async fn contained<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    // Whatever it worked on is dropped with it, so nothing half-changed is seen again.
+    AssertUnwindSafe(work)
+        .catch_unwind()
+        .await
+        .unwrap_or(Err(Failure::Panicked))
 }
 
 impl Work {

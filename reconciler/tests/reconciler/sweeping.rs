@@ -386,6 +386,68 @@ async fn one_object_that_cannot_be_read_keeps_no_other_from_being_repaired() -> 
 }
 
 #[tokio::test]
+async fn a_panic_in_one_directory_stops_nothing_else_and_is_not_repeated_at_once() -> anyhow::Result<()> {
+    let stand = Stand::up().await?;
+    let mut seeded = Vec::new();
+    for _ in 0..2 {
+        let directory = stand.sim.create_directory(DirectoryOptions::newer())?;
+        let users = stand.sim.seed(&directory, &Seed::default())?.users;
+        seeded.push((directory, users));
+    }
+    stand.log_all().await?;
+    stand.agrees().await?;
+    // A time that no program writes, and that the reconciler's clock cannot hold.
+    let [(odd, odd_users), (other, other_users)] = &seeded[..] else {
+        unreachable!()
+    };
+    sqlx::query("update dsync.users set seen_at = 'infinity' where id = $1")
+        .bind(&odd_users[0])
+        .execute(&stand.pool)
+        .await?;
+    for user in [&odd_users[0], &other_users[0]] {
+        stand.sim.change(Change::DeleteUser {
+            user: user.clone(),
+            removals: false,
+        })?;
+    }
+    stand.log(|_, _| false).await?;
+    stand.settle();
+    let report = stand.sweep(odd).await?;
+    ensure!(
+        report
+            .error
+            .as_deref()
+            .is_some_and(|error| error.contains("panicked")),
+        "{report:?}"
+    );
+    let waiting = "select count(*) from dsync.sweeps where failures = 1 and retry_at > now()";
+    ensure!(
+        stand.count(waiting).await? == 1,
+        "it would be swept again at once"
+    );
+    let report = stand.sweep(other).await?;
+    ensure!(report.error.is_none(), "{report:?}");
+    ensure!(!stand.shows_user(&other_users[0]).await?);
+    // The same where single objects are read.
+    stand.sim.change(Change::DeleteUser {
+        user: odd_users[1].clone(),
+        removals: false,
+    })?;
+    stand.log(|_, _| false).await?;
+    stand.settle();
+    sqlx::query(
+        "insert into dsync.rereads (target, id, directory_id, due_at)
+         select 'user', u.id, u.directory_id, '-infinity' from dsync.users as u where u.id = any($1)",
+    )
+    .bind(&odd_users[..2])
+    .execute(&stand.pool)
+    .await?;
+    ensure!(stand.check().await? == 2);
+    ensure!(!stand.shows_user(&odd_users[1]).await?);
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_directory_that_cannot_be_read_keeps_no_other_from_being_listed() -> anyhow::Result<()> {
     let stand = Stand::up().await?;
     let mut directories = Vec::new();
