@@ -164,7 +164,7 @@ pub enum Roles {
     Show,
     /// Make a file's rules hold instead of those that do, after showing who gains and who loses which role
     Apply {
-        /// The file, in TOML; `--help` shows one
+        /// The file, in TOML, or `-` for standard input; `--help` shows one
         file: PathBuf,
         /// Apply without asking
         #[arg(long)]

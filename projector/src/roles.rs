@@ -95,11 +95,16 @@ async fn apply_file(
     output: Output,
     out: &mut impl Write,
 ) -> anyhow::Result<bool> {
-    let text = std::fs::read_to_string(file).with_context(|| format!("{} cannot be read", file.display()))?;
+    let from_input = file == Path::new("-");
+    let text = if from_input {
+        std::io::read_to_string(std::io::stdin()).context("cannot read standard input")?
+    } else {
+        std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?
+    };
     let rules = Rules::parse(&text).with_context(|| file.display().to_string())?;
     let mut plan = apply(pool, &rules, yes).await?;
     if !yes && plan.changed {
-        if output.json || !std::io::stdin().is_terminal() {
+        if output.json || from_input || !std::io::stdin().is_terminal() {
             tell(&plan, output, out)?;
             return Ok(false);
         }

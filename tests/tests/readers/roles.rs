@@ -567,6 +567,17 @@ async fn the_command_shows_before_it_applies() -> anyhow::Result<()> {
         ensure!(shown.stdout.contains(line), "{line} is not in {}", shown.stdout);
     }
     ensure!(shown_roles(&pool).await?.is_empty(), "it was applied unasked");
+    let piped = Program::new("dsync-projector")
+        .env("DATABASE_URL", postgres.url())
+        .arg("roles")
+        .arg("apply")
+        .arg("-")
+        .run_with_input(FILE.as_bytes().to_vec())
+        .await?;
+    ensure!(
+        piped.status.code() == Some(1) && piped.stdout == shown.stdout,
+        "{piped:?}"
+    );
     let applied = run(&["apply", &path, "--yes"]).await?;
     ensure!(
         applied.status.success() && applied.stdout.contains("applied as version 1"),
