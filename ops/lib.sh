@@ -103,6 +103,8 @@ fetch_nats() {
     die "nats-server $NATS_OLDEST or newer is missing and could not be fetched for this machine: install it and start again."
 }
 
+need_shellcheck() { have shellcheck || install_packages shellcheck shellcheck; }
+
 need_prometheus() {
   local dir="$TOOLS/prometheus"
   have prometheus && have promtool && return
