@@ -1,5 +1,5 @@
-//! The database schema: what the migrations add up to, that any number of programs may migrate at once, and that they
-//! migrate beside programs that read and write.
+//! The database schema: the result of all migrations; any number of programs may migrate at once, while others read and
+//! write.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -12,10 +12,10 @@ use sqlx::{PgPool, Row as _, Transaction};
 use tests::{Nats, Postgres, Program, Running, eventually};
 
 const GOLDEN: &str = "tests/e2e/schema.golden";
-/// The major version of the Postgres whose words the golden description has. Others say the same view in other words.
+/// The major version of Postgres that made the golden description. Other versions print the same view differently.
 const GOLDEN_POSTGRES: i32 = 15;
 
-/// Everything in our schemas, one line a thing, in an order of its own.
+/// Lists everything in dsync's schemas, sorted, with one line for each object.
 const THINGS: &str = r"
     with ours as (select oid, nspname from pg_namespace where nspname in ('dsync', 'directory'))
     select 'table ' || nspname || '.' || relname
@@ -56,8 +56,8 @@ const THINGS: &str = r"
     order by 1
 ";
 
-/// The lines of a description that a Postgres of the version `major` shares with the golden one: of views, elsewhere, that
-/// they are there.
+/// The lines of a description that are comparable with the golden one on Postgres `major`. On other versions than the
+/// golden one, views are compared by name only.
 fn comparable(text: &str, major: i32) -> BTreeSet<&str> {
     text.lines()
         .map(|line| match line.rsplit_once(' ') {
@@ -87,7 +87,7 @@ async fn the_migrations_add_up_to_the_golden_schema() -> anyhow::Result<()> {
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         ensure!(
             major == GOLDEN_POSTGRES,
-            "the golden description is made by Postgres {GOLDEN_POSTGRES}, this is {major}"
+            "the golden description must be made with Postgres {GOLDEN_POSTGRES}, this is {major}"
         );
         std::fs::write(&path, &now)?;
     }
@@ -97,7 +97,7 @@ async fn the_migrations_add_up_to_the_golden_schema() -> anyhow::Result<()> {
     let extra: Vec<&str> = lines(&now).difference(&lines(&golden)).copied().collect();
     ensure!(
         missing.is_empty() && extra.is_empty(),
-        "the schema is not {GOLDEN} (UPDATE_GOLDEN=1 rewrites it)\nmissing:\n{}\nnew:\n{}",
+        "the schema differs from {GOLDEN} (UPDATE_GOLDEN=1 rewrites it)\nmissing:\n{}\nnew:\n{}",
         missing.join("\n"),
         extra.join("\n")
     );
@@ -121,7 +121,7 @@ async fn every_view_and_column_readers_see_is_documented() -> anyhow::Result<()>
     Ok(())
 }
 
-/// What makes the stream, without which no projector is ready.
+/// Ingest, which creates the stream. No projector is ready without it.
 pub(crate) fn ingest(nats: &Nats) -> Program {
     Program::new("dsync-ingest")
         .env("NATS_URL", nats.url())
@@ -134,7 +134,7 @@ pub(crate) fn projector(postgres: &Postgres, nats: &Nats) -> Program {
         .env("DATABASE_URL", postgres.url())
 }
 
-/// Three of `program`, started at once, and all ready.
+/// Starts three of `program` at once, and waits until all are ready.
 pub(crate) async fn ready_at_once(program: impl Fn() -> Program) -> anyhow::Result<[Running; 3]> {
     let mut all = [program().spawn()?, program().spawn()?, program().spawn()?];
     for one in &mut all {
@@ -162,10 +162,10 @@ async fn three_projectors_may_start_on_an_empty_database_at_once() -> anyhow::Re
     Ok(())
 }
 
-/// How long a test waits for what must come.
+/// How long a test waits for what must happen.
 const BOUND: Duration = Duration::from_mins(1);
 
-/// The last version before one that rewrites tables of those who read and write.
+/// The last version before one that rewrites tables that others read and write.
 const OLDER: i32 = 10;
 
 async fn older() -> anyhow::Result<(Postgres, PgPool)> {
@@ -175,7 +175,8 @@ async fn older() -> anyhow::Result<(Postgres, PgPool)> {
     Ok((postgres, pool))
 }
 
-/// The process id of a backend of `program` that has waited for a lock for `span`, and of which `is_meant` is true.
+/// Waits for a backend of `program` that has waited for a lock for `span` and matches `is_meant`. Returns its process
+/// id.
 async fn waiting(
     pool: &PgPool,
     program: &str,
@@ -206,7 +207,7 @@ async fn is_up_to_date(pool: &PgPool) -> anyhow::Result<()> {
     .await
 }
 
-/// A transaction that reads what migrations lock, and does not end by itself.
+/// Begins a transaction that reads what migrations lock, and does not end by itself.
 async fn long_query(pool: &PgPool) -> anyhow::Result<Transaction<'static, sqlx::Postgres>> {
     let mut long = pool.begin().await?;
     sqlx::query("select id from directory.users")
@@ -215,7 +216,7 @@ async fn long_query(pool: &PgPool) -> anyhow::Result<Transaction<'static, sqlx::
     Ok(long)
 }
 
-/// A projector that waits for such a transaction, and the process id of its backend.
+/// Starts a projector whose migration waits for such a transaction. Returns it with the process id of its backend.
 async fn held_up(postgres: &Postgres, nats: &Nats, pool: &PgPool) -> anyhow::Result<(Running, i32)> {
     let running = projector(postgres, nats).spawn()?;
     let backend = waiting(pool, "dsync-projector", Duration::ZERO, |_| true).await?;
@@ -233,7 +234,7 @@ async fn nobody_waits_behind_a_migration_that_waits_for_a_long_query() -> anyhow
         .await
         .context("a query waits behind the migration")??;
     let pending = migrations::pending(&mut *pool.acquire().await?).await?;
-    ensure!(pending != Some(0), "the migration never had to wait");
+    ensure!(pending != Some(0), "the migration did not have to wait");
     ensure!(projector.readiness().await? == 503, "ready on an old schema");
     long.commit().await?;
     is_up_to_date(&pool).await?;
@@ -241,13 +242,13 @@ async fn nobody_waits_behind_a_migration_that_waits_for_a_long_query() -> anyhow
     let said = projector.output();
     ensure!(
         said.contains("others hold locks") && !said.contains("alter table"),
-        "who waits says so, and not in pages of SQL:\n{said}"
+        "a waiting migration must be logged, without pages of SQL:\n{said}"
     );
     projector.terminate().await?;
     Ok(())
 }
 
-/// A session's would be given to others with the session, by a transaction pooler, and not be given back.
+/// A transaction pooler would give a session-level lock to others along with the session, and nobody would release it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_migrates_holds_a_lock_of_a_transaction() -> anyhow::Result<()> {
     let ((postgres, pool), nats) = (older().await?, Nats::start().await?);
@@ -320,7 +321,7 @@ async fn a_migration_takes_longer_than_a_statement_may() -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_migration_that_deadlocks_with_a_query_is_tried_again() -> anyhow::Result<()> {
     let (postgres, pool) = older().await?;
-    // The other way round than the migration, which takes users first. The one that looks for a deadlock is the migration.
+    // The migration locks users first; this query locks them last. Only the migration looks for the deadlock.
     let mut query = pool.begin().await?;
     sqlx::raw_sql("set local deadlock_timeout = '10min'; select id from dsync.groups")
         .execute(&mut *query)
@@ -332,8 +333,8 @@ async fn a_migration_that_deadlocks_with_a_query_is_tried_again() -> anyhow::Res
             sqlx::query("select id from dsync.users").fetch_all(&mut *query),
         )
         .await
-        .context("the migration and the query wait for one another")??;
-        // Its next try waits for the query, too.
+        .context("the migration and the query wait for each other")??;
+        // The migration's next attempt waits for the query, too.
         waiting(&pool, "hurried", Duration::ZERO, |_| true).await?;
         Ok(query.commit().await?)
     })?;
@@ -341,8 +342,8 @@ async fn a_migration_that_deadlocks_with_a_query_is_tried_again() -> anyhow::Res
     is_up_to_date(&pool).await
 }
 
-/// The version before the newest that the reconciler needs, and how many there are after it.
-const NEEDED_BUT_ONE: (i32, usize) = (14, 6);
+/// The version before the newest that the reconciler needs, and the number of versions after it.
+const NEEDED_BUT_ONE: (i32, usize) = (14, 7);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reconciler_begins_nothing_before_the_newest_migration_it_needs() -> anyhow::Result<()> {
@@ -352,7 +353,7 @@ async fn a_reconciler_begins_nothing_before_the_newest_migration_it_needs() -> a
     let pending = migrations::pending(&mut *pool.acquire().await?).await?;
     ensure!(
         pending == Some(NEEDED_BUT_ONE.1),
-        "a migration is new: does the reconciler need it?"
+        "there is a new migration; does the reconciler need it?"
     );
     let sweep = Program::new("dsync-reconciler")
         .env("NATS_URL", nats.url())
@@ -362,7 +363,7 @@ async fn a_reconciler_begins_nothing_before_the_newest_migration_it_needs() -> a
         .run()
         .await?;
     ensure!(
-        !sweep.status.success() && sweep.stderr.contains("no such schema yet"),
+        !sweep.status.success() && sweep.stderr.contains("schema is missing or too old"),
         "{}{}",
         sweep.stdout,
         sweep.stderr

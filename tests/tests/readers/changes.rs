@@ -1,4 +1,4 @@
-//! The feed: it adds up to the views, nobody who polls it misses a change, and each change names what caused it.
+//! The feed: it adds up to the views, nobody who polls it misses a change, and each change names its cause.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -54,7 +54,7 @@ async fn changes(pool: &PgPool, after: i64, limit: i64) -> anyhow::Result<Vec<Ch
         .collect()
 }
 
-/// A row as far as a change of it is one: a membership that is only seen again is not.
+/// The part of a row whose changes count. A membership that was only seen again has not changed.
 fn essence(row: &Value) -> Value {
     let mut row = row.clone();
     if row.get("group_id").is_some() {
@@ -75,7 +75,7 @@ fn differing(before: &Value, after: &Value) -> Vec<String> {
     names
 }
 
-/// Whether a change is what it says of itself.
+/// Whether a change's columns are consistent.
 fn fits(change: &Change) -> bool {
     let tenant = |row: &Value| row["organization_id"].as_str() == change.organization_id.as_deref();
     match (change.operation.as_str(), &change.before, &change.after) {
@@ -91,7 +91,7 @@ fn fits(change: &Change) -> bool {
     }
 }
 
-/// What the changes add up to. Every change must fit what came before it.
+/// The rows that the changes add up to. Fails unless every change follows from those before it.
 fn added_up(changes: &[Change]) -> anyhow::Result<BTreeMap<(String, String), Value>> {
     let mut rows: BTreeMap<(String, String), Value> = BTreeMap::new();
     for change in changes {
@@ -101,7 +101,7 @@ fn added_up(changes: &[Change]) -> anyhow::Result<BTreeMap<(String, String), Val
             shown == change.before.as_ref().map(essence),
             "{change:?} does not follow from {shown:?}"
         );
-        ensure!(fits(change), "{change:?} is not what it says");
+        ensure!(fits(change), "{change:?} is inconsistent");
         match &change.after {
             Some(after) => rows.insert(key, after.clone()),
             None => rows.remove(&key),
@@ -110,7 +110,7 @@ fn added_up(changes: &[Change]) -> anyhow::Result<BTreeMap<(String, String), Val
     Ok(rows)
 }
 
-/// What the views show, keyed as changes are.
+/// The rows of the views, keyed in the same way as changes.
 async fn shown(pool: &PgPool) -> anyhow::Result<BTreeMap<(String, String), Value>> {
     let mut all = BTreeMap::new();
     for (entity, view) in [
@@ -152,13 +152,24 @@ pub(super) async fn adds_up(pool: &PgPool) -> anyhow::Result<Vec<Change>> {
     for key in added.keys() {
         ensure!(
             shown.contains_key(key),
-            "{key:?} is not shown, but the changes say so"
+            "{key:?} is not shown, but the changes add up to it"
         );
     }
+    // A change must be in the directory in which the tenant saw the object.
+    let elsewhere = rows(
+        pool,
+        "select change_id, operation, directory_id, before, after from directory.changes
+         where directory_id is distinct from case operation when 'deleted' then before else after end ->> 'directory_id'",
+    )
+    .await?;
+    ensure!(
+        elsewhere.is_empty(),
+        "changes in another directory: {elsewhere:?}"
+    );
     Ok(all)
 }
 
-/// Polls as a consumer would, until told that all is written; answers the ids it saw, in order.
+/// Polls as a consumer would, until `done` is set and nothing is left. Returns the ids that it saw, in order.
 async fn poll(pool: PgPool, done: Arc<AtomicBool>) -> anyhow::Result<Vec<i64>> {
     let mut seen: Vec<i64> = Vec::new();
     loop {
@@ -171,7 +182,7 @@ async fn poll(pool: PgPool, done: Arc<AtomicBool>) -> anyhow::Result<Vec<i64>> {
     }
 }
 
-/// Writers at the same time, each taking the next batch.
+/// Writes batches concurrently, each writer taking the next one.
 async fn write_concurrently(pool: &PgPool, batches: Vec<Vec<Record>>, writers: usize) -> anyhow::Result<()> {
     let pool = pool.clone();
     let written = move |batch: Vec<Record>| {
@@ -191,7 +202,7 @@ pub(super) async fn clear(pool: &PgPool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Records in another order, some of them twice, in small batches.
+/// The records shuffled, some of them repeated, in small batches.
 pub(super) fn shuffled(mut records: Vec<Record>, rng: &mut StdRng) -> Vec<Vec<Record>> {
     let again: Vec<Record> = records.sample(rng, records.len() / 3).cloned().collect();
     records.extend(again);
@@ -204,8 +215,8 @@ pub(super) fn shuffled(mut records: Vec<Record>, rng: &mut StdRng) -> Vec<Vec<Re
     batches
 }
 
-/// Four writers write `batches` while someone polls, then whatever is left is written; nobody missed a change, and they add
-/// up to the views. How many there are.
+/// Writes `batches` with four writers while somebody polls, and then `the_rest`. Checks that the poller missed no
+/// change, and that the changes add up to the views. Returns the number of changes.
 pub(super) async fn written_and_polled(
     postgres: &Postgres,
     batches: Vec<Vec<Record>>,
@@ -225,7 +236,7 @@ pub(super) async fn written_and_polled(
     Ok(ids.len())
 }
 
-/// The wildest histories: few objects, contradictions, every oddity; four writers at once, and someone polling.
+/// Random histories with few objects, contradictions and every oddity, written by four writers while somebody polls.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn changes_add_up_to_the_views_and_a_poller_sees_each() -> anyhow::Result<()> {
     let postgres = Postgres::migrated().await?;
@@ -238,11 +249,11 @@ async fn changes_add_up_to_the_views_and_a_poller_sees_each() -> anyhow::Result<
         let written = written_and_polled(&postgres, batches, async || Ok(())).await;
         most = most.max(written.with_context(|| format!("seed {seed}"))?);
     }
-    ensure!(most > 100, "histories of nothing prove nothing");
+    ensure!(most > 100, "the histories are too short to prove anything");
     Ok(())
 }
 
-/// The whole way: a log, four projector processes, a consumer that is woken by NOTIFY.
+/// The whole way: a log, four projector processes, and a consumer that is woken by NOTIFY.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn four_projectors_write_one_history() -> anyhow::Result<()> {
     let (postgres, nats) = tokio::try_join!(Postgres::migrated(), Nats::start())?;
@@ -280,7 +291,7 @@ async fn four_projectors_write_one_history() -> anyhow::Result<()> {
         from += new.len();
         new.shuffle(&mut rand::rng());
         append(&journal, &new).await?;
-        // One after another holds the lanes.
+        // Projectors hold the lanes in turn.
         projectors[0].terminate().await?;
         projectors[0].start_again()?;
         projectors.rotate_left(1);
@@ -485,6 +496,60 @@ async fn a_directory_that_changes_hands_leaves_one_tenant_and_enters_the_other()
         found,
         ["created org_1 e2", "deleted org_1 e3", "created org_2 e3"]
     );
+    adds_up(&pool).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn who_moves_to_a_directory_of_another_tenant_is_deleted_in_the_old_directory() -> anyhow::Result<()> {
+    let postgres = Postgres::migrated().await?;
+    let pool = postgres.pool().await?;
+    for n in 1..=2 {
+        let data = json!({
+            "id": format!("d{n}"), "organization_id": format!("org_{n}"), "state": "linked", "updated_at": moment(1)
+        });
+        tell(&pool, event(&format!("e{n}"), "dsync.activated", 1, data)).await?;
+    }
+    let group = |second, directory: &str| json!({"id": "g1", "directory_id": directory, "name": "Staff", "updated_at": moment(second)});
+    for (second, directory) in [(2, "d1"), (3, "d2")] {
+        let user = user("u1", second, json!({"directory_id": directory}));
+        let id = |kind: &str| format!("{kind}{second}");
+        tell(&pool, event(&id("u"), "dsync.user.updated", second, user.clone())).await?;
+        tell(
+            &pool,
+            event(&id("g"), "dsync.group.updated", second, group(second, directory)),
+        )
+        .await?;
+        let both = json!({"directory_id": directory, "user": user, "group": group(second, directory)});
+        tell(&pool, event(&id("m"), "dsync.group.user_added", second, both)).await?;
+    }
+    for entity in ["user", "group", "membership"] {
+        let found = rows(
+            &pool,
+            format!(
+                "select to_char(change_id, '0000') as change_id, operation, organization_id, directory_id
+                 from directory.changes where entity = '{entity}'"
+            ),
+        )
+        .await?;
+        let found: Vec<String> = found
+            .iter()
+            .map(|row| {
+                let text = |name: &str| row[name].as_str().unwrap_or("none").to_owned();
+                format!(
+                    "{} {} {}",
+                    text("operation"),
+                    text("organization_id"),
+                    text("directory_id")
+                )
+            })
+            .collect();
+        assert_eq!(
+            found,
+            ["created org_1 d1", "deleted org_1 d1", "created org_2 d2"],
+            "{entity}"
+        );
+    }
     adds_up(&pool).await?;
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Roles: equal to what another computation makes of rules and memberships, and changed as the preview said.
+//! Roles: the same as a second, independent computation from rules and memberships, and changed as the preview showed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -35,14 +35,15 @@ fn attribute_matches(custom: Option<&Value>, rule: &AttributeRule) -> bool {
     at.is_some_and(|value| *value == wanted || value.as_array().is_some_and(|items| items.contains(&wanted)))
 }
 
-/// Who has which role: written against the documentation, person by person, with no SQL.
+/// Who has which role, computed person by person from the documentation, without SQL.
 fn computed(truth: &Truth, rules: &Rules) -> Granted {
     let mut granted = Granted::new();
     for directory in truth.directories.values() {
         for user in directory.users.values().filter(|user| user.active) {
             let home = (&user.organization_id, &user.directory_id);
             let general = |role: &str| i64::from(rules.priorities.get(role).copied().unwrap_or(0));
-            // In the order of precedence: the first source that gives a role stays, of one source the strongest.
+            // In order of precedence: the first source that gives a role counts, and within a source the strongest
+            // rule.
             let mut candidates: Vec<(u8, String, Option<String>, i64)> = Vec::new();
             let own = user.roles.iter().flatten().chain(&user.role);
             candidates.extend(own.map(|role| (1, role.clone(), None, general(role))));
@@ -215,7 +216,7 @@ fn random_rules(rng: &mut StdRng, truth: &Truth) -> Rules {
             });
         }
     }
-    // What a file can say, and only that.
+    // Only what a file can express.
     Rules::parse(&rules.to_toml().unwrap()).unwrap()
 }
 
@@ -253,7 +254,7 @@ async fn roles_are_what_the_rules_say_and_change_as_the_preview_said() -> anyhow
         let before = computed(&truth, &rules);
         ensure!(
             shown(&pool).await? == before,
-            "round {round}: roles differ with the rules of before"
+            "round {round}: roles differ with the previous rules"
         );
 
         let applied_before = std::mem::replace(&mut rules, random_rules(&mut rng, &truth));
@@ -282,7 +283,7 @@ async fn roles_are_what_the_rules_say_and_change_as_the_preview_said() -> anyhow
         let expected: BTreeSet<_> = gained.into_iter().chain(lost).collect();
         ensure!(
             named == expected,
-            "round {round}: the preview names {:?} too many and {:?} too few; before {applied_before:?}, now {rules:?}",
+            "round {round}: the preview has {:?} in excess and lacks {:?}; before {applied_before:?}, now {rules:?}",
             named.difference(&expected).collect::<Vec<_>>(),
             expected.difference(&named).collect::<Vec<_>>()
         );
@@ -310,10 +311,10 @@ async fn roles_are_what_the_rules_say_and_change_as_the_preview_said() -> anyhow
         let again = apply(&pool, &rules, true).await?;
         ensure!(
             !again.changed && again.version == applied.version,
-            "applying again is no no-op"
+            "applying the same rules again changed something"
         );
     }
-    ensure!(moved > 20, "rules that change nothing prove nothing");
+    ensure!(moved > 20, "the rules change too little to prove anything");
     Ok(())
 }
 
@@ -346,7 +347,8 @@ fn joined(id: &str, second: u32) -> Value {
     )
 }
 
-/// Of one role by two defaults, too: once the farther one had the greater priority, and nobody had the role.
+/// Also if two defaults give the same role. When the less specific one had the greater priority, nobody used to get the
+/// role.
 #[tokio::test]
 async fn the_nearest_default_counts_whatever_its_priority() -> anyhow::Result<()> {
     let postgres = Postgres::migrated().await?;
@@ -440,7 +442,7 @@ async fn a_role_is_explained_and_a_login_answered() -> anyhow::Result<()> {
     apply(&pool, &more, true).await?;
     let all = why(&pool).await?;
     ensure!(
-        all["late"] == "group Staff the rule was made" && all["admin"].ends_with("e4"),
+        all["late"] == "group Staff the rule was added" && all["admin"].ends_with("e4"),
         "{all:?}"
     );
 
@@ -475,7 +477,7 @@ async fn a_role_is_explained_and_a_login_answered() -> anyhow::Result<()> {
         out["provisioned"] == true && out["active"] == false && out["roles"] == json!([]),
         "{out}"
     );
-    // A returning person: another id, the same address.
+    // A returning person, with another id and the same address.
     tell(
         &pool,
         event("e6", "dsync.user.created", 6, person(6, &json!({"id": "u0"}))),
@@ -490,8 +492,8 @@ async fn a_role_is_explained_and_a_login_answered() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Two people, one of whom has an id at the identity provider that is the other's address: who signs in with the address is
-/// never taken for the one with the id.
+/// One person's id at the identity provider is another person's email address. Whoever signs in with the address is
+/// never taken for the person with the id.
 #[tokio::test]
 async fn whose_address_it_is_signs_in_whatever_ids_others_have() -> anyhow::Result<()> {
     let postgres = Postgres::migrated().await?;
@@ -513,9 +515,9 @@ async fn whose_address_it_is_signs_in_whatever_ids_others_have() -> anyhow::Resu
     );
     ensure!(found("100").await?["user_id"] == "jane");
     ensure!(found("john@example.com").await?["user_id"] == "john");
-    // Who sends no address is nobody, though somebody has none.
+    // An empty address matches nobody, even though somebody's address is empty.
     ensure!(found("").await? == json!({"user_id": null, "active": false, "matches": 0}));
-    // Deactivated, she is not let in as John.
+    // Once Jane is deactivated, she is not let in as John.
     let mut left = jane.clone();
     left["state"] = json!("inactive");
     tell(&pool, event("e4", "dsync.user.updated", 4, person(4, &left))).await?;
@@ -524,7 +526,7 @@ async fn whose_address_it_is_signs_in_whatever_ids_others_have() -> anyhow::Resu
         jane_left == json!({"user_id": "jane", "active": false, "matches": 1}),
         "{jane_left}"
     );
-    // Nobody's address any more: an id like any other.
+    // It is nobody's address any more, so it is an id like any other.
     tell(&pool, event("e5", "dsync.user.deleted", 5, person(5, &jane))).await?;
     ensure!(found("jsmith@example.com").await?["user_id"] == "john");
     Ok(())
@@ -566,7 +568,7 @@ async fn the_command_shows_before_it_applies() -> anyhow::Result<()> {
     ] {
         ensure!(shown.stdout.contains(line), "{line} is not in {}", shown.stdout);
     }
-    ensure!(shown_roles(&pool).await?.is_empty(), "it was applied unasked");
+    ensure!(shown_roles(&pool).await?.is_empty(), "applied without --yes");
     let piped = Program::new("dsync-projector")
         .env("DATABASE_URL", postgres.url())
         .arg("roles")
