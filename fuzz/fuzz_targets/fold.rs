@@ -1,4 +1,4 @@
-//! A history of events about few objects: order, duplication and batching change nothing.
+//! A history of events about a few objects: order, duplication and batching change nothing.
 
 #![no_main]
 

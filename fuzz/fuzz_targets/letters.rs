@@ -1,4 +1,4 @@
-//! A batch of records, good and bad: the bad ones are set aside alone, the good ones can be stored.
+//! A batch of records, good and bad: only the bad ones are set aside, and the good ones can be stored.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! The header `WorkOS-Signature`: our verdict is the one a second, plainer implementation gives.
+//! The header `WorkOS-Signature`: our verdict equals that of a second, plainer implementation.
 
 #![no_main]
 

@@ -1,11 +1,11 @@
-//! A million requests that should not be believed, with honest ones beside them: how many are accepted (none may be), what
-//! they cost in memory, and what the honest ones notice.
+//! Sends a million forged requests, with honest ones beside them. Shows how many forgeries are accepted (there must be
+//! none), how much memory they cost, and how they affect the honest requests.
 //!
 //! ```text
 //! cargo build --release -p ingest --bins && cargo run --release -p ingest --example forge [REQUESTS [SEED]]
 //! ```
 //!
-//! Prints a table; exits 1 when a forgery was accepted, or an honest webhook was not.
+//! Prints a table. Exits with 1 if a forgery was accepted, or an honest webhook was not.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ const ATTACKERS: u64 = 16;
 /// The pause between two honest webhooks.
 const HONEST_EVERY: Duration = Duration::from_millis(10);
 const REPORT_EVERY: u64 = 100_000;
-/// Honest webhooks before and after the attack, to compare with.
+/// Honest webhooks sent before the attack, and again after it, for comparison.
 const APART: u64 = 2_000;
 
 #[tokio::main]
@@ -75,7 +75,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     })
 }
 
-/// All the forgeries, with an honest webhook now and then; how long those took.
+/// Sends all the forgeries, with an honest webhook now and then. Returns how long the honest ones took.
 async fn under_attack(
     ingest: &Running,
     honest: &mut Honest,
@@ -109,7 +109,7 @@ async fn under_attack(
 
 /// The program's resident memory, in kB.
 fn rss(program: &Running) -> anyhow::Result<u64> {
-    let pid = program.pid().context("it does not run")?;
+    let pid = program.pid().context("ingest is not running")?;
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status
         .lines()
@@ -152,15 +152,15 @@ fn request(header: Option<&[u8]>, body: &[u8]) -> Vec<u8> {
     request
 }
 
-/// Sends a request and reads the answer whole; its status, and whether the connection lives on.
+/// Sends a request and reads the whole answer. Returns its status, and whether the connection stays open.
 async fn exchange(stream: &mut TcpStream, request: &[u8]) -> anyhow::Result<(u16, bool)> {
-    // An answer may come, and the connection close, before the request was sent whole.
+    // The answer may arrive, and the connection close, before the whole request is sent.
     let sent = stream.write_all(request).await;
     let mut answer = Vec::new();
     let mut piece = [0; 4096];
     loop {
         let read = stream.read(&mut piece).await?;
-        ensure!(read > 0, "closed without an answer");
+        ensure!(read > 0, "connection closed without an answer");
         answer.extend_from_slice(&piece[..read]);
         let Some(end) = answer.windows(4).position(|four| four == b"\r\n\r\n") else {
             continue;
@@ -178,7 +178,7 @@ async fn exchange(stream: &mut TcpStream, request: &[u8]) -> anyhow::Result<(u16
     }
 }
 
-/// Webhooks as WorkOS would send them, one after the other.
+/// Sends webhooks as WorkOS would, one after the other.
 struct Honest {
     stream: TcpStream,
     address: String,
@@ -194,7 +194,7 @@ impl Honest {
         })
     }
 
-    /// Sends `many`; how long each took. Each must be stored.
+    /// Sends `many` webhooks, each of which must be stored. Returns how long each took.
     async fn many(&mut self, many: u64) -> anyhow::Result<Vec<Duration>> {
         let mut times = Vec::new();
         for _ in 0..many {
@@ -206,7 +206,7 @@ impl Honest {
             let start = Instant::now();
             let (status, kept) = exchange(&mut self.stream, &request).await?;
             times.push(start.elapsed());
-            ensure!(status == 200, "an honest webhook is answered {status}");
+            ensure!(status == 200, "an honest webhook was answered {status}");
             if !kept {
                 self.stream = TcpStream::connect(&self.address).await?;
             }
@@ -223,7 +223,7 @@ fn body(id: u64, who: &str) -> Vec<u8> {
     .into_bytes()
 }
 
-/// What came of the forgeries.
+/// How the forgeries were answered.
 #[derive(Default)]
 struct Tally {
     done: AtomicU64,
@@ -279,7 +279,7 @@ async fn attack(address: String, mut forger: Forger, share: u64, tally: Arc<Tall
     Ok(())
 }
 
-/// Forgeries of every kind, in an order that the seed gives.
+/// Makes forgeries of every kind, in an order that depends on the seed.
 struct Forger {
     state: u64,
     count: u64,
@@ -314,11 +314,12 @@ impl Forger {
             2 => of(now, &signature("whsec_guessed", now, &body)),
             3 => of(now, &signature("", now, &body)),
             4 => of(now, &"0".repeat(64)),
-            // Signed rightly, but an hour ago (a replay), tomorrow, or for another moment.
+            // Signed with the right secret, but an hour ago (a replay), tomorrow, or for another time.
             5 => signed_at(now - 3_600_000),
             6 => signed_at(now + 86_400_000),
             7 => of(now + 1, &right),
-            // The right signature of another body, of this one in another spelling, of its beginning, and of more than came.
+            // A valid signature of another body, of this one without the added space, of its beginning only, and of
+            // more than is sent.
             8 => return request(Some(&of(now, &right)), &self::body(self.count + 1, "forged")),
             9 => return request(Some(&of(now, &right)), &[&body[..], b" "].concat()),
             10 => of(now, &signature(SECRET, now, &body[..40])),
@@ -331,7 +332,7 @@ impl Forger {
                 .map(|_| b' ' + u8::try_from(self.below(95)).unwrap_or(0))
                 .collect(),
             17 => [b"t=1, v1=\xff\xfe", &right.as_bytes()[..8]].concat(),
-            // A mebibyte: one in fifty of these, or the network would be what is measured.
+            // A mebibyte, but only one time in fifty: otherwise this would measure the network.
             18 if self.below(50) == 0 => return request(Some(&of(now, &right)), &vec![b'x'; 1 << 20]),
             18 => return b"POST /webhooks/workos HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n".to_vec(),
             _ => {

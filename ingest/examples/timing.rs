@@ -1,5 +1,6 @@
-//! Whether the time a refusal takes tells how much of a forged signature was right: the first byte wrong against the last
-//! byte wrong, in turns, and Welch's t over the two; beside it the same for two that are alike, as what the machine adds.
+//! Tests whether the time of a refusal reveals how much of a forged signature was right. Compares signatures with the
+//! first and with the last byte wrong, in turns, by Welch's t. Two equal forgeries are compared as well, to show the
+//! noise.
 //!
 //! `cargo run --release -p ingest --example timing [ROUNDS]`
 
@@ -24,7 +25,7 @@ fn main() -> anyhow::Result<()> {
     let forged = |from_end: usize| -> anyhow::Result<HeaderMap> {
         let mut header = right.clone().into_bytes();
         let at = header.len() - from_end;
-        // A digit for a digit and a letter for a letter: reading hexadecimal may tell these apart, and may be seen to.
+        // A digit replaces a digit, and a letter a letter: the time to parse hexadecimal may depend on which it is.
         header[at] = match header[at] {
             b'0' => b'1',
             b'1'..=b'9' => b'0',
@@ -36,21 +37,21 @@ fn main() -> anyhow::Result<()> {
             HeaderValue::from_bytes(&header)?,
         )]))
     };
-    // The third is the first once more, elsewhere in memory: what differs between those two is no leak.
+    // The third is the same as the first, elsewhere in memory: a difference between those two is not a leak.
     let kinds = [forged(64)?, forged(1)?, forged(64)?];
     let mut samples = [Vec::new(), Vec::new(), Vec::new()];
     for round in 0..rounds {
         for turn in 0..3 {
-            // Which goes first changes, or the caches would be what is measured.
+            // The order rotates: otherwise this would measure the caches.
             let kind = usize::try_from((round + turn) % 3)?;
             let start = Instant::now();
             let verdict = verifier.verify(black_box(&kinds[kind]), body.clone(), now);
             let took = start.elapsed();
-            assert!(black_box(verdict).is_err(), "a forgery is believed");
+            assert!(black_box(verdict).is_err(), "a forgery was accepted");
             samples[kind].push(took.as_secs_f64() * 1e9);
         }
     }
-    // Interruptions are no part of what is compared: the slowest hundredth of each goes.
+    // The slowest hundredth of each is dropped, so that interruptions do not count.
     let [first, last, again] = samples.map(|mut times: Vec<f64>| {
         times.sort_by(f64::total_cmp);
         times.truncate(times.len() * 99 / 100);

@@ -1,6 +1,6 @@
-//! From a webhook that is believed to one in the log: addressed, appended, acknowledged.
+//! Takes a verified webhook into the log: address it, append it, wait for the acknowledgement.
 //!
-//! Nothing is parsed beyond the address, and nothing is remembered: whether an event is new is for the log to say.
+//! Only the address is parsed, and nothing is remembered: the log decides whether an event is new.
 
 use std::time::Instant;
 
@@ -12,19 +12,20 @@ use crate::metrics::Metrics;
 use crate::signature::VerifiedWebhook;
 use crate::stream::Stream;
 
-/// Where webhooks go.
+/// Appends webhooks to the log.
 pub struct Acceptor {
     /// The log.
     pub journal: Journal,
     /// Whether the log's stream is set up.
     pub stream: Stream,
-    /// How long appending took.
+    /// Records how long appends take.
     pub metrics: Metrics,
 }
 
 impl Acceptor {
-    /// Stores a webhook and says what came of it. Returns only after the broker acknowledged, refused, or did not answer
-    /// within the journal's time-out (3 s); in the last case the webhook may be stored, and the retry is a duplicate.
+    /// Stores a webhook and reports the outcome. Returns only after the broker has acknowledged it, refused it, or
+    /// failed to answer within the journal's timeout (3 s). After a timeout the webhook may be stored; the retry is
+    /// then a duplicate.
     pub async fn accept(&self, webhook: VerifiedWebhook) -> Answer {
         let (body, signature, received_at) = webhook.into_parts();
         let received = Record::receive(body, Source::Webhook, Some(signature), received_at.into());
@@ -33,7 +34,7 @@ impl Acceptor {
             Received::Event(record) => (record, Answer::Accepted),
             Received::Quarantined(record, why) => {
                 let (event, kind) = (&record.id, &record.event_type);
-                tracing::warn!(event, kind, %why, "signed, but not an event we can address: quarantined");
+                tracing::warn!(event, kind, %why, "quarantined: signed, but not an event that can be addressed");
                 (record, Answer::Quarantined)
             }
         };
@@ -56,7 +57,7 @@ impl Acceptor {
             .publish_seconds
             .observe(began.elapsed().as_secs_f64());
         appended.map_err(|error| {
-            tracing::warn!(event, kind, %error, "not known to be stored");
+            tracing::warn!(event, kind, %error, "not confirmed as stored");
             if matches!(
                 error,
                 AppendError::Unavailable(Unavailable::NoResponders | Unavailable::Elsewhere)

@@ -1,4 +1,4 @@
-//! What a webhook's sender is told: the status, one JSON line, and nothing that helps an attacker.
+//! The answer to a webhook's sender: a status, one line of JSON, and nothing that helps an attacker.
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -12,39 +12,39 @@ pub enum Answer {
     Accepted,
     /// It was in the log before.
     Duplicate,
-    /// A valid event of another product.
+    /// A valid event, but of another WorkOS product.
     Ignored,
-    /// Signed, but not an event that can be addressed; kept apart in the log.
+    /// Signed, but not an event that can be addressed; stored in the log's quarantine.
     Quarantined,
     /// There is nothing at this path.
     NotFound,
-    /// Only POST is taken.
+    /// Only POST is allowed.
     MethodNotAllowed,
     /// The sender is not on the allow-list.
     Forbidden,
-    /// The body is larger than we, or the log, take.
+    /// The body is larger than ingest or the log accepts.
     TooLarge,
-    /// The body did not arrive whole, or not in time.
+    /// The body did not arrive completely, or not in time.
     Incomplete,
-    /// No signature, or none that holds. Never says which.
+    /// No signature, or no valid one. The answer never says which.
     Unauthorized,
-    /// Not stored, or not known to be: come again.
+    /// Not stored, or not confirmed as stored: retry.
     Unavailable(ComeAgain),
 }
 
-/// When to come again.
+/// When the sender should retry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ComeAgain {
-    /// Too many requests in flight; they last milliseconds.
+    /// Too many requests are in flight; each takes milliseconds.
     Soon,
-    /// The log does not answer; it may be restarting.
+    /// The log does not answer; the broker may be restarting.
     Later,
-    /// The log is full; somebody must make room.
+    /// The log is full; an operator must make room.
     MuchLater,
 }
 
 impl Answer {
-    /// The label `outcome` of `dsync_ingest_webhooks_total`; none for what was no webhook.
+    /// The label `outcome` of `dsync_ingest_webhooks_total`; `None` if the request was not a webhook.
     pub fn outcome(self) -> Option<&'static str> {
         Some(match self {
             Self::Accepted => "accepted",
@@ -93,7 +93,7 @@ impl Answer {
     fn header(self) -> Option<(header::HeaderName, &'static str)> {
         match self {
             Self::MethodNotAllowed => Some((header::ALLOW, "POST")),
-            // What is left of the body is not worth reading.
+            // The rest of the body is not worth reading.
             Self::Incomplete | Self::TooLarge => Some((header::CONNECTION, "close")),
             Self::Unavailable(ComeAgain::Soon) => Some((header::RETRY_AFTER, "1")),
             Self::Unavailable(ComeAgain::Later) => Some((header::RETRY_AFTER, "5")),

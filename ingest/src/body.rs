@@ -1,4 +1,4 @@
-//! A request's body, read whole: within a size, within a time, and copied only where it came in pieces.
+//! Reads a request's whole body, within a size and a time limit. It is copied only if it arrives in several chunks.
 
 use std::time::Duration;
 
@@ -11,26 +11,26 @@ use crate::in_flight::{NoRoom, Slot};
 /// Why a body was not read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BodyError {
-    /// Larger than the limit; said as soon as it is known, by its announced length or by what came.
+    /// Larger than the limit. Reported as soon as it is known, from the announced length or from the bytes received.
     #[error("the body is too large")]
     TooLarge,
     /// It did not arrive in time.
     #[error("the body did not arrive in time")]
     TooSlow,
-    /// The sender broke off, or what came was no HTTP.
-    #[error("the body broke off")]
+    /// The sender broke off, or what it sent was not valid HTTP.
+    #[error("the body ended early")]
     Broken,
     /// Too many bytes in flight.
     #[error(transparent)]
     NoRoom(#[from] NoRoom),
 }
 
-/// Whether the body is announced as larger than `limit` bytes.
+/// Whether the announced length of the body exceeds `limit` bytes.
 pub fn is_announced_above(limit: usize, body: &Incoming) -> bool {
     body.size_hint().lower() > limit as u64
 }
 
-/// Reads `body`, `limit` bytes at most, within `time`. Its bytes are counted in `slot`.
+/// Reads `body`, at most `limit` bytes, within `time`. Its bytes are counted in `slot`.
 pub async fn read(body: Incoming, limit: usize, time: Duration, slot: &mut Slot) -> Result<Bytes, BodyError> {
     tokio::time::timeout(time, collect(body, limit, slot))
         .await
@@ -38,10 +38,10 @@ pub async fn read(body: Incoming, limit: usize, time: Duration, slot: &mut Slot)
 }
 
 async fn collect(mut body: Incoming, limit: usize, slot: &mut Slot) -> Result<Bytes, BodyError> {
-    // Nearly always there is one chunk: the bytes as they came from the socket.
+    // There is nearly always just one chunk: the bytes as they came from the socket.
     let (mut only, mut pieces, mut length) = (Bytes::new(), BytesMut::new(), 0);
     while let Some(frame) = body.frame().await {
-        // The other frames are trailers.
+        // Frames that are not data are trailers.
         let Ok(chunk) = frame.map_err(|_| BodyError::Broken)?.into_data() else {
             continue;
         };
@@ -54,7 +54,7 @@ async fn collect(mut body: Incoming, limit: usize, slot: &mut Slot) -> Result<By
             only = chunk;
             continue;
         }
-        // Put together as they come: a list of chunks would take far more than they do, where each is a byte.
+        // Joined as they arrive: with chunks of one byte, a list of them would take far more memory than the bytes.
         if pieces.is_empty() {
             pieces.extend_from_slice(&only);
         }

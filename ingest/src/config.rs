@@ -1,4 +1,4 @@
-//! The command line: every setting a flag and an environment variable.
+//! The command line. Every setting is a flag and an environment variable.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -40,18 +40,18 @@ pub struct Cli {
 /// What to do instead of serving.
 #[derive(Subcommand, Debug)]
 pub enum Command {
-    /// Prints a valid signature header for the body on standard input, for trying things with curl
+    /// Print a valid signature header for the body on standard input, for testing with curl
     Sign(SignArgs),
-    /// Asks the dsync-ingest that runs with the same `ADMIN_ADDR` how it is; exit code 0 when it is well
+    /// Check the health of the dsync-ingest that runs with the same `ADMIN_ADDR`; exit code 0 if it is healthy
     Healthcheck(HealthcheckArgs),
-    /// Show how everything is: what is connected, how far behind, what waits for a person
+    /// Show the status: what is connected, how far behind it is, and what waits for a person
     Status(StatusArgs),
 }
 
 /// Settings of this program alone.
 #[derive(Args, Debug)]
 pub struct WebhookArgs {
-    /// Where webhooks arrive
+    /// Address to listen on for webhooks
     #[arg(
         long,
         env = "LISTEN_ADDR",
@@ -59,17 +59,17 @@ pub struct WebhookArgs {
         value_name = "ADDR"
     )]
     pub listen_addr: SocketAddr,
-    /// File with the certificate chain (PEM) for webhooks over TLS, read again when it changes; unset = plain HTTP, for a
-    /// proxy that ends TLS
+    /// File with the certificate chain (PEM) for serving webhooks over TLS, reloaded when it changes; unset = plain
+    /// HTTP, behind a proxy that terminates TLS
     #[arg(long, env = "TLS_CERT", value_name = "PATH")]
     pub tls_cert: Option<PathBuf>,
-    /// File with the private key (PEM) of `TLS_CERT`
+    /// File with the private key (PEM) for `TLS_CERT`
     #[arg(long, env = "TLS_KEY", value_name = "PATH")]
     pub tls_key: Option<PathBuf>,
-    /// Where `/metrics`, `/livez` and `/readyz` answer
+    /// Address that serves `/metrics`, `/livez` and `/readyz`; keep it private
     #[arg(long, env = "ADMIN_ADDR", default_value = "0.0.0.0:9464", value_name = "ADDR")]
     pub admin_addr: SocketAddr,
-    /// WorkOS's signing secret, or several separated by commas while rotating
+    /// Signing secret of the WorkOS webhook endpoint; several, separated by commas, while rotating
     #[arg(
         long,
         env = "WORKOS_WEBHOOK_SECRET",
@@ -81,19 +81,19 @@ pub struct WebhookArgs {
     /// File that holds `WORKOS_WEBHOOK_SECRET`
     #[arg(long, env = "WORKOS_WEBHOOK_SECRET_FILE", global = true, value_name = "PATH")]
     workos_webhook_secret_file: Option<PathBuf>,
-    /// Where WorkOS posts
+    /// Path that WorkOS posts to
     #[arg(long, env = "WEBHOOK_PATH", default_value = "/webhooks/workos", value_name = "PATH", value_parser = path)]
     pub webhook_path: String,
-    /// Allowed age, and future skew, of a signature
+    /// How far a signature's time may be in the past or the future
     #[arg(long, env = "WEBHOOK_TOLERANCE", default_value = "180s", value_name = "DURATION", value_parser = duration)]
     pub webhook_tolerance: Duration,
-    /// Larger bodies are refused, as is whatever the broker cannot take
+    /// Largest body accepted; a body too large for the broker is refused as well
     #[arg(long, env = "WEBHOOK_MAX_BODY", default_value = "960KiB", value_name = "SIZE", value_parser = max_body)]
     pub webhook_max_body: usize,
-    /// Addresses and CIDRs that may post, separated by commas; `workos` = its published list; unset = any
+    /// Addresses and CIDRs allowed to post, separated by commas; `workos` = the list that WorkOS publishes; unset = any
     #[arg(long, env = "WEBHOOK_ALLOWED_IPS", value_name = "LIST", value_parser = Networks::parse_senders)]
     pub webhook_allowed_ips: Option<Networks>,
-    /// CIDRs of proxies whose `X-Forwarded-For` is believed, separated by commas
+    /// Addresses and CIDRs of proxies whose `X-Forwarded-For` is trusted, separated by commas
     #[arg(long, env = "TRUSTED_PROXIES", value_name = "LIST", value_parser = Networks::parse)]
     pub trusted_proxies: Option<Networks>,
 }
@@ -109,7 +109,7 @@ impl Program for Cli {
 }
 
 impl Cli {
-    /// Where the log is, as the journal wants it; `name` is what the broker shows.
+    /// Where the log is, in the journal's terms. `name` is the connection's name at the broker.
     pub fn connection(&self, name: &str) -> Result<Connection, SettingError> {
         Ok(Connection {
             url: self.journal.url()?.expose().to_owned(),
@@ -120,7 +120,7 @@ impl Cli {
         })
     }
 
-    /// What the log keeps, as the journal wants it.
+    /// What the log keeps, in the journal's terms.
     pub fn limits(&self) -> Limits {
         Limits {
             replicas: self.limits.dsync_stream_replicas,
@@ -132,7 +132,7 @@ impl Cli {
 }
 
 impl WebhookArgs {
-    /// The signing secrets as given, by value or by file; an error when there are none.
+    /// The signing secrets, given by value or by file. An error when there are none.
     pub fn secrets(&self) -> Result<Secret, SettingError> {
         Secret::required(
             SECRET,
@@ -142,10 +142,10 @@ impl WebhookArgs {
     }
 }
 
-/// Why a value is refused; the rest of a sentence that begins with the value.
+/// Why a value is refused, worded to follow the value in a sentence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 enum Refused {
-    #[error("is not a path: it must begin with / and hold no spaces, ? or #")]
+    #[error("is not a path: it must begin with / and contain no spaces, ? or #")]
     Path,
     #[error("is not a size from 1KiB to 64MiB")]
     MaxBody,
@@ -160,7 +160,7 @@ fn path(text: &str) -> Result<String, Refused> {
     }
 }
 
-/// The upper end is the largest `max_payload` a broker can have.
+/// The upper limit is the largest `max_payload` a broker can have.
 fn max_body(text: &str) -> Result<usize, Refused> {
     let bytes = size(text)
         .ok()

@@ -1,19 +1,19 @@
-//! How much is taken on at once: requests, and bytes of their bodies. What is above is told to come again.
+//! Bounds how many requests, and how many bytes of their bodies, are in flight at once. The excess is told to retry.
 //!
-//! Bytes are counted as they arrive, so that claiming a large body costs its sender the bytes and us only those. Nothing
-//! waits here: a queue would only hide that we are behind.
+//! Bytes are counted as they arrive, so a sender that announces a large body takes up room only for the bytes it really
+//! sends. Nothing waits here: a queue would only hide that ingest has fallen behind.
 
 use std::sync::Arc;
 
 use prometheus::IntGauge;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// What is taken on at once, at most.
+/// The most that may be in flight at once.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
     /// Requests.
     pub requests: usize,
-    /// Bytes of bodies, all requests together.
+    /// Bytes of bodies, over all requests.
     pub bytes: usize,
 }
 
@@ -26,9 +26,9 @@ impl Default for Bounds {
     }
 }
 
-/// No room now.
+/// The bounds are reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("too much in flight")]
+#[error("too many requests or bytes in flight")]
 pub struct NoRoom;
 
 /// Counts what is in flight.
@@ -49,7 +49,7 @@ impl InFlight {
         }
     }
 
-    /// Takes on one request, without its body yet.
+    /// Admits one request, not yet its body.
     pub fn enter(&self) -> Result<Slot, NoRoom> {
         let request = Arc::clone(&self.requests)
             .try_acquire_owned()
@@ -66,7 +66,7 @@ impl InFlight {
     }
 }
 
-/// One request in flight; it leaves when this is dropped.
+/// One request in flight, until this is dropped.
 pub struct Slot {
     _request: OwnedSemaphorePermit,
     bytes: OwnedSemaphorePermit,

@@ -1,11 +1,11 @@
-//! Webhooks into the log: WorkOS posts, the signature is checked over the raw bytes, the event is addressed and appended,
-//! and only the broker's acknowledgement makes the answer 200.
+//! Receives webhooks and appends them to the log. The signature is checked over the raw bytes, the event is addressed
+//! and appended, and the answer is 200 only after the broker has acknowledged it.
 //!
-//! Any number of these programs may run side by side. They hold no state and no database, never interpret an event
-//! beyond its address, and never decide what is new: the log recognises what it has.
+//! Any number of instances may run side by side. They keep no state, use no database, interpret nothing of an event but
+//! its address, and never decide whether it is new: the log recognises duplicates.
 //!
-//! The way of a request: [`routes`] checks path, method, sender and size, [`signature`] turns bytes into a
-//! `VerifiedWebhook` (nothing else can), [`accept`] addresses and appends it, [`answer`] says what came of it.
+//! A request passes through [`routes`], which checks path, method, sender and size; [`signature`], the only place that
+//! makes a `VerifiedWebhook`; [`accept`], which addresses and appends it; and [`answer`], which reports the outcome.
 
 pub mod accept;
 pub mod answer;

@@ -1,4 +1,4 @@
-//! `dsync-ingest`: verified webhooks into the log.
+//! `dsync-ingest`: appends verified webhooks to the log.
 
 use std::process::ExitCode;
 

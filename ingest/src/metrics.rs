@@ -1,4 +1,4 @@
-//! What this program counts and measures.
+//! The metrics of this program.
 
 use prometheus::{Histogram, HistogramOpts, IntCounterVec, IntGauge, Opts, Registry};
 
@@ -19,18 +19,18 @@ const OUTCOMES: [&str; 9] = [
 /// The metrics of `dsync-ingest`. Cheap to clone; clones count together.
 #[derive(Clone)]
 pub struct Metrics {
-    /// `dsync_ingest_webhooks_total{outcome}`: webhooks by what came of them. A probe of another path or method is none.
+    /// `dsync_ingest_webhooks_total{outcome}`: webhooks by outcome. A probe of another path or method does not count.
     webhooks: IntCounterVec,
-    /// `dsync_ingest_publish_seconds`: how long the log took to acknowledge, or not to.
+    /// `dsync_ingest_publish_seconds`: how long the log took to acknowledge a webhook, failures included.
     pub publish_seconds: Histogram,
     /// `dsync_ingest_inflight`: webhooks being read, checked or stored now.
     pub inflight: IntGauge,
 }
 
 impl Metrics {
-    /// Registers the metrics, each outcome at zero. An error when they are registered already.
+    /// Registers the metrics, with each outcome at zero. An error when they are already registered.
     pub fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
-        let webhooks = Opts::new("dsync_ingest_webhooks_total", "Webhooks by what came of them.");
+        let webhooks = Opts::new("dsync_ingest_webhooks_total", "Webhooks by outcome.");
         let publish = HistogramOpts::new(
             "dsync_ingest_publish_seconds",
             "How long the log took to acknowledge a webhook, failures included.",

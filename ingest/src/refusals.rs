@@ -1,15 +1,16 @@
-//! Refusals in the log. Anybody may cause them, as many as they like, and a disk full of lines is one that the broker beside
-//! them cannot write to: so a few a second are told, with how many were not. Metrics count them all.
+//! Limits how many refusals are logged. Anybody can cause as many as they like, and log lines that fill the disk would
+//! stop a broker on the same disk from writing. So a few a second are logged, with the number left out. Metrics count
+//! them all.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How many are told in each stretch of time.
+/// How many are logged in each interval.
 const TOLD: u32 = 10;
-/// A stretch.
+/// An interval.
 const STRETCH: Duration = Duration::from_secs(1);
 
-/// How much was told lately.
+/// How many refusals were logged recently.
 #[derive(Debug, Default)]
 pub struct Refusals(Mutex<Lately>);
 
@@ -17,12 +18,13 @@ pub struct Refusals(Mutex<Lately>);
 struct Lately {
     since: Option<Instant>,
     told: u32,
-    /// Since something was told last.
+    /// Left out since the last one that was logged.
     untold: u64,
 }
 
 impl Refusals {
-    /// Whether one more is told at `now`: if so, how many were not since the last that was; inner `None` when all were.
+    /// `Some` if one more may be logged at `now`. The inner value is how many were left out since the last one that was
+    /// logged; `None` if none was.
     pub fn tell(&self, now: Instant) -> Option<Option<u64>> {
         let mut lately = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if lately
@@ -56,7 +58,7 @@ mod tests {
         assert_eq!(refusals.tell(later), Some(Some(990)));
         assert_eq!(refusals.tell(later), Some(None));
         assert_eq!(told(later), 8);
-        // Clocks of two threads.
+        // Two threads may have read the clock in either order.
         assert_eq!(refusals.tell(began), None);
     }
 }

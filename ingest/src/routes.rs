@@ -1,7 +1,7 @@
-//! One path, one method, and the order in which a request is doubted: path, method, sender, size, signature, event.
+//! One path, one method, and a fixed order of checks: path, method, sender, size, signature, event.
 //!
-//! The order is part of the interface: cheap checks first, and whoever may not send is not read. The body is never parsed
-//! before its signature holds.
+//! The order is part of the interface: cheap checks come first, and the body of a sender that is not allowed is never
+//! read. No body is parsed before its signature has been verified.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -23,40 +23,40 @@ use crate::refusals::Refusals;
 use crate::sender::Senders;
 use crate::signature::{LONGEST_HEADER, Verifier};
 
-/// What a record's headers may take of the broker's `max_payload`: the signature, two names of at most 128 characters,
-/// times, and the headers' own names.
+/// How many bytes of the broker's `max_payload` are reserved for a record's headers: the signature, two names of at
+/// most 128 characters, times, and the names of the headers themselves.
 pub const HEADERS_ROOM: usize = LONGEST_HEADER + 1024;
 
-/// Everything a request meets.
+/// Everything that handles a request.
 pub struct Ingest {
     /// Where webhooks are posted.
     pub path: String,
     /// Who may post.
     pub senders: Senders,
-    /// The largest body taken, in bytes; less, if the broker takes less.
+    /// The largest body accepted, in bytes. Less if the broker accepts less.
     pub max_body: usize,
     /// How long a body may take to arrive.
     pub body_time: Duration,
-    /// How much is taken on at once.
+    /// Bounds what is in flight.
     pub in_flight: InFlight,
-    /// Which refusals are told.
+    /// Decides which refusals are logged.
     pub refusals: Refusals,
-    /// What is believed.
+    /// Verifies signatures.
     pub verifier: Verifier,
-    /// Where it goes.
+    /// Appends verified webhooks to the log.
     pub acceptor: Acceptor,
-    /// What time it is.
+    /// The clock that signatures are checked against.
     pub clock: Clock,
-    /// What came of it.
+    /// Counts the outcomes.
     pub metrics: Metrics,
 }
 
-/// What [`service::http::serve`] hands requests to.
+/// The handler for [`service::http::serve`].
 #[derive(Clone)]
 pub struct Webhooks(Arc<Ingest>);
 
 impl Webhooks {
-    /// For all connections.
+    /// One handler for all connections.
     pub fn new(ingest: Ingest) -> Self {
         Self(Arc::new(ingest))
     }
@@ -81,7 +81,7 @@ impl Handler for Webhooks {
 }
 
 impl Ingest {
-    /// The checks in their order; the first that fails is the answer.
+    /// Applies the checks in order. The first that fails decides the answer.
     async fn meet(&self, peer: SocketAddr, request: Request<Incoming>) -> Result<Answer, Answer> {
         if request.uri().path() != self.path {
             return Err(Answer::NotFound);
@@ -110,7 +110,7 @@ impl Ingest {
             .verify(&head.headers, body, self.clock.now())
             .map_err(|why| {
                 if let Some(untold) = self.refusals.tell(Instant::now()) {
-                    tracing::warn!(%peer, ?sender, %why, untold, "refused: not signed by WorkOS, now");
+                    tracing::warn!(%peer, ?sender, %why, untold, "refused: no valid signature");
                 }
                 Answer::Unauthorized
             })?;
@@ -126,7 +126,7 @@ impl Ingest {
         })
     }
 
-    /// A body must fit the broker's messages, too: better refused now than lost later.
+    /// A body must also fit into one of the broker's messages: better refused now than lost later.
     fn body_limit(&self) -> usize {
         let broker = self
             .acceptor

@@ -1,4 +1,4 @@
-//! Puts the program together: settings in, a server out, until it is told to stop.
+//! Assembles the program from its settings and serves until it is told to stop.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -24,8 +24,8 @@ use crate::signature::Verifier;
 use crate::status::gather;
 use crate::stream::Stream;
 
-/// Connections fit, with room to spare, the 1,024 files that many systems allow a process; there are more of them than
-/// requests in flight, so that whoever comes last is told to come again rather than left waiting.
+/// The connections fit comfortably within the 1,024 open files that many systems allow a process. There are more of
+/// them than requests in flight, so that an excess request is answered 503 instead of waiting for a connection.
 const LIMITS: Limits = Limits {
     connections: 768,
     header_read: Duration::from_secs(5),
@@ -84,7 +84,7 @@ async fn receive(cli: &Cli, context: &Context) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Everything a request meets, from the settings. Also adds what readiness asks for.
+/// Builds everything that handles a request from the settings, and registers the readiness check.
 async fn assemble(cli: &Cli, context: &Context) -> anyhow::Result<Ingest> {
     let webhook = &cli.webhook;
     let verifier = Verifier::new(&webhook.secrets()?, webhook.webhook_tolerance)?;

@@ -1,15 +1,16 @@
-//! Who sent a request, and whether they may: the allow-list, and which proxies are believed about it.
+//! Who sent a request, and whether they may: the allow-list, and the proxies trusted to name the sender.
 //!
-//! The allow-list is a fence around the signature check, never instead of it. `X-Forwarded-For` counts only as far as
-//! proxies we trust wrote it: everything further left is whatever the client wanted us to read.
+//! The allow-list adds to the signature check and never replaces it. `X-Forwarded-For` is trusted only as far as
+//! trusted proxies wrote it: anything further left may have been made up by the client.
 
 use std::net::{IpAddr, SocketAddr};
 
 use hyper::HeaderMap;
 use ipnet::IpNet;
 
-/// The addresses WorkOS says its webhooks come from: docs, "Sync data with webhooks", section "Create an IP allowlist".
-/// They have grown before: whoever lists `workos` should watch `dsync_ingest_webhooks_total{outcome="forbidden"}`.
+/// The addresses WorkOS sends webhooks from, according to its docs, "Sync data with webhooks", section "Create an IP
+/// allowlist". The list has grown before: if you use `workos`, watch
+/// `dsync_ingest_webhooks_total{outcome="forbidden"}`.
 const WORKOS: [[u8; 4]; 9] = [
     [3, 217, 146, 166],
     [23, 21, 184, 92],
@@ -28,13 +29,13 @@ const FORWARDED_FOR: &str = "x-forwarded-for";
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Networks(Vec<IpNet>);
 
-/// Why a list of networks is refused; the rest of a sentence that begins with the list.
+/// Why a list of networks is refused, worded to follow the list in a sentence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("is not a list of addresses and CIDRs separated by commas")]
 pub struct NotNetworks;
 
 impl Networks {
-    /// Parses `10.0.0.0/8, 192.0.2.7, 2001:db8::/32`. An empty list is an error: it could mean all or none.
+    /// Parses `10.0.0.0/8, 192.0.2.7, 2001:db8::/32`. An empty list is an error, because it could mean all or none.
     pub fn parse(text: &str) -> Result<Self, NotNetworks> {
         let network = |item: &str| {
             let item = item.trim();
@@ -47,7 +48,7 @@ impl Networks {
         text.split(',').map(network).collect::<Result<_, _>>().map(Self)
     }
 
-    /// As [`Networks::parse`], and `workos` for the addresses WorkOS publishes.
+    /// Like [`Networks::parse`], and also accepts `workos` for the addresses that WorkOS publishes.
     pub fn parse_senders(text: &str) -> Result<Self, NotNetworks> {
         let mut networks = Vec::new();
         for item in text.split(',') {
@@ -65,16 +66,17 @@ impl Networks {
     }
 }
 
-/// Which senders are let in.
+/// Which senders are allowed.
 #[derive(Clone, Debug, Default)]
 pub struct Senders {
-    /// None: anybody.
+    /// `None` allows anybody.
     allowed: Option<Networks>,
     proxies: Networks,
 }
 
 impl Senders {
-    /// Lets in `allowed` (nobody else, if given), and believes `proxies` about whom they speak for.
+    /// Allows only `allowed` if it is given, otherwise anybody. `proxies` are trusted to name the sender they forward
+    /// for.
     pub fn new(allowed: Option<Networks>, proxies: Option<Networks>) -> Self {
         Self {
             allowed,
@@ -82,7 +84,7 @@ impl Senders {
         }
     }
 
-    /// Whether a sender may go on. One that cannot be told is let in only where anybody is.
+    /// Whether a sender is allowed. An unknown sender is allowed only if anybody is.
     pub fn admit(&self, sender: Option<IpAddr>) -> bool {
         match &self.allowed {
             None => true,
@@ -90,8 +92,8 @@ impl Senders {
         }
     }
 
-    /// Who sent a request that came from `peer`: `peer` itself, unless that is a trusted proxy; then whoever the last
-    /// untrusted hop is. None when a trusted proxy says something that is no address.
+    /// Who sent a request that came from `peer`: `peer` itself or, if that is a trusted proxy, the nearest hop that is
+    /// not. `None` when a trusted proxy forwards for something that is not an address.
     pub fn sender(&self, peer: IpAddr, headers: &HeaderMap) -> Option<IpAddr> {
         let mut sender = peer.to_canonical();
         for hop in hops(headers) {
@@ -104,7 +106,7 @@ impl Senders {
     }
 }
 
-/// The hops of `X-Forwarded-For`, nearest first; None for one that is no address.
+/// The hops of `X-Forwarded-For`, nearest first; `None` for a hop that is not an address.
 fn hops(headers: &HeaderMap) -> impl Iterator<Item = Option<IpAddr>> {
     headers.get_all(FORWARDED_FOR).iter().rev().flat_map(|line| {
         let line = line.to_str().unwrap_or("?");
@@ -112,7 +114,7 @@ fn hops(headers: &HeaderMap) -> impl Iterator<Item = Option<IpAddr>> {
     })
 }
 
-/// An address, perhaps with a port behind it.
+/// Parses an address, with or without a port.
 fn address(text: &str) -> Option<IpAddr> {
     let bare = text
         .parse::<IpAddr>()
@@ -191,10 +193,10 @@ mod tests {
     fn only_trusted_proxies_are_believed() {
         let senders = senders("3.217.146.166", "10.0.0.0/8, 127.0.0.1");
         for (peer, lines, sender) in [
-            // Nobody in between, or nobody trusted: what the header claims is not read.
+            // No proxy, or no trusted one: the header is ignored.
             ("3.217.146.166", &[][..], Some("3.217.146.166")),
             ("192.0.2.1", &["3.217.146.166"], Some("192.0.2.1")),
-            // One proxy, two, three over several lines.
+            // One proxy, two, or three over several header lines.
             ("10.0.0.1", &["3.217.146.166"], Some("3.217.146.166")),
             ("127.0.0.1", &["3.217.146.166, 10.0.0.1"], Some("3.217.146.166")),
             (
@@ -202,7 +204,7 @@ mod tests {
                 &["3.217.146.166", "10.0.0.2 , 10.0.0.1"],
                 Some("3.217.146.166"),
             ),
-            // A client's own header arrives to the left of what the proxy saw.
+            // A header that the client sent ends up to the left of what the proxy added.
             ("10.0.0.1", &["3.217.146.166, 192.0.2.1"], Some("192.0.2.1")),
             ("10.0.0.1", &["3.217.146.166", "192.0.2.1"], Some("192.0.2.1")),
             ("10.0.0.1", &["garbage, 192.0.2.1"], Some("192.0.2.1")),
@@ -213,7 +215,8 @@ mod tests {
                 &["[::ffff:3.217.146.166]:1"],
                 Some("3.217.146.166"),
             ),
-            // A proxy that forwards for nobody sent it itself; one that forwards for no address hides the sender.
+            // A proxy that names nobody sent the request itself. One that names something else than an address hides
+            // the sender.
             ("10.0.0.1", &[], Some("10.0.0.1")),
             ("10.0.0.1", &["10.0.0.2"], Some("10.0.0.2")),
             ("10.0.0.1", &["3.217.146.166, unknown"], None),

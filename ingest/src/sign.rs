@@ -1,4 +1,4 @@
-//! `dsync-ingest sign`: a valid signature header for whatever stands on standard input, for trying things by hand.
+//! `dsync-ingest sign`: prints a valid signature header for the body on standard input, for testing by hand.
 
 use std::io::{self, Read as _};
 use std::process::ExitCode;
@@ -14,15 +14,15 @@ use crate::signature::{HEADER, sign};
 /// Options of `sign`.
 #[derive(Args, Debug)]
 pub struct SignArgs {
-    /// Secret to sign with; by default the first of `WORKOS_WEBHOOK_SECRET`
+    /// Secret to sign with; by default, the first one in `WORKOS_WEBHOOK_SECRET`
     #[arg(long, value_name = "SECRET")]
     secret: Option<Secret>,
-    /// Prints JSON: `{"header": …, "value": …}`
+    /// Print JSON: `{"header": …, "value": …}`
     #[arg(long)]
     json: bool,
 }
 
-/// Prints the header, as `curl --header` takes it.
+/// Prints the header in the form that `curl --header` expects.
 pub fn run(args: &SignArgs, webhook: &WebhookArgs, clock: &Clock) -> anyhow::Result<ExitCode> {
     let secret = match &args.secret {
         Some(secret) => secret.clone(),

@@ -1,7 +1,7 @@
-//! Proof that WorkOS sent these bytes: the header `WorkOS-Signature`, checked over the body as it came.
+//! Proof that WorkOS sent these bytes: the header `WorkOS-Signature`, checked over the body as it arrived.
 //!
-//! A [`VerifiedWebhook`] can be made nowhere else, so unverified bytes cannot reach the log. There is no way to switch the
-//! check off: a verifier without a secret cannot be made.
+//! A [`VerifiedWebhook`] can be made only here, so unverified bytes cannot reach the log. The check cannot be switched
+//! off: there is no verifier without a secret.
 
 use std::time::Duration;
 
@@ -12,16 +12,17 @@ use service::settings::{Secret, SettingError};
 use sha2::Sha256;
 use time::OffsetDateTime;
 
-/// The header that carries time and signatures: `t=<ms since 1970>, v1=<hex>`.
+/// The header that carries the time and the signatures: `t=<ms since 1970>, v1=<hex>`.
 pub const HEADER: &str = "WorkOS-Signature";
 
-/// Longer headers are refused unread: room for a dozen signatures, and the header is stored with the event.
+/// Longer headers are refused without being parsed, because the header is stored with the event. A dozen signatures
+/// fit.
 pub const LONGEST_HEADER: usize = 1024;
 
-/// A date of more digits is no date.
+/// A time has no more digits than this.
 const LONGEST_TIME: usize = 16;
 
-/// A webhook whose bytes WorkOS signed, not too long ago.
+/// A webhook whose bytes WorkOS signed recently.
 #[derive(Debug)]
 pub struct VerifiedWebhook {
     body: Bytes,
@@ -30,49 +31,49 @@ pub struct VerifiedWebhook {
 }
 
 impl VerifiedWebhook {
-    /// The body as it came, the signature header as it came, and when that was.
+    /// The body and the signature header as they arrived, and when they arrived.
     pub fn into_parts(self) -> (Bytes, String, OffsetDateTime) {
         (self.body, self.signature, self.received_at)
     }
 }
 
-/// Why a webhook is not believed. For the log only: the sender learns nothing of it.
+/// Why verification failed. For the logs only: the sender is not told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unverified {
-    /// No header.
-    #[error("there is no signature")]
+    /// There is no signature header.
+    #[error("there is no signature header")]
     Missing,
-    /// More than one header, or not written as signatures are.
+    /// There is more than one signature header, or it does not have the expected form.
     #[error("the signature header is malformed")]
     Malformed,
-    /// Signed too long ago, or in the future. Perhaps a replay; perhaps a clock that is wrong.
-    #[error("the signature's time is {age_s} s before this machine's clock")]
+    /// Signed too long ago, or in the future. The request may be a replay, or a clock may be wrong.
+    #[error("the signature's time is {age_s} s behind this machine's clock")]
     Stale {
-        /// In whole seconds; negative when it is in the future.
+        /// In whole seconds; negative for a time in the future.
         age_s: i64,
     },
-    /// None of the signatures fits any of the secrets.
-    #[error("the signature fits none of the secrets")]
+    /// None of the signatures matches any of the secrets.
+    #[error("the signature matches none of the secrets")]
     Wrong,
 }
 
 type Keyed = Hmac<Sha256>;
 
-/// Checks signatures against the secrets that are valid now.
+/// Checks signatures against the current secrets.
 pub struct Verifier {
     keys: Vec<Keyed>,
     tolerance: Duration,
 }
 
 impl Verifier {
-    /// A verifier for `secrets`: one, or several separated by commas while rotating. A signature may be `tolerance` older or
-    /// newer than the clock. An error when any secret is empty.
+    /// A verifier for `secrets`: one, or several separated by commas while rotating. The time of a signature may be up
+    /// to `tolerance` before or after the clock. An error when any secret is empty.
     pub fn new(secrets: &Secret, tolerance: Duration) -> Result<Self, SettingError> {
         let keys = split(secrets)?.into_iter().map(keyed).collect();
         Ok(Self { keys, tolerance })
     }
 
-    /// Believes `body` if `headers` hold a signature of it, made at `now` give or take the tolerance.
+    /// Accepts `body` if `headers` contain a signature for it that was made at `now`, give or take the tolerance.
     pub fn verify(
         &self,
         headers: &HeaderMap,
@@ -97,7 +98,7 @@ impl Verifier {
         })
     }
 
-    /// Compares every secret with every signature, in constant time and without stopping at the first that fits.
+    /// Compares every secret with every signature, in constant time and without stopping at the first match.
     fn fits(&self, signed: &Signed<'_>, body: &[u8]) -> bool {
         let mut fits = false;
         for key in &self.keys {
@@ -110,7 +111,7 @@ impl Verifier {
     }
 }
 
-/// The value of a valid header for `body`, signed `at` that time with the first of `secrets`.
+/// The value of a valid signature header for `body`, signed at the time `at` with the first of `secrets`.
 pub fn sign(secrets: &Secret, at: OffsetDateTime, body: &[u8]) -> Result<String, SettingError> {
     let time = (at.unix_timestamp_nanos() / 1_000_000).to_string();
     let first = split(secrets)?.into_iter().next().unwrap_or_default();
@@ -118,11 +119,11 @@ pub fn sign(secrets: &Secret, at: OffsetDateTime, body: &[u8]) -> Result<String,
     Ok(format!("t={time}, v1={}", hex::encode(signature)))
 }
 
-/// The secrets, trimmed. An empty one would be a signature anybody can make.
+/// The secrets, trimmed. With an empty secret, anybody could make a valid signature.
 fn split(secrets: &Secret) -> Result<Vec<&str>, SettingError> {
     let secrets: Vec<_> = secrets.expose().split(',').map(str::trim).collect();
     if secrets.contains(&"") {
-        let reason = "holds an empty secret: separate several by single commas";
+        let reason = "contains an empty secret: separate secrets with single commas";
         return Err(SettingError::malformed("WORKOS_WEBHOOK_SECRET", reason));
     }
     Ok(secrets)
@@ -149,24 +150,24 @@ fn only_header(headers: &HeaderMap) -> Result<&str, Unverified> {
     header.to_str().map_err(|_| Unverified::Malformed)
 }
 
-/// What the header says, not yet believed.
+/// The contents of the header, not yet verified.
 struct Signed<'a> {
-    /// The time as it was written: that is what was signed.
+    /// The time exactly as written, because that text is what was signed.
     at: &'a str,
     at_ms: u64,
     signatures: Vec<[u8; 32]>,
 }
 
 impl<'a> Signed<'a> {
-    /// Parts in any order, spaces anywhere around them. Parts of other names are left alone: WorkOS may add schemes, and
-    /// v1 must hold whatever they say.
+    /// Parts may come in any order, with spaces around them. Parts with other names are ignored: WorkOS may add
+    /// schemes, and v1 must be valid whatever they contain.
     fn parse(header: &'a str) -> Option<Self> {
         let (mut at, mut signatures) = (None, Vec::new());
         for part in header.split(',') {
             let (name, value) = part.split_once('=')?;
             match (name.trim(), value.trim()) {
                 ("t", time) if at.is_none() => at = Some(time),
-                // Two times: which was signed is not ours to guess.
+                // With two times, there is no telling which one was signed.
                 ("t", _) => return None,
                 ("v1", signature) => signatures.push(digest(signature)?),
                 _ => {}

@@ -1,4 +1,4 @@
-//! Forgeries and oddities, judged by us and, where we should agree, by WorkOS's own SDK.
+//! Forgeries and oddities, judged by us and, where the two should agree, by WorkOS's own SDK.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -66,7 +66,7 @@ fn what_we_sign_the_sdk_believes() {
 
 #[test]
 fn a_known_value() {
-    // From the SDK's own tests: openssl agrees.
+    // From the SDK's own tests; openssl computes the same.
     let header = sign(&Secret::from("secret"), at(1_700_000_000_000), b"body").unwrap();
     let expected = "t=1700000000000, v1=32850522003ebbce01a416e5d5df8ec8354a96e921cac7d0ebbaeef5732bdaea";
     assert_eq!(header, expected);
@@ -90,7 +90,7 @@ fn forgeries_and_oddities_on_which_the_sdk_agrees() {
         (valid(&new), Some(Unverified::Stale { age_s: -180 })),
         (valid("0"), Some(Unverified::Stale { age_s: 1_790_000_000 })),
         (format!("t={now}, v1={wrong}"), Some(Unverified::Wrong)),
-        // The signature of another moment, of the time in seconds, and of the body alone.
+        // A signature for another time, a time in seconds, and a signature of zeros.
         (format!("t={}, v1={right}", NOW_MS + 1), Some(Unverified::Wrong)),
         (
             format!("t={now}, v1={}", signature(SECRET, &edge_old, BODY)),
@@ -136,11 +136,11 @@ fn where_we_differ_from_the_sdk_on_purpose() {
     let now = NOW_MS.to_string();
     let right = signature(SECRET, &now, BODY);
     let wrong = signature("whsec_other", &now, BODY);
-    // Several signatures: one that fits is enough, wherever it stands. The SDK looks at the last only.
+    // Of several signatures, one that matches is enough, wherever it stands. The SDK looks only at the last.
     let rotating = format!("t={now}, v1={right}, v1={wrong}");
-    // Schemes we do not know are left alone; the SDK refuses, which would lose webhooks the day WorkOS adds one.
+    // Unknown schemes are ignored. The SDK refuses them, which would lose webhooks the day WorkOS adds one.
     let newer = format!("t={now}, v1={right}, v2=abc");
-    // Digits are digits.
+    // Hexadecimal digits may be upper case.
     let upper = format!("t={now}, v1={}", right.to_uppercase());
     for header in [rotating, newer, upper] {
         assert_eq!(
@@ -149,7 +149,7 @@ fn where_we_differ_from_the_sdk_on_purpose() {
             "{header}"
         );
     }
-    // Two times, a sign before the time, a header without end: the SDK believes them, we do not.
+    // Two times, a sign before the time, an overlong header: the SDK accepts them, we do not.
     let twice = format!("t=1, t={now}, v1={right}");
     let signed = valid(&format!("+{now}"));
     let endless = format!("t={now}, v1={right}{}", " ".repeat(LONGEST_HEADER));
@@ -222,7 +222,9 @@ fn an_empty_secret_is_refused_wherever_it_stands() {
             .err()
             .expect(secrets)
             .to_string();
-        assert!(error.starts_with("WORKOS_WEBHOOK_SECRET (--workos-webhook-secret) holds an empty secret"));
+        assert!(
+            error.starts_with("WORKOS_WEBHOOK_SECRET (--workos-webhook-secret) contains an empty secret")
+        );
         assert!(
             sign(&Secret::from(secrets), at(NOW_MS), b"").is_err(),
             "{secrets}"
@@ -230,13 +232,13 @@ fn an_empty_secret_is_refused_wherever_it_stands() {
     }
 }
 
-/// A header's time, right and wrong ones.
+/// A header's time, right or wrong.
 fn time() -> impl Strategy<Value = String> {
     let (now, stale) = (NOW_MS.to_string(), (NOW_MS - 200_000).to_string());
     prop_oneof![6 => Just(now.clone()), 1 => Just(stale), 1 => Just(format!("{now}0")), 1 => "[ -~]{0,20}"]
 }
 
-/// A header's signature, right and wrong ones.
+/// A header's signature, right or wrong.
 fn mark() -> impl Strategy<Value = String> {
     let now = NOW_MS.to_string();
     let (right, wrong) = (
@@ -248,14 +250,14 @@ fn mark() -> impl Strategy<Value = String> {
     prop_oneof![6 => Just(right), 1 => Just(wrong), 1 => cut, 1 => "[0-9a-f]{64}", 1 => "[ -~]{0,20}"]
 }
 
-/// A part with spaces around everything.
+/// A part of a header, perhaps with spaces around its name and value.
 fn part(name: &'static str, value: impl Strategy<Value = String>) -> impl Strategy<Value = String> {
     let space = || prop_oneof![Just(""), Just(" "), Just("\t ")];
     (space(), space(), space(), value, space())
         .prop_map(move |(a, b, c, value, d)| format!("{a}{name}{b}={c}{value}{d}"))
 }
 
-/// Nearly a header: each part may be missing, and they stand in any order.
+/// Nearly a header: any part may be missing, and the parts come in any order.
 fn header() -> impl Strategy<Value = String> {
     let parts = (
         prop::option::weighted(0.95, part("t", time())),
@@ -266,7 +268,7 @@ fn header() -> impl Strategy<Value = String> {
     parts.prop_shuffle().prop_map(|parts| parts.join(","))
 }
 
-/// What we judge otherwise than the SDK, on purpose: see the test of that name.
+/// Headers on which we differ from the SDK on purpose: see `where_we_differ_from_the_sdk_on_purpose`.
 fn is_judged_otherwise(header: &str) -> bool {
     let named = |wanted: &str| {
         let parts = header.split(',').filter_map(|part| part.split_once('='));

@@ -1,4 +1,4 @@
-//! The subcommand `status`: the log as the broker tells of it, and the service as it tells of itself.
+//! The subcommand `status`: the log as the broker reports it, and the running service as it reports itself.
 
 use std::net::SocketAddr;
 
@@ -9,7 +9,7 @@ use service::status::{Part, Screen, Told};
 
 const WEBHOOKS: &str = "dsync_ingest_webhooks_total{outcome=\"";
 
-/// Looks at everything.
+/// Gathers the whole screen.
 pub async fn gather(context: &Context, journal: &Journal, admin_addr: SocketAddr) -> Screen {
     let now = context.clock.now();
     let service = Part::gathered("service", async {
@@ -22,7 +22,7 @@ pub async fn gather(context: &Context, journal: &Journal, admin_addr: SocketAddr
     Screen::new("dsync-ingest", env!("CARGO_PKG_VERSION"), now, vec![log, service])
 }
 
-/// What became of webhooks since the service began, by outcome.
+/// How many webhooks had each outcome since the service started.
 fn counts(metrics: &[String]) -> Vec<Vec<Told>> {
     let counted = metrics.iter().filter_map(|line| {
         let (outcome, count) = line.strip_prefix(WEBHOOKS)?.split_once("\"} ")?;

@@ -1,8 +1,9 @@
-//! Keeps the log's stream as the settings want it: at start, and again whenever the broker came back or lost it.
+//! Keeps the log's stream as the settings say: sets it up at start, and again whenever the broker comes back or the
+//! stream is lost.
 //!
-//! Until that has worked once, nothing is appended: what is there might be another stream that happens to take our
-//! subjects. No request waits for it, and no failure of it ends the program. Limits that the broker will not change are
-//! told and tried again now and then: the stream serves with those it has.
+//! Nothing is appended until setup has succeeded once: a stream that happens to take our subjects may not be ours. No
+//! request waits for setup, and a failure does not end the program. If the broker will not change the limits, that is
+//! logged and tried again every minute; until then the stream is used with the limits it has.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,13 +14,13 @@ use service::retry::Backoff;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-/// Longer than the journal's own time-out, whose error says more.
+/// Longer than the journal's own timeout, because the journal's error says more.
 const CHECK_WITHIN: Duration = Duration::from_secs(4);
 
-/// How often a change of settings that the broker would not make is tried again.
+/// How often to retry a change of settings that the broker did not make.
 const KEPT: Duration = Duration::from_mins(1);
 
-/// What is known about the stream. Cheap to clone.
+/// The state of the stream. Cheap to clone.
 #[derive(Clone)]
 pub struct Stream {
     journal: Journal,
@@ -29,7 +30,7 @@ pub struct Stream {
 
 #[derive(Clone)]
 enum State {
-    /// Not seen to so far; what is in the way.
+    /// Not set up yet, and why.
     Unseen(Arc<str>),
     Ready,
 }
@@ -37,16 +38,16 @@ enum State {
 /// Why records cannot be appended now.
 #[derive(Debug, thiserror::Error)]
 pub enum NotReady {
-    /// The stream was not seen to yet, and why.
+    /// The stream is not set up yet, and why.
     #[error("the log's stream is not set up: {0}")]
     Unseen(Arc<str>),
-    /// It was, but does not answer now.
+    /// The stream was set up, but does not answer now.
     #[error(transparent)]
     Unanswered(#[from] Error),
 }
 
 impl Stream {
-    /// Sees to the stream in the background, until `shutdown`.
+    /// Keeps the stream set up in the background, until `shutdown`.
     pub fn keep(journal: Journal, limits: Limits, shutdown: CancellationToken) -> Self {
         let (sender, state) = watch::channel(State::Unseen("the broker has not answered yet".into()));
         let doubt = Arc::new(Notify::new());
@@ -73,14 +74,15 @@ impl Stream {
         }
     }
 
-    /// To be called when nothing answers for the stream: it may have been deleted. Before it was set up that is no news.
+    /// To be called when nothing answers for the stream, which may have been deleted. Does nothing until setup has
+    /// succeeded.
     pub fn doubt(&self) {
         if self.ready().is_ok() {
             self.doubt.notify_one();
         }
     }
 
-    /// Makes readiness ask whether the stream was set up and answers now.
+    /// Adds a readiness check: the stream was set up, and answers now.
     pub fn report_to(&self, readiness: &Readiness) {
         let stream = self.clone();
         readiness.check("log", CHECK_WITHIN, move || {
@@ -91,7 +93,7 @@ impl Stream {
 
     async fn check(&self) -> Result<(), NotReady> {
         let answered = self.journal.ready().await;
-        // Whoever is not ready gets no webhooks, so no failing append would ever tell.
+        // An instance that is not ready gets no webhooks, so no failing append would ever reveal the loss.
         if matches!(answered, Err(Error::NoStream)) {
             self.doubt();
         }
@@ -123,7 +125,7 @@ impl Keeper {
                             tracing::warn!(
                                 ?differing,
                                 error = %why,
-                                "the log's stream stays as it is, which is not as set; it is used all the same"
+                                "the broker did not change the log's stream, which differs from the settings; using it as it is"
                             );
                             complaint = why;
                         }
@@ -133,7 +135,7 @@ impl Keeper {
                         Duration::MAX
                     };
                     backoff.reset();
-                    // The first connection is the one this was just done on.
+                    // The first connection is the one on which setup has just succeeded.
                     if connected == 0 && *connections.borrow() == 1 {
                         connections.mark_unchanged();
                     }
@@ -153,14 +155,14 @@ impl Keeper {
                             true
                         }
                     });
-                    // Attempts are many, their reason is one.
+                    // There are many attempts; each reason is logged once.
                     if complaint != why {
                         tracing::warn!(error = %why, "the log's stream cannot be set up; trying again");
                         complaint = why;
                     }
                 }
             }
-            // Also after a success: doubts come by the hundred.
+            // Also after a success, because doubts come by the hundred.
             if !backoff.wait(&self.shutdown).await {
                 return;
             }

@@ -1,4 +1,4 @@
-//! The program itself, as an operator and a stranger meet it.
+//! The program itself, as operators and strangers see it.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -94,13 +94,13 @@ fn help_names_every_setting_and_shows_no_secret() {
     assert_eq!(output(&mut program(&["sign", "--help"])).0, Some(0));
 }
 
-/// A setting, a value it cannot have, and what is said about it after the name.
+/// A setting, an invalid value, and the error message after the setting's name.
 const BAD_SETTINGS: &[(&str, &str, &str)] = &[
     ("WORKOS_WEBHOOK_SECRET", "", "(--workos-webhook-secret) is empty"),
     (
         "WORKOS_WEBHOOK_SECRET",
         "hunter2,",
-        "(--workos-webhook-secret) holds an empty secret: separate several by single commas",
+        "(--workos-webhook-secret) contains an empty secret: separate secrets with single commas",
     ),
     (
         "NATS_URL",
@@ -264,7 +264,7 @@ fn sign_prints_a_header_that_the_sdk_believes() {
     );
 }
 
-/// A process that does not outlive its test.
+/// A process that is killed when its test ends.
 struct Killed(Child);
 
 impl Drop for Killed {
@@ -302,7 +302,10 @@ impl Running {
         let (mut log, mut admin, mut webhooks) = (String::new(), None, None);
         while admin.is_none() || webhooks.is_none() {
             let from = log.len();
-            assert!(stderr.read_line(&mut log).unwrap() > 0, "it ended: {log}");
+            assert!(
+                stderr.read_line(&mut log).unwrap() > 0,
+                "the program ended: {log}"
+            );
             let line: serde_json::Value = serde_json::from_str(&log[from..]).unwrap();
             let addr = || Some(line["addr"].as_str()?.parse().unwrap());
             match line["message"].as_str() {
@@ -340,7 +343,7 @@ impl Running {
         client.hear().await.unwrap()
     }
 
-    /// Asks it to stop; its exit code and everything it logged.
+    /// Asks the program to stop. Returns its exit code and everything it logged.
     fn stop(mut self) -> (Option<i32>, String) {
         assert!(
             Command::new("kill")
@@ -400,12 +403,12 @@ async fn it_receives_tells_of_itself_and_stops_when_told() {
     }
     let (code, log) = running.stop();
     assert_eq!(code, Some(0), "{log}");
-    // At debug, too, nothing but ids and types.
+    // Even at debug level, nothing is logged but ids and types.
     for private in ["hunter2", "ada@example.com", "v1=", "directory_user_1\""] {
         assert!(!log.contains(private), "{private} is in\n{log}");
     }
     assert!(
-        log.contains("quarantined") && log.contains("the signature fits none of the secrets"),
+        log.contains("quarantined") && log.contains("the signature matches none of the secrets"),
         "{log}"
     );
 }
@@ -431,7 +434,7 @@ async fn without_a_broker_it_starts_is_alive_and_says_what_is_missing() {
     assert_eq!(running.stop().0, Some(0));
 }
 
-/// The time-outs that the tests of the parts shorten are set in the program.
+/// Other tests shorten these timeouts; this one checks those that the program sets.
 #[tokio::test]
 async fn slow_clients_are_closed_after_five_and_ten_seconds() {
     let broker = Nats::start().await.unwrap();

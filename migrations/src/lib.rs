@@ -1,12 +1,12 @@
-//! The database schema of dsync, version by version, and how it is brought up to date.
+//! The database schema of dsync, version by version, and the code that brings it up to date.
 //!
-//! The SQL files beside this package are embedded in the programs. A landed file never changes; `ops/check-migrations`
-//! holds that, refinery's checksums hold it again at run time, and the golden dump in the tests shows what the files
-//! add up to.
+//! The SQL files beside this package are embedded in the programs. A landed file never changes: `ops/check-migrations`
+//! enforces that, refinery's checksums enforce it again at run time, and the golden dump in the tests shows what the
+//! files add up to.
 //!
 //! Any number of programs may start at once: an advisory lock lets one migrate while the others wait and then find
-//! nothing left to do. A migration works beside programs that read and write. It waits for a lock of theirs only
-//! 3 s, because whoever comes after it waits behind it; then it lets go of all it holds and tries again.
+//! nothing left to do. A migration runs alongside programs that read and write. It waits only 3 s for a lock that one
+//! of them holds, because others queue behind it. Then it releases all its own locks and tries again.
 
 mod sqlx_driver;
 
@@ -24,29 +24,30 @@ mod embedded {
     refinery::embed_migrations!(".");
 }
 
-/// The table in which refinery keeps what was applied.
+/// The table in which refinery records the applied migrations.
 const HISTORY: &str = "dsync.schema_history";
 
-/// How often it is asked whether another program still migrates.
+/// How often to check whether another program is still migrating.
 const POLL: Duration = Duration::from_millis(200);
 
-/// How often a migration that met with others' locks is tried, and how long after the last time: for over a minute.
+/// How many times a migration blocked by others' locks is tried, and the pause in between: over a minute in all.
 const TRIES: u32 = 15;
 const PAUSE: Duration = Duration::from_secs(2);
 
 /// Why the schema could not be brought up to date.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The database did not do as asked.
+    /// The database failed or refused a request.
     #[error("database: {0}")]
     Database(#[from] sqlx::Error),
-    /// A migration failed, or what was applied is not what these programs were built with.
+    /// A migration failed, or the applied migrations are not those these programs were built with.
     #[error("migration: {0}")]
     Migration(#[from] refinery::Error),
 }
 
 impl Error {
-    /// What the database answered, if it is that: before a migration or within one. All of a migration was undone then.
+    /// The database's error, if that is the cause, from before a migration or within one. A migration that failed was
+    /// rolled back as a whole.
     pub fn database(&self) -> Option<&sqlx::Error> {
         match self {
             Self::Database(error) => Some(error),
@@ -54,7 +55,7 @@ impl Error {
         }
     }
 
-    /// Whether others held locks: for too long, or in another order than the migration took them (deadlock).
+    /// Whether others' locks were the cause: held for too long, or taken in another order than here (a deadlock).
     fn is_contention(&self) -> bool {
         let answer = self.database().and_then(sqlx::Error::as_database_error);
         matches!(
@@ -69,13 +70,13 @@ pub type Applied = Vec<(i32, String)>;
 
 /// Brings the schema up to date.
 ///
-/// Needs the right to create schemas only while something is missing; a program with fewer rights may call this once an
+/// Needs the right to create schemas only if migrations are pending. A program with fewer rights may call this once an
 /// administrator has migrated.
 pub async fn run(pool: &PgPool) -> Result<Applied, Error> {
     run_to(pool, Target::Latest).await
 }
 
-/// Brings the schema up to version `newest` and no further: where a test of an upgrade begins.
+/// Brings the schema up to version `newest` and no further, as the starting point for a test of an upgrade.
 pub async fn run_up_to(pool: &PgPool, newest: i32) -> Result<Applied, Error> {
     run_to(pool, Target::Version(newest)).await
 }
@@ -86,22 +87,22 @@ async fn run_to(pool: &PgPool, target: Target) -> Result<Applied, Error> {
         connection.close().await?;
         return Ok(Vec::new());
     }
-    // The lock is a transaction's, which does nothing else: a pooler in between may give a session's to others.
+    // The lock belongs to a transaction that does nothing else. A pooler may give a session, and its lock, to others.
     let mut holder = pool.acquire().await?.detach();
     let mut lock = holder.begin().await?;
     sqlx::raw_sql("set local idle_in_transaction_session_timeout = 0")
         .execute(&mut *lock)
         .await?;
     let mut is_told = false;
-    // Asked again and again: one long wait would be cut by the statement's time-out.
+    // Polled, because the statement timeout would cut a single long wait short.
     while !is_alone(&mut lock).await? {
         if !std::mem::replace(&mut is_told, true) {
-            tracing::warn!("another program migrates: waiting for it");
+            tracing::warn!("another program is migrating the schema; waiting for it");
         }
         tokio::time::sleep(POLL).await;
     }
     let applied = migrate_beside_others(&mut connection, target).await;
-    // Closing the connection gives the lock back too, should saying so fail.
+    // Should the rollback fail, closing the connection releases the lock too.
     let unlocked = lock.rollback().await;
     let closed = [holder.close().await, connection.close().await];
     let applied = applied?;
@@ -110,7 +111,7 @@ async fn run_to(pool: &PgPool, target: Target) -> Result<Applied, Error> {
     Ok(applied)
 }
 
-/// Takes the lock that one who migrates holds, if nobody does.
+/// Takes the lock that a migrating program holds, if nobody has it. Returns whether it did.
 async fn is_alone(transaction: &mut PgConnection) -> sqlx::Result<bool> {
     let lock = PgAdvisoryLock::new("dsync migrations");
     sqlx::query_scalar("select pg_try_advisory_xact_lock($1)")
@@ -119,7 +120,7 @@ async fn is_alone(transaction: &mut PgConnection) -> sqlx::Result<bool> {
         .await
 }
 
-/// How many migrations are still to be applied; nothing where none ever was.
+/// How many migrations are still to be applied; `None` if none ever was.
 pub async fn pending(connection: &mut PgConnection) -> Result<Option<usize>, Error> {
     let known: bool = sqlx::query_scalar("select to_regclass($1) is not null")
         .bind(HISTORY)
@@ -152,7 +153,7 @@ async fn migrate_beside_others(connection: &mut PgConnection, target: Target) ->
     for _ in 1..TRIES {
         match migrate(connection, target, &mut applied).await {
             Err(error) if error.is_contention() => {
-                tracing::warn!("others hold locks that a migration needs: it waits, and tries again");
+                tracing::warn!("others hold locks that a migration needs; waiting, then trying again");
                 tokio::time::sleep(PAUSE).await;
             }
             other => return other.map(|()| applied),
@@ -162,7 +163,7 @@ async fn migrate_beside_others(connection: &mut PgConnection, target: Target) ->
     Ok(applied)
 }
 
-/// Adds what was applied to `applied`, also when a later migration fails.
+/// Adds the migrations it applied to `applied`, even if a later one fails.
 async fn migrate(connection: &mut PgConnection, target: Target, applied: &mut Applied) -> Result<(), Error> {
     let exists: bool = sqlx::query_scalar("select to_regnamespace('dsync') is not null")
         .fetch_one(&mut *connection)

@@ -1,4 +1,4 @@
-//! refinery over the Postgres driver the programs use anyway, which spares a second driver and a second TLS set-up.
+//! Runs refinery over the Postgres driver that the programs use anyway, which saves a second driver and TLS setup.
 
 use refinery::Migration;
 use refinery_core::traits::r#async::{AsyncMigrate, AsyncQuery, AsyncTransaction};
@@ -6,11 +6,11 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-/// To write a large table anew takes longer than any statement of the programs may. For a lock that another holds there
-/// is little time: whoever comes after waits behind us. Of the transaction alone, for a pooler may give the session to others.
+/// Rewriting a large table may take longer than any statement of the programs. Waiting for a lock must be short, because
+/// others queue behind us. Set for the transaction only, because a pooler may give the session to others.
 const LIMITS: &str = "set local statement_timeout = 0; set local lock_timeout = '3s'";
 
-/// A connection as refinery wants one.
+/// A connection that implements refinery's traits.
 pub(crate) struct SqlxClient<'c>(pub(crate) &'c mut PgConnection);
 
 impl AsyncTransaction for SqlxClient<'_> {
@@ -24,7 +24,7 @@ impl AsyncTransaction for SqlxClient<'_> {
         sqlx::raw_sql(LIMITS).execute(&mut *transaction).await?;
         let mut count = 0;
         for query in queries {
-            // The text is embedded at build time, or refinery's own.
+            // The SQL was embedded at build time, or is refinery's own.
             sqlx::raw_sql(AssertSqlSafe(query))
                 .execute(&mut *transaction)
                 .await?;

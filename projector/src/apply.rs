@@ -1,8 +1,8 @@
-//! One batch into Postgres, and the lane's position with it, in one transaction.
+//! Applies one batch to Postgres and moves the lane's position, in one transaction.
 //!
-//! A value that Postgres refuses is one record's trouble: the batch is then tried in halves, down to that record, which
-//! goes to the dead letters while all others are applied, still in the one transaction. Trouble of the database itself
-//! is nobody's fault: the batch is left as it was, to be tried again.
+//! A value that Postgres refuses is the fault of one record. The batch is then tried in halves, down to that record, which
+//! becomes a dead letter while all others are applied, still in the same transaction. A failure of the database itself is
+//! no record's fault: nothing is applied, and the batch is tried again later.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -20,14 +20,14 @@ use crate::lane::Lane;
 use crate::store::progress::{News, Position};
 use crate::store::{self, Effects};
 
-/// What a batch did, record by record, in its order.
+/// What applying a batch did, record by record, in the order of the batch.
 #[derive(Debug, Default)]
 pub struct Applied {
     /// What became of each record.
     pub records: Vec<Fate>,
-    /// How many records speak of erased people. They were left out and wait to be purged from the log.
+    /// How many records are about erased people. They were left out and are queued to be purged from the log.
     pub to_purge: usize,
-    /// What the log had lost that would have been among these.
+    /// Where the log lost entries that would have been among these, as far as that was not recorded before.
     pub lost: Vec<Hole>,
 }
 
@@ -36,27 +36,27 @@ pub struct Applied {
 pub enum Fate {
     /// It changed a row.
     Applied {
-        /// When its event happened, where readable.
+        /// When its event happened, if readable.
         created_at: Option<Timestamp>,
     },
-    /// It said nothing newer than the tables knew, or nothing at all.
+    /// It had nothing newer than the tables, or nothing for them at all.
     Stale,
-    /// It was set aside.
+    /// It was set aside as a dead letter.
     Dead,
 }
 
 /// Why a batch was not applied.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The lane no longer stands where the batch begins: another applied it.
-    #[error("another projector was faster")]
+    /// The lane no longer stands where the batch begins, because another projector applied it.
+    #[error("another projector applied this batch first")]
     Overtaken,
     /// The database failed; see [`Trouble`].
     #[error(transparent)]
     Database(#[from] sqlx::Error),
 }
 
-/// A batch, and where in the log it goes.
+/// A batch, and its place in the log.
 #[derive(Debug, Clone, Copy)]
 pub struct Batch<'e> {
     /// The lane it was read in.
@@ -65,9 +65,9 @@ pub struct Batch<'e> {
     pub from: Position,
     /// Its records, in the order of the log, after `from`.
     pub entries: &'e [Entry],
-    /// What is not among them and not in the log either.
+    /// The holes between them that the log cannot fill either.
     pub holes: &'e [Hole],
-    /// Who applies it, and how long the lease holds that applying it renews.
+    /// Who applies it, and for how long applying it renews the lease.
     pub lease: (&'e str, Duration),
 }
 
@@ -85,7 +85,7 @@ impl Batch<'_> {
     }
 }
 
-/// Applies `batch` and moves its lane, both or neither, `now`.
+/// Applies `batch` and moves its lane: both, or neither. `now` is recorded as the time of application.
 pub async fn apply(
     connection: &mut PgConnection,
     batch: Batch<'_>,
@@ -97,7 +97,7 @@ pub async fn apply(
                 lane = batch.lane.as_str(),
                 records = batch.entries.len(),
                 error = %described(&error),
-                "a record in this batch is refused by Postgres; looking for it"
+                "Postgres refused a record in this batch; looking for it"
             );
             attempt(connection, batch, now, Care::Halves).await
         }
@@ -108,9 +108,9 @@ pub async fn apply(
 /// How a batch is written.
 #[derive(Clone, Copy)]
 enum Care {
-    /// All at once; a refused value fails the whole.
+    /// All at once; a refused value fails the whole batch.
     Whole,
-    /// In halves as far as needed; a refused record is set aside.
+    /// Halved as often as needed; a refused record is set aside.
     Halves,
 }
 
@@ -176,8 +176,8 @@ async fn write(
     Ok(applied)
 }
 
-/// Which of `entries` speak of erased people, by their place in the log: by subject, or if they say nothing that has a
-/// place in the tables, by the ids they hold.
+/// The sequences of those `entries` that are about erased people. An entry is recognised by its subject or, if it has
+/// nothing for the tables, also by any id in its body.
 async fn of_erased(
     connection: &mut PgConnection,
     entries: &[Entry],
@@ -218,20 +218,20 @@ fn fate(outcome: &Outcome<'_>, effects: &Effects) -> Fate {
     }
 }
 
-/// Writes a batch so that a refused record fails alone: each part in a savepoint, a part that fails in two halves.
+/// Writes a batch so that a refused record fails alone. Each part is written in a savepoint; one that fails is halved.
 async fn write_in_halves(
     connection: &mut PgConnection,
     batch: Batch<'_>,
     news: &mut News,
 ) -> sqlx::Result<Applied> {
     let mut applied = Applied::default();
-    // Every part's locks at once: taken part by part, they would come after the one that history takes.
+    // Take the locks of all parts at once: taken part by part, the later ones would come after the lock of history.
     store::lock(
         connection,
         &fold(batch.entries, &Texts::of(batch.entries)).picture,
     )
     .await?;
-    // The part to write next is on top, so that the records' fates come out in their order.
+    // A stack with the part to write next on top, so that fates are collected in the order of the records.
     let mut parts = vec![batch.entries];
     while let Some(part) = parts.pop() {
         let mut savepoint = connection.begin().await?;
@@ -259,7 +259,7 @@ async fn write_in_halves(
     Ok(applied)
 }
 
-/// Puts one refused record aside, or has it purged if it speaks of someone erased.
+/// Sets one refused record aside, or has it purged if it is about an erased person.
 async fn set_aside(
     connection: &mut PgConnection,
     batch: Batch<'_>,
@@ -289,7 +289,7 @@ async fn put_aside(
         event_id = entry.record.id,
         event_type = entry.record.event_type,
         %reason,
-        "a record goes to the dead letters"
+        "set a record aside as a dead letter"
     );
     let created = batch.from.stream_created;
     store::dead_letters::put(connection, created, entry.seq, &entry.record, &reason.to_string()).await

@@ -1,7 +1,7 @@
-//! Writing the history that the end of a large directory or group left to be written, part by part, beside the lanes.
+//! Writes the history that was deferred when a large directory or group ended: part by part, beside the lanes.
 //!
-//! Every projector does it, one at a time: each part is a transaction of its own that says where it began, so a crash
-//! between two costs nothing and a part is never written twice.
+//! Every projector does this, one at a time. Each part is a transaction of its own that says where it began, so a crash
+//! between two parts costs nothing, and no part is written twice.
 
 use std::time::Duration;
 
@@ -11,14 +11,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::store::backlog::{self, Entity, Key, Place, Untold};
 
-/// How often it is looked whether something is to be written.
+/// How often to check whether there is history to write.
 const LOOK: Duration = Duration::from_secs(1);
-/// Rows that are listed at once: keys of a few dozen bytes.
+/// Rows listed at once: keys of a few dozen bytes.
 const LISTED: usize = 10_000;
-/// Rows of a part: some 20 ms in which others wait for the lock under which changes are numbered.
+/// Rows in a part: about 20 ms during which others wait for the lock under which change ids are drawn.
 const PART: usize = 1_000;
 
-/// Writes what there is to be written until shutdown. What fails is tried again.
+/// Writes deferred history until shutdown. Whatever fails is tried again.
 pub async fn work(pool: PgPool, shutdown: CancellationToken) {
     let mut look = tokio::time::interval(LOOK);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -36,7 +36,10 @@ pub async fn work(pool: PgPool, shutdown: CancellationToken) {
                 Some(Ok(true)) => {}
                 Some(Ok(false)) => break,
                 Some(Err(error)) => {
-                    tracing::warn!(error = %described(&error), "history of an end is still to be written");
+                    tracing::warn!(
+                        error = %described(&error),
+                        "cannot write the history of a deleted directory or group; retrying"
+                    );
                     break;
                 }
             }
@@ -44,7 +47,7 @@ pub async fn work(pool: PgPool, shutdown: CancellationToken) {
     }
 }
 
-/// Writes all there is to be written, or waits until others have.
+/// Writes all deferred history, or waits until others have.
 pub async fn drain(pool: &PgPool) -> sqlx::Result<()> {
     while answered(backlog::count(pool)).await? > 0 {
         if !write_listed(pool, LISTED, PART).await? {
@@ -54,8 +57,8 @@ pub async fn drain(pool: &PgPool) -> sqlx::Result<()> {
     Ok(())
 }
 
-/// Lists the next `listed` rows whose history is to be written, and writes it in parts of `part` rows; of groups, a part.
-/// `false`: there was nothing to be written, or somebody else is at it.
+/// Lists the next `listed` rows of a directory whose history is deferred, and writes it in parts of `part` rows. Deferred
+/// history of groups comes first, one part at a time. `false` if there was nothing to write, or somebody else is at it.
 pub async fn write_listed(pool: &PgPool, listed: usize, part: usize) -> sqlx::Result<bool> {
     let bound = i64::try_from(part).unwrap_or(i64::MAX);
     if answered(backlog::write_part_of_group(pool, bound)).await? {
@@ -73,7 +76,7 @@ pub async fn write_listed(pool: &PgPool, listed: usize, part: usize) -> sqlx::Re
         let Some(next) = step.next else {
             tracing::info!(
                 directory = untold.directory,
-                "history of a directory's end is written"
+                "wrote the history of a deleted directory"
             );
             break;
         };
@@ -85,15 +88,15 @@ pub async fn write_listed(pool: &PgPool, listed: usize, part: usize) -> sqlx::Re
     Ok(true)
 }
 
-/// A part, and where the backlog stands after it: nowhere, if that was the last.
+/// A part, and where the backlog stands after it: `None` after the last part.
 #[derive(Debug, PartialEq, Eq)]
 struct Step<'r> {
     rows: &'r [Key],
     next: Option<Place>,
 }
 
-/// Cuts `rows` of an entity into parts. Fewer than `listed` are all that were left of it: the last part goes on to the
-/// entity that comes next.
+/// Cuts `rows` of an entity into parts. If there are fewer than `listed`, no more of that entity are left, and the last
+/// part moves on to the next entity.
 fn steps(entity: Entity, rows: &[Key], listed: usize, part: usize) -> Vec<Step<'_>> {
     let at = |after: &Key| Place {
         entity,

@@ -1,5 +1,5 @@
-//! Building the projection again beside the live one: the log from its first record to where the lanes stand, through
-//! the fold and the statements that the lanes use, into temporary tables.
+//! Builds the projection again beside the live one: reads the log from its first record to where the lanes stand, and
+//! writes it into temporary tables, through the same fold and the same statements as the lanes.
 //!
 //! ```text
 //!   log ──► fold ──► temporary tables ──► at the lanes' own position: compare with the live ones
@@ -7,8 +7,8 @@
 //!                        verify: names what differs ◄──┴──► rebuild: replaces what differs, writers waiting
 //! ```
 //!
-//! What is compared is compared at one position: the live tables are the fold of the log as far as the lanes have read
-//! it, so the build stops exactly there. Nothing live is written here, and nothing of it outlives the connection.
+//! The two are compared at one position. The live tables are the fold of the log as far as the lanes have read it, so the
+//! build stops exactly there. Nothing here writes the live tables, and nothing of a build outlives its connection.
 
 use std::time::{Duration, Instant};
 
@@ -31,79 +31,79 @@ use crate::store::shadow::{self, Seed, TABLES};
 use crate::store::swap::{self, Stand};
 use crate::watch::{Verdict, appended_at, judge};
 
-/// Records written at once.
+/// Maximum number of records written at once.
 const RECORDS: usize = 2_000;
-/// Bytes of bodies written at once.
+/// Maximum size of the bodies written at once, in bytes.
 const BYTES: usize = 8 << 20;
-/// An answer that takes longer is asked for again.
+/// A read that takes longer is started again.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long to wait before asking again when the log's copies do not agree, and how often.
+/// How long to wait before reading again when the log's copies disagree, and how often to do so.
 const PAUSE: Duration = Duration::from_millis(500);
 const DOUBTS: u32 = 20;
-/// So far behind the lanes the build may be when it is compared: what is left is read while others wait.
+/// How many records behind the lanes the build may be when it is compared. The rest is read while others wait.
 const NEAR: u64 = 2_000;
 
-/// Why nothing was built, compared or replaced. The live projection is as it was.
+/// Why nothing was built, compared or replaced. The live projection is unchanged.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There is no log.
-    #[error("there is no log yet: ingest or the reconciler makes it")]
+    #[error("there is no log yet: dsync-ingest or dsync-reconciler creates it")]
     NoLog,
-    /// Nothing was ever projected.
-    #[error("nothing was ever projected into this database: start dsync-projector first")]
+    /// Nothing has been projected yet.
+    #[error("nothing has been projected into this database yet: start dsync-projector first")]
     NotBegun,
-    /// There is no session of our own.
+    /// The connection has no session of its own.
     #[error(
-        "DATABASE_URL leads through a transaction pooler, which gives what is made in a session to others: connect to \
-         Postgres directly, or through a session pooler, for this command"
+        "DATABASE_URL leads through a transaction pooler, which shares sessions between clients, but this command needs one \
+         of its own: connect to Postgres directly or through a session pooler"
     )]
     Pooled,
-    /// The lanes stand in another log.
+    /// The lanes stand in a different log.
     #[error(
-        "the log is not the one the projection stands in: a running dsync-projector notices within seconds and reads it \
-         from the beginning; try again then"
+        "the log is not the one that the projection was built from: a running dsync-projector notices this within seconds \
+         and reads the log from its beginning; try again then"
     )]
     OtherLog,
-    /// The lanes went back while we built.
+    /// The lanes were moved back during the build.
     #[error(
-        "the lanes were sent back while this was at work (the log lost its end, or a rebuild was undone): try again"
+        "the lanes were moved back while this command ran (the log lost its end, or a rebuild was undone): try again"
     )]
     SentBack,
-    /// Who answers for the log does not know what was read.
+    /// A broker that answers for the log does not know what was already read.
     #[error(
-        "what the log lacks cannot be told: it changes, or its copies differ (see `nats stream info`); nothing was changed, try \
-         again"
+        "cannot determine what the log lacks: it is changing, or its copies differ (see `nats stream info`); nothing was \
+         changed, try again"
     )]
     Unsettled,
-    /// The log lost entries that were not known to be lost.
+    /// The log lost entries, and that was not known before.
     #[error(
-        "the log lost entries behind {0} while this was at work: built without them, what they said would be undone; nothing was \
-         changed, try again. Should it come again, the copy of the log's leader is damaged: have another one lead (`nats stream \
-         cluster step-down`)"
+        "the log lost entries after sequence {0} while this command ran, and building without them would undo what they \
+         said; nothing was changed, try again. If this happens again, the leader's copy of the log is damaged: have another \
+         server lead (`nats stream cluster step-down`)"
     )]
     Lost(u64),
-    /// The lanes kept running ahead.
+    /// The lanes kept moving ahead.
     #[error(
-        "the projector runs ahead faster than the log can be read again: try again when there is less to do"
+        "the projector applies new records faster than the log can be read again: try again when there is less to do"
     )]
     Outrun,
-    /// The log lacks its beginning, and nobody said what to do about it.
+    /// The log lacks its beginning, and `--sweep` was not given.
     #[error(
-        "the log no longer reaches back to the beginning: it is complete since {0} only, so a rebuild from it alone would \
+        "the log no longer reaches back to its beginning: it is complete only since {0}, so a rebuild from it alone would \
          lose what is older. `rebuild --sweep` has the reconciler list every directory into the log first; `verify` \
-         compares what the log knows, and lists older rows apart"
+         compares what the log knows, and lists older rows separately"
     )]
     Cut(Timestamp),
-    /// The directories cannot be listed.
+    /// There are no directories to list.
     #[error(
-        "no directory is known to the reconciler yet: start dsync-reconciler, and try again after its first sweep"
+        "the reconciler does not know any directory yet: start dsync-reconciler, and try again after its first sweep"
     )]
     NothingToList,
-    /// Told to stop.
+    /// Shutdown was requested.
     #[error("stopped; nothing was changed")]
     Stopped,
     /// There is nothing to undo.
-    #[error("there is no rebuild to undo: only the newest can be, once, within a week")]
+    #[error("there is no rebuild to undo: only the newest can be undone, once, within a week")]
     NothingToUndo,
     /// The log failed.
     #[error("the log: {0}; nothing was changed, run this again")]
@@ -125,38 +125,39 @@ impl From<holes::Error> for Error {
     }
 }
 
-/// A build: where it is, what it met. Everything happens on the one connection it was begun on.
+/// A build: how far it is, and what it has found. Everything happens on the one connection on which it began.
 pub struct Build {
     journal: Journal,
-    /// When the stream was made.
+    /// When the stream was created.
     created: Timestamp,
-    /// How far the log was applied.
+    /// The sequence up to which the log is applied.
     seq: u64,
-    /// How far its removals were applied.
+    /// The sequence up to which its removals are applied.
     removals: u64,
-    /// Whether the keys of what is applied are kept as candidates.
+    /// Whether the keys of rows being written are recorded as candidates for replacement.
     noting: bool,
     reach: Reach,
-    /// When it was begun.
+    /// When the build began.
     now: Timestamp,
-    /// Records that could not be applied: they are the live projection's dead letters too.
+    /// Records that could not be applied. They are dead letters of the live projection, too.
     pub dead: u64,
     /// Records applied.
     pub records: u64,
 }
 
 impl Build {
-    /// Begins one on `connection`, which is used for nothing else from here on.
+    /// Begins a build on `connection`, which must be used for nothing else from here on.
     pub async fn begin(
         connection: &mut PgConnection,
         journal: &Journal,
         now: OffsetDateTime,
     ) -> Result<Self, Error> {
-        // In this order: a lane that moves on between the two is not beyond an end that was asked for after.
+        // In this order, so that a lane that moves on between the two is not beyond the end of the log seen here.
         let stand = swap::stand(connection).await?;
         let log = journal.identity().await?.ok_or(Error::NoLog)?;
         let stand = stand.ok_or(Error::NotBegun)?;
-        // Also one that was set back and has grown again since: built from it, who was removed in what it lost would be back.
+        // Also notices a log that was set back and has grown since. A build from it would bring back people whose removal
+        // was lost.
         let there = appended_at(journal, stand.all.seq, log).await?;
         if judge(stand.all, log, there, Lane::All) == Verdict::Rewound {
             return Err(Error::OtherLog);
@@ -181,7 +182,7 @@ impl Build {
         self.reach
     }
 
-    /// How far the log was applied.
+    /// The sequence up to which the log is applied.
     pub fn seq(&self) -> u64 {
         self.seq
     }
@@ -191,8 +192,8 @@ impl Build {
         self.reach.cut()
     }
 
-    /// Puts in what the log no longer says, as far as the live rows know it. That takes its time with many rows, and what
-    /// the log drops meanwhile (its max age) will be read by nobody: then it is done once more.
+    /// Seeds the tables with what the log no longer says, as far as the live rows know it. With many rows that takes a
+    /// while. Whatever the log drops meanwhile (by its max age) would be missed, so it is then done once more.
     pub async fn seed(&mut self, connection: &mut PgConnection, seed: Seed) -> Result<(), Error> {
         loop {
             let began = Instant::now();
@@ -208,7 +209,7 @@ impl Build {
         }
     }
 
-    /// Applies the log until the lanes are near.
+    /// Applies the log until the build is close behind the lanes.
     pub async fn catch_up(&mut self, connection: &mut PgConnection, bar: &ProgressBar) -> Result<(), Error> {
         loop {
             let stand = swap::stand(connection).await?.ok_or(Error::NotBegun)?;
@@ -218,7 +219,7 @@ impl Build {
             }
             self.follow(connection, stand, bar).await?;
         }
-        // Nobody else does it for temporary tables, and what compares them is planned by it.
+        // Autovacuum does not visit temporary tables, and the plans of the comparison depend on these statistics.
         for table in TABLES {
             let analyze = format!("analyze pg_temp.{}", table.name);
             sqlx::raw_sql(AssertSqlSafe(analyze))
@@ -228,7 +229,7 @@ impl Build {
         Ok(())
     }
 
-    /// Whether little is left to apply until `stand`.
+    /// Whether little is left to apply before the build reaches `stand`.
     pub fn is_near(&self, stand: Stand) -> bool {
         let removals = stand
             .removals
@@ -237,9 +238,9 @@ impl Build {
         stand.all.seq.saturating_sub(self.seq) <= NEAR && removals <= NEAR
     }
 
-    /// Finds the rows that differ from the live ones, at one position, in one snapshot. Answers how many rows each table
-    /// has, and how many were scrubbed. With `note`, what differs and what changes from then on become candidates for being
-    /// replaced.
+    /// Finds the rows that differ from the live ones, at one position, in one snapshot. Returns how many rows each table
+    /// has, and how many were scrubbed. With `note`, the rows that differ, and those that change from then on, become
+    /// candidates for replacement.
     pub async fn compare(
         &mut self,
         connection: &mut PgConnection,
@@ -284,7 +285,7 @@ impl Build {
         Ok(())
     }
 
-    /// Applies the records after `from` up to `to`: all, or those of a lane.
+    /// Applies the records after `from` up to `to`: all of them, or those of a lane.
     async fn read(
         &mut self,
         connection: &mut PgConnection,
@@ -296,7 +297,7 @@ impl Build {
         let mut reader: Option<Reader> = None;
         let mut doubts = 0;
         while at < to {
-            // What was purged since would be waited for.
+            // Otherwise the reader would wait for records that were purged since.
             match self.journal.first_at(at + 1, EVERYTHING).await? {
                 Some(next) if next.seq <= to => {}
                 _ => break,
@@ -312,7 +313,7 @@ impl Build {
             };
             let mut entries = entries?;
             let read_to = open.position();
-            // A damaged copy of the log may lack somebody's removal, which the log has.
+            // A damaged copy of the log may lack somebody's removal, although the log has it.
             let reading = Reading {
                 created: self.created,
                 position: at,
@@ -331,7 +332,7 @@ impl Build {
                 continue;
             };
             doubts = 0;
-            // Live rows may have what it said.
+            // The live rows may contain what a lost entry said.
             if let Some(hole) = lost.iter().rfind(|hole| hole.after < to)
                 && let Some(behind) = entries.iter().find(|entry| entry.seq >= hole.before)
                 && !self.reach.knows(behind.appended_at)
@@ -368,7 +369,7 @@ impl Build {
         }
     }
 
-    /// Writes all of `entries` or nothing.
+    /// Writes all of `entries`, or none.
     async fn write(&mut self, connection: &mut PgConnection, entries: &[Entry]) -> sqlx::Result<()> {
         let texts = Texts::of(entries);
         let fold = fold(entries, &texts);
@@ -388,7 +389,7 @@ impl Build {
     }
 }
 
-/// Notes the keys of everything in `picture` as candidates.
+/// Records the keys of everything in `picture` as candidates.
 async fn note(connection: &mut PgConnection, picture: &Picture<'_>) -> sqlx::Result<()> {
     let directories: Vec<&str> = picture.directories.keys().map(DirectoryId::as_str).collect();
     let users: Vec<&str> = picture.users.keys().map(UserId::as_str).collect();

@@ -13,27 +13,27 @@ use service::status::StatusArgs;
 
 /// Folds the log into Postgres: users, groups, memberships and roles as `WorkOS` reports them.
 ///
-/// Without a subcommand it runs as a service until SIGTERM or SIGINT. Any number may run: one works each lane, the
-/// others take over when it stops. Its position is in the database, so it may be stopped and started at any time.
+/// Without a subcommand it runs as a service until SIGTERM or SIGINT. Any number may run: one works each lane, and the
+/// others take over when it stops. The position is kept in the database, so it can be stopped and started at any time.
 #[derive(Debug, Parser)]
 #[command(after_long_help = EXAMPLES)]
 pub struct Cli {
-    /// How it logs.
+    /// Settings for logging.
     #[command(flatten)]
     pub log: LogArgs,
-    /// Where the projection is.
+    /// The database with the projection.
     #[command(flatten)]
     pub database: DatabaseArgs,
-    /// Where the log is.
+    /// The log.
     #[command(flatten)]
     pub journal: JournalArgs,
-    /// Where /metrics, /livez and /readyz are answered; keep it private
+    /// Address that serves `/metrics`, `/livez` and `/readyz`; keep it private
     #[arg(long, env = "ADMIN_ADDR", default_value = "0.0.0.0:9465", value_name = "ADDR")]
     pub admin_addr: SocketAddr,
-    /// How long after its deletion an object keeps its attributes
+    /// How long a deleted object keeps its attributes
     #[arg(long, env = "TOMBSTONE_RETENTION", default_value = "30d", value_name = "DURATION", value_parser = duration)]
     pub tombstone_retention: Duration,
-    /// How long history (directory.changes) is kept, in whole months; 0 = for ever
+    /// How long history (directory.changes) is kept, dropped a whole month at a time; 0 = forever
     #[arg(long, env = "HISTORY_RETENTION", default_value = "0", value_name = "DURATION", value_parser = duration_or_off)]
     pub history_retention: Duration,
     /// What to do instead of running as a service.
@@ -53,18 +53,18 @@ Examples:
   dsync-projector erase --user directory_user_01E1JG7J09H96KYP8HM9B0G5SJ
 
 A file of role rules:
-  [priorities]                 # of a role, wherever it comes from; 0 if not named
+  [priorities]                 # how strong a role is, whatever its source; 0 if not listed
   admin = 100
   [[group]]                    # members of a group: by id, name or idp_id
   role = \"admin\"
   name = \"Platform\"
   organization = \"org_01\"    # or directory = \"directory_01\"; without either, for all
-  [[attribute]]                # a custom attribute is, or holds, a value
+  [[attribute]]                # a custom attribute that is, or contains, a value
   role = \"finance\"
   path = [\"department\"]
   value = \"Finance\"
-  priority = 20                # by this rule
-  [[default]]                  # for who has no other role; the nearest one counts
+  priority = 20                # overrides [priorities] for this rule
+  [[default]]                  # for users with no other role; the most specific rule counts
   role = \"member\"";
 
 impl Program for Cli {
@@ -77,82 +77,82 @@ impl Program for Cli {
     }
 }
 
-/// What the projector does besides running.
+/// What the projector can do instead of running as a service.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Bring the database schema up to date and exit
     Migrate(Output),
-    /// Build the projection again from the log, beside the live one, and replace what is not what the log says
+    /// Build the projection again from the log, beside the live one, and replace the rows that differ
     ///
-    /// Readers and the service go on meanwhile. At the end writers wait for a moment, and the rows that differ are
-    /// replaced in one transaction. It needs a session of its own: connect to Postgres directly, not through a
-    /// transaction pooler.
+    /// Readers and the service keep running. At the end, writers wait for a moment while the rows that differ are
+    /// replaced in one transaction. The command needs a session of its own: connect to Postgres directly, not through
+    /// a transaction pooler.
     Rebuild {
-        /// Where the log no longer reaches back to its beginning, have the reconciler list every directory first
+        /// If the log no longer reaches back to its beginning, have the reconciler list every directory first
         #[arg(long)]
         sweep: bool,
-        /// Put back what the newest rebuild replaced
+        /// Restore the rows that the newest rebuild replaced
         #[arg(long, conflicts_with = "sweep")]
         undo: bool,
-        /// How many rows are named at most
+        /// Maximum number of rows to name
         #[arg(long, default_value_t = 100, value_name = "ROWS")]
         limit: usize,
-        /// How to print.
+        /// Output format.
         #[command(flatten)]
         output: Output,
     },
-    /// Compare the projection with the log; exit code 3, and the rows and columns by name, where it is not what the log says
+    /// Compare the projection with the log; if they differ, name the rows and columns and exit with code 3
     Verify {
-        /// How many rows are named at most
+        /// Maximum number of rows to name
         #[arg(long, default_value_t = 100, value_name = "ROWS")]
         limit: usize,
-        /// How to print.
+        /// Output format.
         #[command(flatten)]
         output: Output,
     },
-    /// Ask the dsync-projector that runs with the same `ADMIN_ADDR` how it is; exit code 0 when it is well
+    /// Check the health of the dsync-projector that runs with the same `ADMIN_ADDR`; exit code 0 if it is healthy
     Healthcheck(HealthcheckArgs),
-    /// Show how everything is: what is connected, how far behind, what waits for a person
+    /// Show the status: what is connected, how far behind it is, and what waits for a person
     Status(StatusArgs),
-    /// Look at records that could not be applied, try them again, or give them up
+    /// List, show, retry or drop the records that could not be applied
     DeadLetters {
-        /// What to do with them; without, they are listed.
+        /// What to do with them. If not given, they are listed.
         #[command(subcommand)]
         action: Option<DeadLetters>,
-        /// How to print.
+        /// Output format.
         #[command(flatten)]
         output: Output,
     },
-    /// Show or change the rules that add to WorkOS's own roles
+    /// Show or replace the rules that add roles to WorkOS's own
     Roles {
-        /// What to do with them; without, they are shown.
+        /// What to do with them. If not given, they are shown.
         #[command(subcommand)]
         action: Option<Roles>,
-        /// How to print.
+        /// Output format.
         #[command(flatten)]
         output: Output,
     },
-    /// Forget a person: row, history, dead letters, quarantine, log, and what is said of them later
+    /// Erase a person from the tables, history, dead letters, quarantine and log; later records about them are left out
     Erase {
-        /// Whom.
+        /// Whom to erase.
         #[command(flatten)]
         whom: Whom,
-        /// How to print.
+        /// Output format.
         #[command(flatten)]
         output: Output,
     },
 }
 
-/// Whom to forget.
+/// Whom to erase.
 #[derive(Debug, Clone, Args)]
 pub struct Whom {
-    /// WorkOS's id of the directory user
+    /// The directory user's id at WorkOS
     #[arg(long, value_name = "ID")]
     pub user: String,
-    /// Also someone who is still in the directory
+    /// Erase even someone who is still in the directory
     #[arg(long)]
     pub force: bool,
-    /// Apply again what is said of this person; what was erased stays erased
+    /// Apply records about this person again from now on; what was erased stays erased
     #[arg(long, conflicts_with = "force")]
     pub undo: bool,
 }
@@ -160,11 +160,11 @@ pub struct Whom {
 /// What to do with role rules.
 #[derive(Debug, Subcommand)]
 pub enum Roles {
-    /// Print the rules that hold, as a file
+    /// Print the rules in force, in the format of a rules file
     Show,
-    /// Make a file's rules hold instead of those that do, after showing who gains and who loses which role
+    /// Replace all rules with those in a file, after showing who gains and who loses which role
     Apply {
-        /// The file, in TOML, or `-` for standard input; `--help` shows one
+        /// The file, in TOML, or `-` for standard input; `dsync-projector --help` shows an example
         file: PathBuf,
         /// Apply without asking
         #[arg(long)]
@@ -183,25 +183,25 @@ pub struct Output {
 /// What to do with dead letters.
 #[derive(Debug, Subcommand)]
 pub enum DeadLetters {
-    /// List those that wait, without their content
+    /// List the waiting records, without their content
     List,
-    /// Show one with its content, which is personal data
+    /// Show one record with its content, which is personal data
     Show {
-        /// Its number
+        /// Its id
         id: i64,
     },
-    /// Try some again, after an upgrade say
+    /// Try to apply records again, for example after an upgrade
     Retry {
-        /// Their numbers
+        /// Their ids
         #[arg(required_unless_present = "all")]
         ids: Vec<i64>,
-        /// Try every one that waits
+        /// Retry all waiting records
         #[arg(long, conflicts_with = "ids")]
         all: bool,
     },
-    /// Give some up for good; the log still has them for as long as it is kept
+    /// Drop records for good; the log still has them for as long as it keeps records
     Drop {
-        /// Their numbers
+        /// Their ids
         #[arg(required = true)]
         ids: Vec<i64>,
     },

@@ -1,4 +1,4 @@
-//! The subcommand `dead-letters`: what could not be applied, shown, tried again or given up.
+//! The subcommand `dead-letters`: lists, shows, retries or drops the records that could not be applied.
 
 use std::io::Write;
 
@@ -13,24 +13,24 @@ use crate::fold;
 use crate::store;
 use crate::store::dead_letters::{self as letters, Letter, Waiting};
 
-/// What came of one letter.
+/// What became of one dead letter.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "outcome", rename_all = "snake_case")]
 pub enum Outcome {
-    /// It is applied and no longer a dead letter.
+    /// It was applied and is no longer a dead letter.
     Applied,
-    /// It failed again and waits on.
+    /// It failed again and remains a dead letter.
     Failed {
         /// What is wrong with it.
         reason: String,
     },
-    /// It is given up.
+    /// It was dropped.
     Dropped,
-    /// No letter of that number waits.
+    /// No waiting dead letter has that id.
     Unknown,
 }
 
-/// Carries out the subcommand and prints to `out`. Answers whether everything asked for was done.
+/// Runs the subcommand and prints to `out`. Returns whether everything requested was done.
 pub async fn run(
     pool: &PgPool,
     action: Option<&DeadLetters>,
@@ -49,7 +49,7 @@ pub async fn run(
         }
         Some(DeadLetters::Show { id }) => {
             let Some((letter, body)) = letters::show(pool, *id).await? else {
-                anyhow::bail!("no dead letter {id} waits");
+                anyhow::bail!("there is no waiting dead letter {id}");
             };
             show(&letter, &body, output, out)?;
             Ok(true)
@@ -88,8 +88,8 @@ pub async fn run(
     }
 }
 
-/// Tries one letter again, as the record it was: in any order, later than all others, it changes what it would have
-/// changed in its place.
+/// Retries one dead letter as the record that it was. Order does not matter: applied later than all others, it changes
+/// exactly what it would have changed in its place.
 pub async fn retry(pool: &PgPool, id: i64) -> sqlx::Result<Outcome> {
     let mut transaction = pool.begin().await?;
     let Some(letter) = letters::take(&mut transaction, id).await? else {
@@ -109,7 +109,7 @@ pub async fn retry(pool: &PgPool, id: i64) -> sqlx::Result<Outcome> {
     Ok(outcome)
 }
 
-/// Writes what a letter says; the inner error is the letter's own fault.
+/// Writes what a dead letter says. The inner error is the fault of the letter itself.
 async fn write(connection: &mut PgConnection, letter: &Waiting) -> sqlx::Result<Result<(), String>> {
     let text = match json::storable(&letter.body) {
         Ok(text) => text,
@@ -117,7 +117,7 @@ async fn write(connection: &mut PgConnection, letter: &Waiting) -> sqlx::Result<
     };
     let picture = match fold::single(&text, letter.source, letter.received_at) {
         Ok(picture) if picture.is_empty() && letter.source != Source::Sweep => {
-            return Ok(Err("says nothing that has a place in the tables".to_owned()));
+            return Ok(Err("contains nothing that belongs in the tables".to_owned()));
         }
         Ok(picture) => picture,
         Err(malformed) => return Ok(Err(malformed.to_string())),
@@ -196,7 +196,7 @@ fn report(outcomes: &[(i64, Outcome)], output: Output, out: &mut impl Write) -> 
                 Outcome::Applied => writeln!(out, "{id}: applied")?,
                 Outcome::Failed { reason } => writeln!(out, "{id}: failed again: {reason}")?,
                 Outcome::Dropped => writeln!(out, "{id}: dropped")?,
-                Outcome::Unknown => writeln!(out, "{id}: no such dead letter waits")?,
+                Outcome::Unknown => writeln!(out, "{id}: no such dead letter is waiting")?,
             }
         }
     }

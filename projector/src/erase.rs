@@ -1,11 +1,11 @@
-//! The subcommand `erase`: one person is forgotten, in the database and in the log, with a receipt.
+//! The subcommand `erase`: erases one person from the database and the log, and prints a receipt.
 //!
-//! The database first: from its commit on, whatever is said of the person is left out. Then the log, message by message
-//! so that the broker overwrites their bytes; then what waits in the dead letters. Every step may be repeated, and a
-//! second run finishes what a first one could not.
+//! The database comes first: from its commit on, records about the person are left out. Then the log, message by message
+//! so that the broker overwrites their bytes. Then the dead letters. Every step may be repeated, and a second run finishes
+//! what the first could not.
 //!
-//! What is left is the id (in the list of erased ids, in history's numbers and times) and whatever other people's
-//! attributes say, a manager's name say: those are theirs.
+//! What remains is the id (in the list of erased ids, and in history with its numbers and times), and whatever the
+//! attributes of other people say, such as a manager's name: those belong to the other people.
 
 use std::io::Write;
 
@@ -20,7 +20,7 @@ use crate::erase_marks::Marks;
 use crate::store::erase::{self as store, Forgotten, Outcome};
 use crate::store::erased;
 
-/// Subjects of messages that may speak of anybody.
+/// Subjects of messages that may be about anybody.
 const OF_ANYBODY: &[&str] = &["dsync.quarantine", "dsync.*.other.*", "dsync.*.token.*"];
 
 /// What was removed.
@@ -28,39 +28,39 @@ const OF_ANYBODY: &[&str] = &["dsync.quarantine", "dsync.*.other.*", "dsync.*.to
 pub struct Receipt {
     /// The user's id.
     pub user_id: String,
-    /// Whether there was a row of the user.
+    /// Whether the user had a row.
     pub row: bool,
-    /// Rows of memberships removed.
+    /// Membership rows removed.
     pub memberships: u64,
-    /// Rows of history whose values were blanked.
+    /// History rows whose values were blanked.
     pub history: u64,
-    /// Messages of the log under the user's own subjects that were overwritten.
+    /// Log messages under the user's own subjects that were overwritten.
     pub log_messages: u64,
-    /// Other messages that spoke of the person: quarantined, or of unknown kinds.
+    /// Other log messages about the person that were overwritten: quarantined, or of unknown kinds.
     pub other_messages: u64,
     /// Dead letters removed.
     pub dead_letters: u64,
-    /// Other directory users with the same address or provider's id, who were not erased.
+    /// Other directory users with the same email address or identity provider's id. They were not erased.
     pub namesakes: Vec<String>,
 }
 
-/// Why nobody was erased.
+/// Why the person was not erased, or not completely.
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
-    /// It could not be anyone's id.
-    #[error("not the id of a directory user")]
+    /// This cannot be anyone's id.
+    #[error("this is not the id of a directory user")]
     NotAnId,
     /// The person is live.
     #[error(
-        "this person is still in the directory: remove them there first, or they are erased from here while they keep \
-         their access elsewhere. Use --force to erase them anyway; what the directory says of them later is left out"
+        "this person is still in the directory: remove them there first, otherwise they are erased here but keep their \
+         access elsewhere. Use --force to erase them anyway; later records about them are then left out"
     )]
     Live,
     /// The database failed.
     #[error("the database: {}", service::postgres::described(.0))]
     Database(#[from] sqlx::Error),
-    /// The log failed. What the database knew is gone; run the command again.
-    #[error("the database has forgotten, but not the log yet ({0}): run this again")]
+    /// The log failed. The database has erased the person; run the command again.
+    #[error("erased from the database, but not from the log yet ({0}): run this again")]
     Log(#[from] journal::Error),
 }
 
@@ -86,7 +86,7 @@ pub async fn erase(
     };
     let mut marks = Marks::new(id, marks);
     let log = Log { pool, journal };
-    // Noted before what tells them is gone: whoever finishes this needs them.
+    // Stored before the messages they come from are gone: a second run may need them to finish.
     learn(log, id, &mut marks).await?;
     store::keep_marks(pool, id, marks.said()).await?;
     let log_messages = own_messages(log, id).await?;
@@ -107,14 +107,14 @@ pub async fn erase(
     })
 }
 
-/// The log, and where it is noted what it lost.
+/// The log, and the database that records which of its messages were overwritten.
 #[derive(Clone, Copy)]
 struct Log<'a> {
     pool: &'a PgPool,
     journal: &'a Journal,
 }
 
-/// What is filed under the person.
+/// Subject filters for the person's own messages.
 fn own_subjects(id: &str) -> [String; 2] {
     [
         format!("dsync.*.user.{id}.>"),
@@ -122,7 +122,7 @@ fn own_subjects(id: &str) -> [String; 2] {
     ]
 }
 
-/// Learns from it what else they are known by.
+/// Learns from the person's own messages what else they are known by.
 async fn learn(log: Log<'_>, id: &str, marks: &mut Marks) -> Result<(), Refused> {
     if log.journal.identity().await?.is_none() {
         return Ok(());
@@ -137,7 +137,7 @@ async fn learn(log: Log<'_>, id: &str, marks: &mut Marks) -> Result<(), Refused>
     Ok(())
 }
 
-/// Overwrites it.
+/// Overwrites the person's own messages; returns how many.
 async fn own_messages(log: Log<'_>, id: &str) -> Result<u64, Refused> {
     let mut count = 0;
     for filter in own_subjects(id) {
@@ -154,7 +154,7 @@ async fn messages_of_anybody(log: Log<'_>, marks: &Marks) -> Result<u64, Refused
     Ok(count)
 }
 
-/// Overwrites the messages under `filter` that are `meant`; how many.
+/// Overwrites the messages that match `filter` and are `meant`; returns how many.
 async fn overwrite(
     log: Log<'_>,
     filter: &str,
@@ -166,7 +166,7 @@ async fn overwrite(
     let (mut seq, mut count) = (1, 0);
     while let Some(entry) = log.journal.first_at(seq, filter).await? {
         if meant(&entry) {
-            // Noted first: what is gone and not noted looks like an entry that the broker lost.
+            // Recorded first: an entry that is gone without a record looks like one that the broker lost.
             erased::overwritten(log.pool, identity.created, &[entry.seq]).await?;
             count += u64::from(log.journal.erase(entry.seq).await?);
         }
@@ -192,7 +192,7 @@ async fn dead_letters(pool: &PgPool, id: &str, marks: &Marks) -> sqlx::Result<u6
     }
 }
 
-/// Purges from the log what was noted when it was read: late records of erased people. Returns how many.
+/// Purges from the log the late records of erased people that were queued when they were read. Returns how many.
 pub async fn drain(pool: &PgPool, journal: &Journal) -> Result<u64, Refused> {
     let Some(log) = journal.identity().await? else {
         return Ok(0);
@@ -207,7 +207,7 @@ pub async fn drain(pool: &PgPool, journal: &Journal) -> Result<u64, Refused> {
     Ok(count)
 }
 
-/// Carries out the subcommand and prints to `out`. Answers whether it was done.
+/// Runs the subcommand and prints to `out`. Returns whether it was done.
 pub async fn run(
     pool: &PgPool,
     journal: &Journal,
@@ -227,11 +227,11 @@ pub async fn run(
         } else if undone {
             writeln!(
                 out,
-                "{}: what is said of this person from now on is applied again; what was erased stays erased",
+                "{}: records about this person are applied again from now on; what was erased stays erased",
                 ask.user
             )?;
         } else {
-            writeln!(out, "{}: was not erased", ask.user)?;
+            writeln!(out, "{}: this person was not erased", ask.user)?;
         }
         return Ok(undone);
     }
@@ -254,10 +254,13 @@ fn print(receipt: &Receipt, out: &mut impl Write) -> std::io::Result<()> {
     writeln!(out, "  dead letters        {}", receipt.dead_letters)?;
     writeln!(
         out,
-        "What is said of this person later is left out and purged from the log."
+        "Later records about this person will be left out and purged from the log."
     )?;
     if !receipt.namesakes.is_empty() {
-        writeln!(out, "Not erased, but with the same address or provider's id:")?;
+        writeln!(
+            out,
+            "Not erased, but with the same email address or identity provider's id:"
+        )?;
         for id in &receipt.namesakes {
             writeln!(out, "  {id}")?;
         }

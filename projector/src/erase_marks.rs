@@ -1,11 +1,11 @@
-//! Whether a record speaks of a certain person. Pure.
+//! Decides whether a record is about a certain person. Pure.
 //!
-//! The subject says it of users and memberships. What has no such subject (the quarantine, events of unknown kinds, dead
-//! letters) is searched for the person's id, addresses and provider's ids.
+//! Subjects of users and memberships name the person. Records without such a subject (the quarantine, events of unknown
+//! kinds, dead letters) are searched for the person's id, email addresses, user names and identity provider's ids.
 
 use serde_json::Value;
 
-/// The user whose record a subject says it is.
+/// The user that a subject names, if it is the subject of a user or a membership.
 pub fn user_of(subject: &str) -> Option<&str> {
     let mut words = subject.split('.').skip(2);
     match words.next()? {
@@ -15,7 +15,7 @@ pub fn user_of(subject: &str) -> Option<&str> {
     }
 }
 
-/// Words of a body that may be ids: what stands between characters that no id has.
+/// The words of a body that may be ids, split at characters that no id contains.
 pub fn possible_ids(body: &[u8]) -> Vec<&str> {
     body.split(|b| !(b.is_ascii_alphanumeric() || *b == b'_' || *b == b'-'))
         .filter(|word| (1..=schema::ids::MAX_ID).contains(&word.len()))
@@ -23,15 +23,15 @@ pub fn possible_ids(body: &[u8]) -> Vec<&str> {
         .collect()
 }
 
-/// From this length on, in bytes, a provider's id or a user name stands for one person.
+/// From this length on, in bytes, an identity provider's id or a user name is taken to identify one person.
 const SURE: usize = 12;
 
-/// Texts that stand for one person.
+/// Texts that identify one person.
 #[derive(Debug, Clone, Default)]
 pub struct Marks {
-    /// As they were said.
+    /// As they occurred.
     said: Vec<String>,
-    /// The same in lower case, and the id.
+    /// The id, followed by the same texts; all in lower case.
     folded: Vec<String>,
 }
 
@@ -46,8 +46,8 @@ impl Marks {
         marks
     }
 
-    /// Adds marks. What may stand for others too (a short number, a first name) is left out: a record that only has
-    /// that in common with this person is not theirs.
+    /// Adds marks, except those that may also fit others (a short number, a first name): a record that has only such a text
+    /// in common with this person is not theirs.
     pub fn add(&mut self, others: impl IntoIterator<Item = String>) {
         for mark in others {
             let folded = mark.to_lowercase();
@@ -63,7 +63,7 @@ impl Marks {
         &self.said
     }
 
-    /// Takes over what `body`, which is known to be this person's, says they are known by.
+    /// Adds the marks found in `body`, which is known to be about this person.
     pub fn learn(&mut self, body: &[u8]) {
         let Ok(event) = serde_json::from_slice::<Value>(body) else {
             return;
@@ -90,17 +90,17 @@ impl Marks {
         self.add(found);
     }
 
-    /// Whether `body` holds one of the marks, as a word of its own, plain or written with JSON's escapes. The body need
-    /// not be JSON: what is searched is mostly what could not be read.
+    /// Whether `body` contains one of the marks as a word of its own, plain or with JSON escapes. The body need not be JSON:
+    /// most bodies that are searched could not be parsed.
     pub fn are_in(&self, body: &[u8]) -> bool {
         let text = unescaped(&String::from_utf8_lossy(body)).to_lowercase();
-        // An id ends where no id goes on, an address where no name does: `dsync.d.user.<id>.updated` holds the id.
+        // A dot ends an id, but not an address or a name: `dsync.d.user.<id>.updated` contains the id.
         let id = self.folded.first().map_or("", String::as_str);
         possible_ids(text.as_bytes()).contains(&id) || self.folded.iter().any(|mark| holds(&text, mark))
     }
 }
 
-/// `text` with `\uXXXX` read as the characters they stand for.
+/// `text` with its `\uXXXX` escapes decoded.
 fn unescaped(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     let mut rest = text;
@@ -124,7 +124,7 @@ fn unescaped(text: &str) -> String {
     plain + rest
 }
 
-/// Whether `mark` stands in `text` with nothing around it that would make it a part of a longer name.
+/// Whether `mark` occurs in `text` other than as part of a longer name.
 fn holds(text: &str, mark: &str) -> bool {
     let of_a_name = |c: char| c.is_alphanumeric() || matches!(c, '.' | '_' | '-' | '+' | '@');
     text.match_indices(mark).any(|(at, _)| {
@@ -167,7 +167,7 @@ mod tests {
             (br#"{"email":"\u0061nn\u0040example.com", cut off \u"#, true),
             (br"\u00e9ann@example.com", false),
             (b"\xffann@example.com\xff", true),
-            // Too short to stand for anybody.
+            // Too short to identify anybody.
             (br#"{"number":"12345"}"#, false),
             (b"", false),
         ] {

@@ -1,4 +1,4 @@
-//! A batch of records folded into what they say together. Pure: records in, rows and dead letters out.
+//! Folds a batch of records into what they say together. Pure: records in, rows and dead letters out.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ use schema::picture::Picture;
 use schema::record::{Record, Source};
 use schema::timestamp::Timestamp;
 
-/// The texts of a batch, as Postgres can store them. Kept apart from the fold, which borrows from them.
+/// The bodies of a batch as text that Postgres can store. Kept apart from the fold, which borrows from them.
 pub struct Texts<'e>(Vec<Result<Cow<'e, str>, Malformed>>);
 
 impl<'e> Texts<'e> {
@@ -26,37 +26,37 @@ impl<'e> Texts<'e> {
     }
 }
 
-/// What a batch says.
+/// What a batch says, folded.
 #[derive(Default)]
 pub struct Fold<'a> {
-    /// The greatest of what was said, per object.
+    /// The greatest of each register, per object.
     pub picture: Picture<'a>,
     /// What became of each record, in the order of the batch.
     pub outcomes: Vec<Outcome<'a>>,
-    /// The newest event of each directory that anything was said of.
+    /// The time of the newest event in each directory mentioned.
     pub newest: BTreeMap<&'a str, Timestamp>,
 }
 
-/// What one record is to the projection.
+/// What one record means to the projection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome<'a> {
-    /// It says something, in this event.
+    /// It has something for the tables.
     Said {
         /// The event's id.
         event: schema::ids::EventId<'a>,
-        /// When it happened, where readable.
+        /// When the event happened, if readable.
         created_at: Option<Timestamp>,
     },
-    /// It says nothing that has a place in the tables.
+    /// It has nothing for the tables.
     Nothing,
     /// It cannot be understood: a dead letter.
     Dead(Reason),
 }
 
-/// Why a record cannot be applied. Says nothing of the content.
+/// Why a record cannot be applied. Reveals nothing of its content.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Reason {
-    /// It is no event, or not of the shape its type promises.
+    /// It is not an event, or does not have the form that its type requires.
     #[error("{0}")]
     Malformed(#[from] Malformed),
     /// Ingest could not address it.
@@ -67,7 +67,7 @@ pub enum Reason {
     Refused(String),
 }
 
-/// Folds `entries`, whose texts are `texts`. What cannot be understood is set aside alone.
+/// Folds `entries`, whose texts are `texts`. A record that cannot be understood is set aside alone.
 pub fn fold<'a>(entries: &'a [Entry], texts: &'a Texts<'_>) -> Fold<'a> {
     let mut fold = Fold::default();
     for (entry, text) in entries.iter().zip(&texts.0) {
@@ -101,7 +101,7 @@ fn add<'a>(fold: &mut Fold<'a>, text: &'a str, record: &'a Record) -> Result<Out
     })
 }
 
-/// What a single body says, for one that is tried again.
+/// What a single body says. For retrying a dead letter.
 pub fn single(text: &str, source: Source, received_at: Timestamp) -> Result<Picture<'_>, Malformed> {
     let mut picture = Picture::default();
     for observation in observe(&Event::parse(text)?, source, received_at)? {

@@ -1,9 +1,13 @@
-//! Entries that are not where the lane of everything should have met them.
+//! Entries that the lane `all` should have met and did not.
 //!
-//! The log's sequences go up by one. What lies between two entries that are read one after the other was taken out by an
-//! erasure, which is noted before it happens; or dropped by the log's max age, from its first entry on; or left out by a
-//! consumer whose copy of the log is damaged, while the log has it; or the broker lost it. To look costs a subtraction a
-//! batch. A lane that reads only some subjects sees gaps all the time and cannot tell.
+//! The log's sequences go up by one. If two entries read one after the other leave a gap, the entries in between were
+//!
+//! - erased: an erasure is recorded before it happens;
+//! - dropped by the log's max age, from its first entry on;
+//! - left out by a consumer whose copy of the log is damaged, while the log still has them; or
+//! - lost by the broker.
+//!
+//! Looking costs one subtraction per batch. A lane that reads only some subjects sees gaps all the time and cannot tell.
 
 use journal::{Entry, Journal};
 use schema::timestamp::Timestamp;
@@ -12,22 +16,22 @@ use sqlx::PgConnection;
 
 use crate::store::erased;
 
-/// Every subject of the log, also one that is not ours: who reads without a filter meets those too.
+/// Matches every subject in the log, including foreign ones: a reader without a filter meets those too.
 pub(crate) const EVERYTHING: &str = ">";
-/// So much is asked of the broker one by one at most before the lane goes on: meanwhile nobody renews its lease.
+/// How many entries are looked up at the broker, one by one, before the lane goes on: meanwhile nobody renews its lease.
 const AT_ONCE: usize = 100;
 
-/// Sequences that are not there, by those around them.
+/// A run of missing sequences, given by the sequences around it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hole {
     /// The last sequence before it that was read, applied or accounted for.
     pub after: u64,
-    /// The first such sequence behind it.
+    /// The first such sequence after it.
     pub before: u64,
 }
 
 impl Hole {
-    /// How many are not there.
+    /// How many sequences are missing.
     pub fn lacks(self) -> u64 {
         self.before.saturating_sub(self.after + 1)
     }
@@ -36,19 +40,20 @@ impl Hole {
 /// How entries were read.
 #[derive(Debug, Clone, Copy)]
 pub struct Reading {
-    /// When the log was made.
+    /// When the log was created.
     pub created: Timestamp,
-    /// The sequence behind which.
+    /// The sequence after which reading began.
     pub position: u64,
-    /// Whether what the log dropped from its beginning is passed over. A lane must not: it has to be told, and sweeps are due.
+    /// Whether to pass over what the log dropped from its beginning. A lane must not: the gap has to be recorded, and sweeps
+    /// are then due.
     pub over_dropped: bool,
-    /// How many records may be put in.
+    /// How many records may be inserted.
     pub records: usize,
-    /// How many bytes.
+    /// How many bytes of bodies may be inserted.
     pub bytes: usize,
 }
 
-/// Why it could not be told.
+/// Why holes could not be looked for.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The log failed.
@@ -59,7 +64,7 @@ pub enum Error {
     Database(#[from] sqlx::Error),
 }
 
-/// What `entries`, read after `position`, leave out.
+/// The holes in `entries`, which were read after `position`.
 fn holes(position: u64, entries: &[Entry]) -> Vec<Hole> {
     let (count, last) = (entries.len() as u64, entries.last().map_or(0, |last| last.seq));
     if last.saturating_sub(position) == count {
@@ -74,7 +79,7 @@ fn holes(position: u64, entries: &[Entry]) -> Vec<Hole> {
         .collect()
 }
 
-/// What is left of `holes` in a log that begins at `first_seq`: what it dropped from its beginning is none.
+/// What is left of `holes` in a log that begins at `first_seq`: what it dropped from its beginning is not a hole.
 fn behind(first_seq: u64, holes: Vec<Hole>) -> Vec<Hole> {
     let cut = holes.into_iter().map(|hole| Hole {
         after: hole.after.max(first_seq.saturating_sub(1)),
@@ -83,8 +88,9 @@ fn behind(first_seq: u64, holes: Vec<Hole>) -> Vec<Hole> {
     cut.filter(|hole| hole.lacks() > 0).collect()
 }
 
-/// Where a lane at `position` must not go on, of `holes` between `entries` in a log that begins at `first_seq`: the log dropped
-/// what comes next before it was applied. One that begins with the log's first entry lacks nothing.
+/// The sequence after which a lane at `position` must stop, because the log dropped what comes next before it was applied.
+/// `holes` are those in `entries`, and the log begins at `first_seq`. A lane that begins with the log's first entry lacks
+/// nothing.
 fn gap(position: u64, entries: &[Entry], holes: &[Hole], first_seq: u64) -> Option<u64> {
     let begun = match position {
         0 => entries.first()?.seq,
@@ -94,7 +100,7 @@ fn gap(position: u64, entries: &[Entry], holes: &[Hole], first_seq: u64) -> Opti
     ends.find(|after| *after >= begun && after + 1 < first_seq)
 }
 
-/// What `entries` leave out and nothing explains.
+/// The holes in `entries` that neither erasures nor recorded losses explain.
 async fn unexplained(
     connection: &mut PgConnection,
     reading: Reading,
@@ -107,21 +113,22 @@ async fn unexplained(
     answered(erased::unexplained(connection, reading.created, &found)).await
 }
 
-/// Looks for what `entries`, read without a filter, leave out, and answers what of that is nowhere and was not erased. What the
-/// log still has is put in: then `entries` may end sooner than they did. So they do before what the log dropped ahead of a lane,
-/// and there may be none left. None: it cannot be told now, the log changes.
+/// Looks for holes in `entries`, which were read without a filter, and returns those that nothing explains: what was there
+/// was not erased, and the log does not have it. Entries that the log still has are inserted, after which `entries` may end
+/// earlier than before. They also end before anything that the log dropped ahead of a lane, so there may be none left.
+/// `None` if it cannot be determined now, because the log is changing.
 pub async fn complete(
     connection: &mut PgConnection,
     journal: &Journal,
     reading: Reading,
     entries: &mut Vec<Entry>,
 ) -> Result<Option<Vec<Hole>>, Error> {
-    // Mostly that explains them all: then nobody need ask the broker.
+    // Usually the records in Postgres explain all of them, and the broker need not be asked.
     let found = unexplained(connection, reading, entries).await?;
     if found.is_empty() {
         return Ok(Some(found));
     }
-    // Asked for after the entries were read: what aged out before they were sent has aged out by now.
+    // Asked after the entries were read, so it reflects whatever aged out before they were sent.
     let log = journal.identity().await?;
     let Some(log) = log.filter(|log| log.created == reading.created) else {
         return Ok(None);
@@ -144,13 +151,13 @@ pub async fn complete(
         let mut left_out = Vec::new();
         while left_out.len() < reading.records.min(AT_ONCE) && size < reading.bytes {
             match journal.first_at(at + 1, EVERYTHING).await? {
-                // Also one behind: what was read there is in hand, whoever answers lacks it or it was erased since.
+                // It may even be past `before`: that entry is in hand, but this broker lacks it, or it was erased since.
                 Some(next) if next.seq >= hole.before => break,
                 Some(next) => {
                     (at, size) = (next.seq, size + next.record.body.len());
                     left_out.push(next);
                 }
-                // Who answers does not know what was read.
+                // This broker does not know entries that were already read.
                 None => return Ok(None),
             }
         }
@@ -158,7 +165,7 @@ pub async fn complete(
             tracing::warn!(
                 entries = left_out.len(),
                 after = hole.after,
-                "the log has entries that its consumer left out: they were asked for one by one; a copy of the log may be damaged"
+                "the consumer left out entries that the log has; fetched them one by one. A copy of the log may be damaged"
             );
             entries.retain(|entry| entry.seq <= hole.after);
             entries.append(&mut left_out);
@@ -237,9 +244,9 @@ mod tests {
             (3, vec![hole(5, 9)], 6, None),
             (3, vec![hole(5, 9)], 7, Some(5)),
             (3, vec![hole(5, 9), hole(9, 12)], 40, Some(5)),
-            // Erased from where the lane stands on, and dropped behind that.
+            // Erased right after the lane's position, and dropped after that.
             (1, vec![hole(2, 4), hole(5, 9)], 40, Some(2)),
-            // Nothing was applied of what the log begins after; what came since was read.
+            // The lane begins with the log's first entry, so it lacks nothing of what came before.
             (0, vec![hole(0, 4)], 4, None),
             (0, vec![hole(0, 2), hole(2, 4)], 4, None),
             (0, vec![hole(0, 4), hole(5, 9)], 40, Some(5)),

@@ -1,4 +1,4 @@
-//! The two lanes through the log. Both apply the same records in the same way; what both apply is applied once.
+//! The two lanes through the log. Both apply records in the same way; a record that both apply takes effect once.
 
 use schema::record::REMOVAL_SUBJECTS;
 
@@ -12,10 +12,10 @@ pub enum Lane {
 }
 
 impl Lane {
-    /// Every lane there is.
+    /// Every lane.
     pub const EVERY: [Self; 2] = [Self::All, Self::Removals];
 
-    /// As it stands in `dsync.progress`.
+    /// Its name in `dsync.progress`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::All => "all",
@@ -23,7 +23,7 @@ impl Lane {
         }
     }
 
-    /// The subjects it reads; none = every subject.
+    /// The subjects it reads; empty = every subject.
     pub const fn subjects(self) -> &'static [&'static str] {
         match self {
             Self::All => &[],

@@ -10,9 +10,9 @@
 //!            └───────────────────────── starts after the position ────────────────────────┘
 //! ```
 //!
-//! Any number of projectors may run. A lease decides who works, compare-and-set on the position decides who was right;
-//! neither is needed for the tables to be right, because applying twice changes nothing. There is no state to lose
-//! here: whatever goes wrong, a lane goes back to the position that Postgres holds and reads on from there.
+//! Any number of projectors may run. A lease decides which one works, and compare-and-set on the position decides whose
+//! batch counts. The tables would be right without either, because applying a record twice changes nothing. There is no
+//! state to lose here: whatever goes wrong, a lane returns to the position stored in Postgres and reads on from there.
 
 pub mod apply;
 pub mod backlog;

@@ -64,7 +64,7 @@ async fn run(cli: Cli, context: Context) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Something is not what the log says.
+/// Exit code of `verify` when the projection is not what the log says.
 const DIFFERS: u8 = 3;
 
 async fn tools(cli: &Cli, context: &Context, limit: usize) -> anyhow::Result<Tools> {
@@ -101,7 +101,7 @@ async fn rebuild(
     output: Output,
 ) -> anyhow::Result<ExitCode> {
     let tools = tools(cli, context, limit).await?;
-    // Whatever is not committed when these are dropped never happened.
+    // Dropping these futures rolls back whatever is not committed.
     if undo {
         let undone = tokio::select! {
             undone = tools.undo() => undone?,
@@ -159,7 +159,7 @@ fn pool(cli: &Cli) -> anyhow::Result<PgPool> {
 async fn migrate(pool: &PgPool, output: Output) -> anyhow::Result<ExitCode> {
     let applied = migrations::run(pool)
         .await
-        .context("the schema cannot be brought up to date")?;
+        .context("cannot bring the schema up to date")?;
     let missing = store::upkeep::grant_readers(pool).await?;
     if output.json {
         let applied: Vec<_> = applied
@@ -186,8 +186,8 @@ async fn migrate(pool: &PgPool, output: Output) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-const NO_READERS: &str = "readers have no access: this role may not create roles. \
-    Let an administrator run these statements, then migrate again";
+const NO_READERS: &str = "readers have no access: this login may not create roles. \
+    Have an administrator run these statements, then run `dsync-projector migrate` again";
 
 async fn serve(cli: &Cli, context: Context, pool: PgPool) -> anyhow::Result<ExitCode> {
     let metrics = Metrics::new(&context.metrics);
@@ -229,8 +229,8 @@ async fn serve(cli: &Cli, context: Context, pool: PgPool) -> anyhow::Result<Exit
         context.shutdown.clone(),
     ));
     while let Some(ended) = tasks.join_next().await {
-        // A task ends only at shutdown, or by a panic: then the whole process starts over.
-        ended.context("a task of the projector failed")?;
+        // A task ends only at shutdown or by a panic. A panic ends the whole process.
+        ended.context("a projector task failed")?;
     }
     pool.close().await;
     Ok(ExitCode::SUCCESS)
@@ -248,13 +248,13 @@ fn ready_checks(context: &Context, pool: &PgPool, journal: &Journal, is_migrated
             seen.map(|_| ()).map_err(|error| described(&error).to_string())
         }
     });
-    // Until then it applies nothing: whoever replaces programs one by one must not stop the last old one yet.
+    // Until the schema is up to date nothing is applied: a rolling upgrade must not stop the last old projector yet.
     context.readiness.check("schema", PATIENCE, move || {
         let is_migrated = is_migrated.load(Ordering::Relaxed);
         async move {
             is_migrated
                 .then_some(())
-                .ok_or("it is not up to date yet: see the log")
+                .ok_or("not up to date yet: see the projector's log")
         }
     });
     let log = journal.clone();
@@ -264,21 +264,23 @@ fn ready_checks(context: &Context, pool: &PgPool, journal: &Journal, is_migrated
     });
 }
 
-/// Gives the readers' roles their rights, if they are there: an administrator may have made them since. Only readers
-/// miss it when it fails.
+/// Grants the reader roles their privileges if the roles exist: an administrator may have created them since the last
+/// start. A failure affects only readers.
 async fn grant_readers(pool: &PgPool) {
     match store::upkeep::grant_readers(pool).await {
         Ok(missing) if missing.is_empty() => {}
         Ok(missing) => tracing::warn!(statements = missing.join(" "), "{NO_READERS}"),
-        Err(error) => tracing::warn!(error = %described(&error), "readers may lack rights"),
+        Err(error) => {
+            tracing::warn!(error = %described(&error), "readers may lack access: cannot grant them privileges");
+        }
     }
 }
 
-/// Brings the schema up to date, waiting for the database as long as it takes. `false`: told to stop meanwhile.
+/// Brings the schema up to date, waiting for the database as long as it takes. `false` if shut down meanwhile.
 async fn migrated(pool: &PgPool, context: &Context) -> anyhow::Result<bool> {
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
     loop {
-        // A large table may take minutes, and a program that is told to stop has less.
+        // Migrating a large table may take minutes, which is longer than a program has once it is told to stop.
         let Some(migrated) = context.shutdown.run_until_cancelled(migrations::run(pool)).await else {
             return Ok(false);
         };
@@ -295,7 +297,7 @@ async fn migrated(pool: &PgPool, context: &Context) -> anyhow::Result<bool> {
                 .filter(|error| Trouble::of(error) == Trouble::Transient)
             {
                 Some(error) => tracing::warn!(error = %described(error), "waiting for the database"),
-                None => return Err(error).context("the schema cannot be brought up to date"),
+                None => return Err(error).context("cannot bring the schema up to date"),
             },
         }
         if !backoff.wait(&context.shutdown).await {

@@ -1,4 +1,4 @@
-//! What the projector counts. One field a metric; names and labels are part of the interface.
+//! The projector's metrics, one field each. Their names and labels are part of the interface.
 
 use prometheus::core::Collector;
 use prometheus::{
@@ -7,8 +7,8 @@ use prometheus::{
 
 use crate::lane::Lane;
 
-/// Types of events that have a label of their own; all others count as `other`, so that what WorkOS thinks of next
-/// cannot make series without end.
+/// Types of events that have a label of their own. All others count as `other`, so that new types at WorkOS cannot create
+/// an unlimited number of series.
 const KNOWN_EVENTS: &[&str] = &[
     "dsync.activated",
     "dsync.deactivated",
@@ -34,33 +34,33 @@ const KNOWN_EVENTS: &[&str] = &[
 /// The projector's metrics.
 #[derive(Clone)]
 pub struct Metrics {
-    /// Records read, by type and by what became of them: applied, stale, dead.
+    /// Records read, by type and outcome: applied, stale or dead.
     pub events: IntCounterVec,
-    /// Seconds from a batch's first record in hand to its commit.
+    /// Seconds from receiving a batch to committing it.
     pub batch_seconds: Histogram,
     /// Records in a batch.
     pub batch_events: Histogram,
-    /// Records of the log that the lane `all` has not applied yet.
+    /// Records in the log that the lane `all` has not applied yet.
     pub pending_messages: IntGauge,
-    /// Seconds from an event's `created_at` to being visible.
+    /// Seconds from an event's `created_at` until its change was visible.
     pub freshness_seconds: Histogram,
-    /// The same, of events that take access away.
+    /// The same for events that take access away.
     pub deprovision_seconds: Histogram,
-    /// Records that wait in the dead letters.
+    /// Dead letters that are waiting.
     pub dead_letters: IntGauge,
-    /// Directories and groups that ended and whose history is still being written.
+    /// Deleted directories and groups whose history is still being written.
     pub history_backlog: IntGauge,
-    /// How often the log was found to have lost records.
+    /// How often the log was found to have lost records or to be another log.
     pub log_rewinds: IntCounter,
-    /// Entries that the log had lost from its middle when they were to be applied.
+    /// Entries that the log lost from its middle before they were applied.
     pub log_lost_entries: IntCounter,
     /// 1 on the projector that works a lane.
     pub lane_held: IntGaugeVec,
-    /// Stretches of work that ended in an error and were begun again.
+    /// Stretches of work that ended in an error and were restarted.
     pub batch_retries: IntCounter,
 }
 
-/// Metrics are made once, with constant names: a mistake in one is a mistake in the program.
+/// Metrics are created once, with constant names, so an error can only be a mistake in the program.
 const VALID: &str = "a valid metric, registered once";
 
 /// Buckets for how long work takes, in seconds.
@@ -84,7 +84,7 @@ fn registered<C: Collector + Clone + 'static>(registry: &Registry, collector: pr
 }
 
 impl Metrics {
-    /// Makes the metrics and registers them.
+    /// Creates the metrics and registers them.
     pub fn new(registry: &Registry) -> Self {
         let histogram = |name: &str, help: &str, buckets: &[f64]| {
             let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
@@ -95,10 +95,7 @@ impl Metrics {
         let lane_held = registered(
             registry,
             IntGaugeVec::new(
-                Opts::new(
-                    "dsync_projector_lane_held",
-                    "1 where this projector works the lane.",
-                ),
+                Opts::new("dsync_projector_lane_held", "1 if this projector works the lane."),
                 &["lane"],
             ),
         );
@@ -109,53 +106,47 @@ impl Metrics {
             events: registered(
                 registry,
                 IntCounterVec::new(
-                    Opts::new(
-                        "dsync_projector_events_total",
-                        "Records read, by what became of them.",
-                    ),
+                    Opts::new("dsync_projector_events_total", "Records read, by outcome."),
                     &["event", "outcome"],
                 ),
             ),
             batch_seconds: histogram(
                 "dsync_projector_batch_seconds",
-                "Seconds from a batch in hand to its commit.",
+                "Seconds from receiving a batch to committing it.",
                 WORK,
             ),
             batch_events: histogram("dsync_projector_batch_events", "Records in a batch.", SIZE),
             pending_messages: gauge(
                 "dsync_projector_pending_messages",
-                "Records of the log that the lane `all` has not applied yet.",
+                "Records in the log that the lane `all` has not applied yet.",
             ),
             freshness_seconds: histogram(
                 "dsync_projector_freshness_seconds",
-                "Seconds from an event's created_at to being visible.",
+                "Seconds from an event's created_at until its change was visible.",
                 AGE,
             ),
             deprovision_seconds: histogram(
                 "dsync_projector_deprovision_seconds",
-                "Seconds from an event's created_at to being visible, of events that take access away.",
+                "Seconds from an event's created_at until its change was visible, for events that take access away.",
                 AGE,
             ),
-            dead_letters: gauge(
-                "dsync_projector_dead_letters",
-                "Records that wait in the dead letters.",
-            ),
+            dead_letters: gauge("dsync_projector_dead_letters", "Dead letters that are waiting."),
             history_backlog: gauge(
                 "dsync_projector_history_backlog",
-                "Directories and groups that ended and whose history is still being written.",
+                "Deleted directories and groups whose history is still being written.",
             ),
             log_rewinds: counter(
                 "dsync_projector_log_rewinds_total",
-                "How often the log was found to have lost records.",
+                "How often the log was found to have lost records or to be another log.",
             ),
             log_lost_entries: counter(
                 "dsync_projector_log_lost_entries_total",
-                "Entries that the log had lost from its middle when they were to be applied.",
+                "Entries that the log lost from its middle before they were applied.",
             ),
             lane_held,
             batch_retries: counter(
                 "dsync_projector_batch_retries_total",
-                "Stretches of work that ended in an error and were begun again.",
+                "Stretches of work that ended in an error and were restarted.",
             ),
         }
     }

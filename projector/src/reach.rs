@@ -1,4 +1,4 @@
-//! How far back the log reaches, for a build from it.
+//! How far back the log reaches, and so what a build from it can know.
 
 use std::time::Duration;
 
@@ -11,21 +11,22 @@ use crate::beside::Error;
 use crate::holes::EVERYTHING;
 use crate::store::{erased, shadow};
 
-/// What a comparison tolerates of clocks: WorkOS's, ours and the broker's.
+/// How far clocks may differ (WorkOS's, ours and the broker's) in a comparison.
 const CLOCKS: Duration = Duration::from_mins(1);
 
 /// How far back the log reaches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reach {
-    /// To its first record, and it never lost any.
+    /// To its first record, and it never lost any record.
     Beginning,
-    /// What was known before this moment may be in no log any more.
+    /// What was known before this moment may no longer be in any log.
     Since(Timestamp),
 }
 
 impl Reach {
-    /// How far back the log reaches: to its first entry, or to behind the newest that it lost from its middle (a bit of the broker's
-    /// store turned over), which may have been somebody's removal. An empty log only to `now`.
+    /// How far back the log reaches: to its first entry, to just after the newest entry lost from its middle, or to the last
+    /// rewind, whichever is latest. A lost entry (a flipped bit in the broker's store, say) may have been somebody's removal.
+    /// An empty log reaches only to `now`.
     pub(crate) async fn of(
         connection: &mut PgConnection,
         journal: &Journal,
@@ -60,18 +61,18 @@ impl Reach {
         }
     }
 
-    /// Whether what the log lost before the entry it stored `at` was known of.
+    /// Whether a loss just before the entry stored `at` is already accounted for.
     pub(crate) fn knows(self, at: Timestamp) -> bool {
         matches!(self, Self::Since(since) if at <= since)
     }
 
-    /// How far back to assume that it reaches if it reached to `before` when seeding began, which took `took`: none, if what was
-    /// dropped since lies in the minute that clocks may differ.
+    /// The reach to assume for seeding once more, if the log reached to `before` when seeding began, and seeding took `took`.
+    /// `None` if whatever was dropped since is within the tolerance for clocks.
     pub(crate) fn beyond(self, before: Self, took: Duration) -> Option<Self> {
         let Self::Since(now) = self else { return None };
         match before {
             Self::Since(before) if now <= before.plus_micros(micros(CLOCKS / 2)) => None,
-            // It goes on dropping while that is done once more.
+            // The log keeps dropping entries while seeding is done once more.
             _ => Some(Self::Since(now.plus_micros(micros(took * 2)))),
         }
     }
@@ -96,7 +97,7 @@ mod tests {
             (since(100), since(130), None),
             (since(100), since(131), Some(since(151))),
             (since(151), since(141), None),
-            // What was a hole has aged out, notes and all.
+            // The hole has aged out, along with what was recorded about it.
             (since(100), Reach::Beginning, None),
         ] {
             assert_eq!(now.beyond(before, took), further, "{before:?} {now:?}");

@@ -1,8 +1,9 @@
-//! The subcommands `rebuild` and `verify`: is the projection what the log says, and making it so.
+//! The subcommands `verify` and `rebuild`: check whether the projection is what the log says, and make it so.
 //!
-//! Both build it again beside the live one ([`crate::beside`]) and compare row by row. `rebuild` then stops the writers
-//! for a moment, compares once more what differed or changed since, and replaces those rows in one transaction. Readers
-//! see the rows before or the rows after, and wait for nothing. What was replaced is kept for `rebuild --undo`.
+//! Both build the projection again beside the live one ([`crate::beside`]) and compare the two row by row. `rebuild` then
+//! stops the writers for a moment, compares once more the rows that differed or have changed since, and replaces those that
+//! still differ in one transaction. Readers see the rows before or the rows after, and never wait. The old rows are kept
+//! for `rebuild --undo`.
 
 use std::time::{Duration, Instant};
 
@@ -22,31 +23,31 @@ use crate::store::differing;
 use crate::store::shadow::{Seed, TABLES};
 use crate::store::swap;
 
-/// Rows older than the log that are named, of each table.
+/// How many rows older than the log are named, per table.
 const SOME: i64 = 20;
-/// So often the writers are stopped and let go again because too much had come meanwhile.
+/// How often to stop the writers at most. They are released again each time that too much has come in meanwhile.
 const ATTEMPTS: usize = 10;
-/// How often the reconciler's progress is looked at.
+/// How often to look at the reconciler's progress.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// What both work with.
+/// What both subcommands work with.
 pub struct Tools {
     /// The projection. One connection is taken from it.
     pub pool: PgPool,
     /// The log.
     pub journal: Journal,
-    /// What time it is.
+    /// The clock.
     pub clock: Clock,
-    /// How many rows are named at most.
+    /// Maximum number of rows to name.
     pub limit: usize,
     /// Where progress is shown.
     pub bar: ProgressBar,
-    /// When to stop.
+    /// Cancelled at shutdown.
     pub shutdown: CancellationToken,
 }
 
 impl Tools {
-    /// One whose temporary tables and settings stay its own.
+    /// A connection with a session of its own: nobody else gets its temporary tables and settings.
     async fn connection(&self) -> Result<PgConnection, Error> {
         let mut connection = self.pool.acquire().await?.detach();
         if is_shared(&mut connection, &self.pool).await? {
@@ -55,7 +56,7 @@ impl Tools {
         Ok(connection)
     }
 
-    /// Holds the live projection against the log. Writes nothing, and keeps nobody waiting.
+    /// Compares the live projection with the log. Changes nothing, and keeps nobody waiting.
     pub async fn verify(&self) -> Result<Verified, Error> {
         let began = Instant::now();
         let mut connection = self.connection().await?;
@@ -90,7 +91,7 @@ impl Tools {
         })
     }
 
-    /// Makes the live projection what the log says. A log that lacks its beginning only with `sweep`.
+    /// Makes the live projection what the log says. If the log lacks its beginning, that requires `sweep`.
     pub async fn rebuild(&self, sweep: bool) -> Result<Rebuilt, Error> {
         let began = Instant::now();
         let mut connection = self.connection().await?;
@@ -121,8 +122,8 @@ impl Tools {
         Ok(report)
     }
 
-    /// Waits until the reconciler has listed every directory into the log, and the lanes have applied that. Answers which were
-    /// not: those whose own deletion is held back.
+    /// Waits until the reconciler has listed every directory into the log and the lanes have applied that. Returns the
+    /// directories that were not listed: those whose own deletion is held back.
     async fn listed(&self, connection: &mut PgConnection, asked: Timestamp) -> Result<Vec<String>, Error> {
         loop {
             let (listed, all) = swap::listed(connection, asked).await?;
@@ -156,14 +157,14 @@ impl Tools {
         }
     }
 
-    /// Replaces what differs, with every writer waiting.
+    /// Replaces the rows that differ, while every writer waits.
     async fn swap(
         &self,
         connection: &mut PgConnection,
         build: &mut Build,
         unlisted: &[String],
     ) -> Result<Rebuilt, Error> {
-        // What is left of it would be written while they wait.
+        // Whatever is left of the history backlog would have to be written while the writers wait.
         backlog::drain(&self.pool).await?;
         for _ in 0..ATTEMPTS {
             let mut transaction = connection.begin().await?;
@@ -205,7 +206,7 @@ impl Tools {
         Err(Error::Outrun)
     }
 
-    /// Puts back what the newest rebuild replaced.
+    /// Restores what the newest rebuild replaced.
     pub async fn undo(&self) -> Result<Undone, Error> {
         backlog::drain(&self.pool).await?;
         let mut transaction = self.pool.begin().await?;

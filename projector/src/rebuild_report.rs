@@ -1,4 +1,4 @@
-//! What `rebuild` and `verify` tell: for people, or as JSON. Rows by id and columns by name, never a value.
+//! The reports of `rebuild` and `verify`, as text or JSON. They name rows by id and columns by name, never a value.
 
 use std::fmt::Write as _;
 
@@ -8,29 +8,29 @@ use time::OffsetDateTime;
 
 use crate::store::differing::{Counts, Difference, Kind};
 
-/// What holding the projection against the log showed.
+/// The result of comparing the projection with the log.
 #[derive(Debug, Default, Serialize)]
 pub struct Verified {
     /// How many rows are not what the log says.
     pub differing: Counts,
     /// The first of them.
     pub differences: Vec<Difference>,
-    /// How many rows of each table the log speaks of.
+    /// How many rows of each table the log yields.
     pub rows: Vec<(&'static str, u64)>,
     /// Rows that lost their attributes to `TOMBSTONE_RETENTION`.
     pub scrubbed: u64,
-    /// Rows of which the log says nothing any more; empty for a log that reaches back to its beginning.
+    /// Rows that the log no longer mentions; empty if the log reaches back to its beginning.
     pub older: Vec<Older>,
-    /// Since when the log is complete; null: from the beginning.
+    /// When the part of the log that is complete begins; null if the log is complete from its beginning.
     #[serde(serialize_with = "moment")]
     pub complete_since: Option<Timestamp>,
     /// Records read.
     pub records: u64,
     /// Records among them that cannot be applied; see `dead-letters`.
     pub unreadable: u64,
-    /// The sequence in the log at which both were compared.
+    /// The sequence in the log at which the two were compared.
     pub position: u64,
-    /// How long it took.
+    /// How long it took, in seconds.
     pub seconds: f64,
 }
 
@@ -54,14 +54,14 @@ pub struct Rebuilt {
     pub replaced: Counts,
     /// The first of them.
     pub rows: Vec<Difference>,
-    /// How many were left as they were, because deletions in their directories wait for approval.
+    /// How many were left as they were because deletions in their directories wait for approval.
     pub held: Counts,
     /// The first of them.
     pub held_rows: Vec<Difference>,
-    /// Directories that the reconciler did not list, because their own deletion waits for approval. Nothing in them was
+    /// Directories that the reconciler did not list because their own deletion waits for approval. Nothing in them was
     /// replaced.
     pub unlisted: Vec<String>,
-    /// Since when the log is complete by itself; null: from the beginning.
+    /// When the part of the log that is complete by itself begins; null if that is its beginning.
     #[serde(serialize_with = "moment")]
     pub complete_since: Option<Timestamp>,
     /// Records read.
@@ -72,7 +72,7 @@ pub struct Rebuilt {
     pub position: u64,
     /// How long writers waited, in seconds. Readers never do.
     pub writers_waited: f64,
-    /// How long it took.
+    /// How long it took, in seconds.
     pub seconds: f64,
 }
 
@@ -81,20 +81,20 @@ pub struct Rebuilt {
 pub struct Undone {
     /// The rebuild's number.
     pub rebuild: i64,
-    /// When it was made.
+    /// When the rebuild was done.
     #[serde(with = "time::serde::rfc3339")]
     pub done_at: OffsetDateTime,
-    /// Rows put back.
+    /// Rows restored.
     pub rows: i64,
 }
 
-#[expect(clippy::ref_option, reason = "how serde calls it")]
+#[expect(clippy::ref_option, reason = "the signature that serde requires")]
 fn moment<S: Serializer>(at: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
     at.map(|at| at.to_string()).serialize(serializer)
 }
 
 impl Verified {
-    /// For people.
+    /// The report as text.
     pub fn text(&self) -> String {
         let mut text = String::new();
         let rows: Vec<String> = self
@@ -114,12 +114,16 @@ impl Verified {
             let names = some(&older.some, older.count);
             let _ = writeln!(
                 text,
-                "older than the log, not compared: {} {}(s): {names}",
+                "older than the log, so not compared: {} {}(s): {names}",
                 older.count, older.entity
             );
         }
         if self.scrubbed > 0 {
-            let _ = writeln!(text, "scrubbed since, as expected: {} row(s)", self.scrubbed);
+            let _ = writeln!(
+                text,
+                "scrubbed after their deletion, as expected: {} row(s)",
+                self.scrubbed
+            );
         }
         unreadable(&mut text, self.unreadable);
         if self.differing.all == 0 {
@@ -127,14 +131,14 @@ impl Verified {
         } else {
             let _ = writeln!(text, "NOT what the log says: {} row(s)", self.differing.all);
             list(&mut text, &self.differences, self.differing);
-            text.push_str("`dsync-projector rebuild` makes them so\n");
+            text.push_str("`dsync-projector rebuild` repairs them\n");
         }
         text
     }
 }
 
 impl Rebuilt {
-    /// For people.
+    /// The report as text.
     pub fn text(&self) -> String {
         let mut text = String::new();
         let (records, position, seconds) = (self.records, self.position, self.seconds);
@@ -145,11 +149,11 @@ impl Rebuilt {
         since(&mut text, self.complete_since);
         unreadable(&mut text, self.unreadable);
         if self.replaced.all == 0 {
-            text.push_str("the projection was what the log says: nothing to replace\n");
+            text.push_str("the projection already was what the log says: nothing to replace\n");
         } else {
             let _ = writeln!(
                 text,
-                "replaced {} row(s) (missing {}, extra {}, other values {}); writers waited {:.2} s",
+                "replaced {} row(s) (missing {}, extra {}, different {}); writers waited {:.2} s",
                 self.replaced.all,
                 self.replaced.missing,
                 self.replaced.extra,
@@ -157,19 +161,19 @@ impl Rebuilt {
                 self.writers_waited
             );
             list(&mut text, &self.rows, self.replaced);
-            text.push_str("`dsync-projector rebuild --undo` puts them back, within a week\n");
+            text.push_str("`dsync-projector rebuild --undo` restores the old rows, within a week\n");
         }
         if !self.unlisted.is_empty() {
             let _ = writeln!(
                 text,
-                "not listed, because their own deletion waits for approval (`dsync-reconciler approve ID`): {}",
+                "directories not listed, because their own deletion waits for approval (`dsync-reconciler approve ID`): {}",
                 self.unlisted.join(", ")
             );
         }
         if self.held.all > 0 {
             let _ = writeln!(
                 text,
-                "left as they are, deletions in their directories being held: {} row(s)",
+                "left as they are, because deletions in their directories are held back: {} row(s)",
                 self.held.all
             );
             list(&mut text, &self.held_rows, self.held);
@@ -179,10 +183,10 @@ impl Rebuilt {
 }
 
 impl Undone {
-    /// For people.
+    /// The report as text.
     pub fn text(&self) -> String {
         format!(
-            "put back {} row(s) as they were before the rebuild of {}; what came since is being applied to them again\n",
+            "restored {} row(s) as they were before the rebuild of {}; later records are being applied to them again\n",
             self.rows,
             Timestamp::from(self.done_at)
         )
@@ -191,13 +195,16 @@ impl Undone {
 
 fn since(text: &mut String, complete_since: Option<Timestamp>) {
     if let Some(at) = complete_since {
-        let _ = writeln!(text, "the log is complete since {at}");
+        let _ = writeln!(text, "the log is complete only since {at}");
     }
 }
 
 fn unreadable(text: &mut String, count: u64) {
     if count > 0 {
-        let _ = writeln!(text, "not applicable, as in the dead letters: {count} record(s)");
+        let _ = writeln!(
+            text,
+            "cannot be applied (see `dsync-projector dead-letters`): {count} record(s)"
+        );
     }
 }
 
@@ -210,12 +217,12 @@ fn list(text: &mut String, differences: &[Difference], counts: Counts) {
     for one in differences {
         let _ = match one.kind {
             Kind::Missing => writeln!(text, "  {} {}: missing", one.entity, one.id),
-            Kind::Extra => writeln!(text, "  {} {}: the log does not know it", one.entity, one.id),
+            Kind::Extra => writeln!(text, "  {} {}: not in the log", one.entity, one.id),
             Kind::Differs => writeln!(text, "  {} {}: {}", one.entity, one.id, one.columns.join(", ")),
         };
     }
     let more = counts.all.unsigned_abs().saturating_sub(differences.len() as u64);
     if more > 0 {
-        let _ = writeln!(text, "  … and {more} more (--limit)");
+        let _ = writeln!(text, "  … and {more} more (raise --limit to see them)");
     }
 }

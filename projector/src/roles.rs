@@ -1,7 +1,7 @@
-//! The subcommand `roles`: the rules that add to WorkOS's own roles, shown, and replaced by a file's as a whole.
+//! The subcommand `roles`: shows the rules that add roles to WorkOS's own, or replaces all of them with a file's.
 //!
-//! What a file would change is found by asking the database with the new rules in place, inside a transaction that is
-//! then undone: the preview is made by the very view that readers ask, so it cannot differ from what follows.
+//! A preview queries the database with the new rules in place, inside a transaction that is then rolled back. It uses the
+//! view from which readers get their roles, so it cannot differ from what follows.
 
 use std::io::{BufRead, IsTerminal as _, Write};
 use std::path::Path;
@@ -17,11 +17,11 @@ use crate::store::roles::{self as store, Difference};
 /// What applying rules does or would do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Plan {
-    /// Whether the file holds other rules than those that hold.
+    /// Whether the file's rules differ from those in force.
     pub changed: bool,
-    /// Whether they hold now.
+    /// Whether they were applied.
     pub applied: bool,
-    /// The version that holds after it.
+    /// The version in force once they are applied.
     pub version: i64,
     /// What is worth a second look.
     pub warnings: Vec<String>,
@@ -29,7 +29,7 @@ pub struct Plan {
     pub differences: Vec<Difference>,
 }
 
-/// Plans or applies `rules`. The plan of what was applied is of that very moment.
+/// Plans `rules` or, if `for_real`, applies them. The plan of applied rules comes from the same transaction.
 pub async fn apply(pool: &PgPool, rules: &Rules, for_real: bool) -> sqlx::Result<Plan> {
     let mut transaction = pool.begin().await?;
     store::lock(&mut transaction).await?;
@@ -47,7 +47,9 @@ pub async fn apply(pool: &PgPool, rules: &Rules, for_real: bool) -> sqlx::Result
     let unknown = store::unknown_groups(&mut transaction, version).await?;
     let warnings = unknown
         .into_iter()
-        .map(|(by, value)| format!("no group is known with {by} {value:?}; the rule waits for one"))
+        .map(|(by, value)| {
+            format!("no group with {by} {value:?} is known; the rule has no effect until there is one")
+        })
         .collect();
     let differences = store::differences(&mut transaction, before, version).await?;
     if for_real {
@@ -64,7 +66,7 @@ pub async fn apply(pool: &PgPool, rules: &Rules, for_real: bool) -> sqlx::Result
     })
 }
 
-/// Carries out the subcommand and prints to `out`. Answers whether it was done.
+/// Runs the subcommand and prints to `out`. Returns whether it was done.
 pub async fn run(
     pool: &PgPool,
     action: Option<&Roles>,
@@ -121,7 +123,7 @@ async fn apply_file(
             writeln!(out, "applied as version {}", plan.version)?;
             return Ok(true);
         }
-        writeln!(out, "Meanwhile something changed. What was applied:")?;
+        writeln!(out, "Something changed in the meantime. What was applied:")?;
     }
     tell(&plan, output, out)?;
     Ok(true)
@@ -139,7 +141,7 @@ fn tell(plan: &Plan, output: Output, out: &mut impl Write) -> anyhow::Result<()>
         return Ok(());
     }
     if !plan.changed {
-        writeln!(out, "version {} has these rules already", plan.version)?;
+        writeln!(out, "version {} already has these rules", plan.version)?;
         return Ok(());
     }
     for warning in &plan.warnings {
@@ -164,7 +166,7 @@ fn tell(plan: &Plan, output: Output, out: &mut impl Write) -> anyhow::Result<()>
     if plan.applied {
         writeln!(out, "applied as version {}", plan.version)?;
     } else {
-        writeln!(out, "not applied: --yes applies without asking")?;
+        writeln!(out, "not applied: use --yes to apply without being asked")?;
     }
     Ok(())
 }

@@ -1,28 +1,28 @@
-//! The file of role rules: read, checked, and written again. Pure.
+//! The file of role rules: parsed, checked, and written. Pure.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// Everything a file says, checked.
+/// The contents of a file, checked.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rules {
-    /// How strong a role is wherever it comes from, `WorkOS`'s own included; 0 if not named.
+    /// How strong a role is, whatever its source, `WorkOS` included; 0 if not listed.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub priorities: BTreeMap<String, i32>,
-    /// Identity provider's groups that give a role.
+    /// Groups whose members get a role.
     #[serde(default, rename = "group", skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<GroupRule>,
-    /// Custom attributes that give a role.
+    /// Custom attributes that grant a role.
     #[serde(default, rename = "attribute", skip_serializing_if = "Vec::is_empty")]
     pub attributes: Vec<AttributeRule>,
-    /// Roles of those who have no other.
+    /// Roles for users who have no other.
     #[serde(default, rename = "default", skip_serializing_if = "Vec::is_empty")]
     pub defaults: Vec<DefaultRule>,
 }
 
-/// For whom a rule holds: an organization, a directory, or without either for all.
+/// Where a rule applies: in one organization, in one directory or, with neither, everywhere.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Scope {
     /// Only in this organization.
@@ -33,7 +33,7 @@ pub struct Scope {
     pub directory: Option<String>,
 }
 
-/// Members of a group have a role. The group is named by exactly one of `id`, `name`, `idp_id`.
+/// Members of a group get a role. The group is named by exactly one of `id`, `name` and `idp_id`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GroupRule {
@@ -42,13 +42,13 @@ pub struct GroupRule {
     /// `WorkOS`'s id of the group.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// Its name, to the letter.
+    /// Its exact name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// The identity provider's id of it.
+    /// Its id at the identity provider.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idp_id: Option<String>,
-    /// How strong the role is by this rule.
+    /// How strong the role is when granted by this rule; overrides `priorities`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub priority: Option<i32>,
     /// Only in this organization.
@@ -59,7 +59,7 @@ pub struct GroupRule {
     pub directory: Option<String>,
 }
 
-/// Users with a value in a custom attribute have a role.
+/// Users with a certain value in a custom attribute get a role.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AttributeRule {
@@ -67,9 +67,9 @@ pub struct AttributeRule {
     pub role: String,
     /// Keys into `custom_attributes`, outermost first.
     pub path: Vec<String>,
-    /// What stands there, or is among what stands there if that is a list.
+    /// The value that must be there or, if there is a list, that the list must contain.
     pub value: Scalar,
-    /// How strong the role is by this rule.
+    /// How strong the role is when granted by this rule; overrides `priorities`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub priority: Option<i32>,
     /// Only in this organization.
@@ -80,13 +80,13 @@ pub struct AttributeRule {
     pub directory: Option<String>,
 }
 
-/// Active users without any other role have this one.
+/// Active users without any other role get this one.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DefaultRule {
     /// The role.
     pub role: String,
-    /// How strong the role is by this rule.
+    /// How strong the role is when granted by this rule; overrides `priorities`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub priority: Option<i32>,
     /// Only in this organization.
@@ -105,35 +105,35 @@ pub enum Scalar {
     Bool(bool),
     /// A whole number.
     Integer(i64),
-    /// A text.
+    /// A string.
     Text(String),
 }
 
 /// What is wrong with a file.
 #[derive(Debug, thiserror::Error)]
 pub enum Wrong {
-    /// It is no TOML, or not of this shape.
+    /// It is not TOML, or not in this format.
     #[error("{0}")]
     Unreadable(#[from] toml::de::Error),
-    /// A rule that makes no sense.
+    /// A rule is invalid.
     #[error("{kind} rule {place} (role {role:?}): {why}")]
     Rule {
         /// group, attribute or default.
         kind: &'static str,
-        /// Which of its kind, from 1.
+        /// Its position among the rules of its kind, from 1.
         place: usize,
         /// Its role.
         role: String,
         /// What is wrong with it.
         why: &'static str,
     },
-    /// A priority for no role.
-    #[error("priorities: a role's name is empty or holds a NUL character")]
+    /// A priority has no valid role.
+    #[error("priorities: a role's name is empty or contains a NUL character")]
     Priority,
 }
 
 impl Rules {
-    /// Reads and checks a file.
+    /// Parses and checks a file.
     pub fn parse(text: &str) -> Result<Self, Wrong> {
         let rules: Self = toml::from_str(text)?;
         rules.check()?;
@@ -145,7 +145,7 @@ impl Rules {
         toml::to_string(self)
     }
 
-    /// The same rules in one order, for comparing.
+    /// The same rules in a fixed order, for comparison.
     #[must_use]
     pub fn sorted(&self) -> Self {
         let mut sorted = self.clone();
@@ -190,10 +190,10 @@ fn check_all<'r, R: PartialEq>(
 ) -> Result<(), Wrong> {
     for (index, (role, mut why)) in rules.enumerate() {
         if !is_text(role) {
-            why = Some("the role's name is empty or holds a NUL character");
+            why = Some("the role's name is empty or contains a NUL character");
         }
         if all[..index].contains(&all[index]) {
-            why = Some("the same rule is there twice");
+            why = Some("the same rule occurs twice");
         }
         if let Some(why) = why {
             return Err(Wrong::Rule {
@@ -215,7 +215,7 @@ fn wrong_scope(organization: Option<&String>, directory: Option<&String>) -> Opt
     match (organization, directory) {
         (Some(_), Some(_)) => Some("a rule is for an organization or for a directory, not for both"),
         (Some(id), None) | (None, Some(id)) if !schema::ids::is_id(id) => {
-            Some("not an id of an organization or a directory")
+            Some("not an id of an organization or directory")
         }
         _ => None,
     }
@@ -228,7 +228,7 @@ impl GroupRule {
             return Some("name the group by one of id, name and idp_id");
         }
         if !names.into_iter().flatten().all(|name| is_text(name)) {
-            return Some("the group's name or id is empty or holds a NUL character");
+            return Some("the group's name or id is empty or contains a NUL character");
         }
         wrong_scope(self.organization.as_ref(), self.directory.as_ref())
     }
@@ -244,7 +244,7 @@ impl AttributeRule {
             texts.push(value);
         }
         if texts.iter().any(|text| text.contains('\0')) {
-            return Some("a NUL character");
+            return Some("the path or the value contains a NUL character");
         }
         wrong_scope(self.organization.as_ref(), self.directory.as_ref())
     }

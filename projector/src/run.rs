@@ -11,9 +11,9 @@
 //!                                                             │ rewound: every lane back to the beginning
 //! ```
 //!
-//! Every stretch of work begins at the position that Postgres holds, and whatever ends it ends it whole: nothing is
-//! carried over in memory. So a crash, a lost connection, a lost lease and a restart are one case. A database that is
-//! down costs waiting and never a dead letter.
+//! Every stretch of work begins at the position stored in Postgres, and carries nothing over in memory from the one
+//! before. So a crash, a lost connection, a lost lease and a restart are all the same case. A database that is down costs
+//! time, never a dead letter.
 
 use std::time::{Duration, Instant};
 
@@ -34,14 +34,15 @@ use crate::store::erased;
 use crate::store::progress::{self, Found, Position};
 use crate::watch::{Verdict, appended_at, judge};
 
-/// How often it is renewed while nothing is applied.
+/// How often the lease is renewed while nothing is applied.
 const RENEW: Duration = Duration::from_millis(1_500);
-/// A renewal that takes longer is none: the connection is given up.
+/// A renewal that takes longer has failed: the connection is dropped.
 const RENEWED_WITHIN: Duration = Duration::from_secs(5);
-/// How often one that stands by asks for the lease.
+/// How often a standby asks for the lease.
 const STAND_BY: Duration = Duration::from_secs(1);
-/// How far apart transactions of the lane of everything begin at least, so that under load many records share one: each
-/// costs the database about as much as five records do. What takes access away has a lane of its own that never waits.
+/// The shortest interval between the starts of two transactions of the lane `all`, so that under load many records share
+/// one: a transaction costs the database about as much as five records. Removals have a lane of their own, which never
+/// waits.
 const APART: Duration = Duration::from_millis(10);
 /// How often the log is compared with the position while working.
 const COMPARE: Duration = Duration::from_secs(10);
@@ -49,14 +50,14 @@ const COMPARE: Duration = Duration::from_secs(10);
 /// How a lane works. Only tests have reason to change it.
 #[derive(Debug, Clone, Copy)]
 pub struct Tuning {
-    /// How long a lease holds without being renewed: the longest a dead projector keeps others waiting.
+    /// How long a lease lasts without renewal, and so the longest that a dead projector keeps others waiting.
     pub lease: Duration,
-    /// Records in a batch at most.
+    /// Maximum number of records in a batch.
     pub batch_records: usize,
-    /// Bytes of bodies in a batch at most, or one record.
+    /// Maximum size of a batch's bodies, in bytes. A single record may exceed it.
     pub batch_bytes: usize,
-    /// After so long the database is asked whether it is at work on a batch; if it is, it may go on. All that goes with
-    /// a large group, or comes back with a directory, is one transaction, which may take minutes.
+    /// How long to wait for a batch before asking the database whether it is still working on it. If it is, the wait goes
+    /// on: everything that comes back with a directory or a large group is one transaction, which may take minutes.
     pub patience: Duration,
 }
 
@@ -80,15 +81,15 @@ pub struct Worker {
     pub journal: Journal,
     /// The log's name.
     pub stream: String,
-    /// Who holds leases, unlike any other process.
+    /// The name under which this process holds leases. No other process has the same.
     pub holder: String,
-    /// What time it is.
+    /// The clock.
     pub clock: Clock,
-    /// What is counted.
+    /// The metrics.
     pub metrics: Metrics,
-    /// How it works.
+    /// Batch sizes and time limits.
     pub tuning: Tuning,
-    /// When to stop.
+    /// Cancelled at shutdown.
     pub shutdown: CancellationToken,
 }
 
@@ -96,9 +97,9 @@ pub struct Worker {
 enum End {
     /// Another projector holds the lease.
     StandBy,
-    /// Begin anew at the position that Postgres holds now.
+    /// Start over from the position that Postgres holds now.
     Again,
-    /// We are told to stop.
+    /// Shutdown was requested.
     Shutdown,
 }
 
@@ -108,16 +109,18 @@ enum Next {
     Renew,
     /// Compare the log with the position.
     Compare,
-    /// Apply what came.
+    /// Apply the records that arrived.
     Apply(Vec<Entry>),
 }
 
-/// Why a stretch of work could not go on.
+/// Why a stretch of work failed.
 #[derive(Debug, thiserror::Error)]
 enum Stop {
-    #[error("the log's stream does not exist yet; ingest or the reconciler makes it")]
+    #[error("the log's stream does not exist yet; dsync-ingest or dsync-reconciler creates it")]
     NoStream,
-    #[error("what the log lacks cannot be told: it changes, or its copies differ (see `nats stream info`)")]
+    #[error(
+        "cannot determine what the log lacks: it is changing, or its copies differ (see `nats stream info`)"
+    )]
     Unsettled,
     #[error("the log: {0}")]
     Log(#[from] journal::Error),
@@ -137,7 +140,7 @@ impl From<holes::Error> for Stop {
 }
 
 impl Worker {
-    /// Works `lane` until shutdown: alone, or in turn with other projectors.
+    /// Works `lane` until shutdown, whenever this projector holds the lease.
     pub async fn work(self, lane: Lane) {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
         let held = self.metrics.lane_held.with_label_values(&[lane.as_str()]);
@@ -163,7 +166,11 @@ impl Worker {
             }
         }
         if let Err(error) = progress::release(&self.pool, lane, &self.holder).await {
-            tracing::debug!(lane = lane.as_str(), error = %described(&error), "the lease runs out by itself");
+            tracing::debug!(
+                lane = lane.as_str(),
+                error = %described(&error),
+                "cannot release the lease; it expires by itself"
+            );
         }
     }
 
@@ -178,7 +185,8 @@ impl Worker {
     async fn stretch(&self, lane: Lane) -> Result<End, Stop> {
         let log = self.journal.identity().await?.ok_or(Stop::NoStream)?;
         if answered(progress::position(&self.pool, lane)).await?.is_none() {
-            // Erased for another database, or lost before: nothing projected from this log will ever have been more.
+            // Entries that are missing now were erased for another database or lost earlier. Nothing in this database was
+            // ever projected from them, so they must not count as lost.
             let missing = self.journal.missing().await?;
             answered(erased::overwritten(&self.pool, log.created, &missing)).await?;
             answered(progress::begin(&self.pool, &self.stream, log.created)).await?;
@@ -195,12 +203,12 @@ impl Worker {
         self.follow(lane, position, reader).await
     }
 
-    /// Takes or renews the lease; where the lane stands, unless it is another's.
+    /// Takes or renews the lease. Returns where the lane stands; `None` while another projector holds the lease.
     async fn hold(&self, executor: impl PgExecutor<'_>, lane: Lane) -> sqlx::Result<Option<Position>> {
         progress::hold(executor, lane, &self.holder, self.tuning.lease).await
     }
 
-    /// Reads and applies from `position` on, keeping the lease and an eye on the log.
+    /// Reads and applies from `position` on, while renewing the lease and checking that the log is still the same.
     async fn follow(&self, lane: Lane, mut position: Position, mut reader: Reader) -> Result<End, Stop> {
         let mut connections = self.journal.connections();
         connections.mark_unchanged();
@@ -228,7 +236,7 @@ impl Worker {
             let mut entries = match next {
                 Next::Apply(entries) => entries,
                 Next::Renew => {
-                    // On the connection that batches are written with: so it proves itself before a batch waits for it.
+                    // On the connection that writes the batches, so that a dead one is noticed before a batch needs it.
                     let renewing = self.hold(connection.ready().await?, lane);
                     match answered_within(RENEWED_WITHIN, renewing).await? {
                         Some(held) if held == position => continue,
@@ -264,10 +272,10 @@ impl Worker {
                     if applied.to_purge > 0
                         && let Err(error) = crate::erase::drain(&self.pool, &self.journal).await
                     {
-                        // Noted in the database: upkeep tries again.
-                        tracing::warn!(lane = lane.as_str(), %error, "late records of erased people stay in the log for now");
+                        // They are recorded in the database, so upkeep tries again.
+                        tracing::warn!(lane = lane.as_str(), %error, "late records of erased people are not purged yet; retrying");
                     }
-                    // It read on behind what was left out of this batch.
+                    // The batch ends before what the reader has already read: read the rest again.
                     if position.seq < reader.position() {
                         return Ok(End::Again);
                     }
@@ -278,7 +286,8 @@ impl Worker {
         }
     }
 
-    /// What `entries` leave out that is nowhere; what only their consumer left out is put in. None: begin anew.
+    /// Returns the holes in `entries` that nothing explains. What only the consumer left out is inserted. `None` means to
+    /// start over.
     async fn look_for_holes(
         &self,
         lane: Lane,
@@ -301,11 +310,11 @@ impl Worker {
             return Ok(None);
         };
         let found = looked?.ok_or(Stop::Unsettled)?;
-        // None is left before what the log dropped: who begins there finds that.
+        // If the log dropped what comes next, no entries are left. The next stretch begins there and notices the gap.
         Ok((!entries.is_empty()).then_some(found))
     }
 
-    /// Whether the log goes on from `position`. If not, the lanes were sent to where they must go on.
+    /// Whether the log continues from `position`. If not, the lanes have been moved to where they must resume.
     async fn is_same_log(&self, lane: Lane, position: Position) -> Result<bool, Stop> {
         let log = self.journal.identity().await?.ok_or(Stop::NoStream)?;
         let there = appended_at(&self.journal, position.seq, log).await?;
@@ -323,7 +332,7 @@ impl Worker {
                         lane = lane.as_str(),
                         applied = position.seq,
                         last = log.last_seq,
-                        "the log lost its end or was made anew: reading all of it again; every directory is due for a sweep"
+                        "the log lost its end or was recreated: reading it again from its beginning; every directory is due for a sweep"
                     );
                 }
                 Ok(false)
@@ -336,7 +345,7 @@ impl Worker {
                         lane = lane.as_str(),
                         applied = position.seq,
                         first = log.first_seq,
-                        "the log dropped records before they were applied (its max age): every directory is due for a sweep"
+                        "the log dropped records by its max age before they were applied: every directory is due for a sweep"
                     );
                 }
                 Ok(false)
@@ -344,7 +353,7 @@ impl Worker {
         }
     }
 
-    /// Whether erasures took all that the log lacks between `position` and its first entry, or it is noted as lost.
+    /// Whether everything missing between `position` and the log's first entry was erased, or is already recorded as lost.
     async fn is_explained(&self, position: Position, first_seq: u64) -> sqlx::Result<bool> {
         let dropped = [Hole {
             after: position.seq,
@@ -355,7 +364,8 @@ impl Worker {
         Ok(answered(left).await?.is_empty())
     }
 
-    /// Once for each batch: whoever reads the log again finds the note.
+    /// Reports the entries that a batch found lost. Each loss is reported once: a lane that reads the log again finds it
+    /// recorded.
     fn tell_lost(&self, holes: &[Hole]) {
         let [first, ..] = holes else { return };
         let lost = holes.iter().map(|hole| hole.lacks()).sum();
@@ -365,7 +375,7 @@ impl Worker {
             after = first.after,
             before = holes.last().map(|hole| hole.before),
             "the log lost entries from its middle before they were applied, and no erasure took them: every directory is \
-             due for catch-up and sweep, which bring back what they said. Look for damage to the broker's disk; \
+             due for catch-up and sweep, which recover what was lost. Look for damage to the broker's disk; see \
              ops/runbook.md, DsyncLogLostEntries"
         );
     }
@@ -381,7 +391,7 @@ impl Worker {
                     self.observe_age(entry, *created_at, now);
                     "applied"
                 }
-                // What both lanes read is counted once: what the removals lane applied is no news to the other.
+                // Both lanes read removals. The lane `all` does not count stale ones, nor the lane `removals` dead ones.
                 Fate::Stale if lane == Lane::All && entry.record.subject.is_removal() => continue,
                 Fate::Dead if lane == Lane::Removals => continue,
                 Fate::Stale => "stale",
@@ -402,13 +412,13 @@ impl Worker {
     }
 }
 
-/// What to say of what stopped a stretch: trouble that passes is a warning, a defect an error.
+/// Logs why a stretch failed: as a warning if it passes by itself, as an error if it is a defect.
 fn tell(lane: Lane, stop: &Stop) {
     let lane = lane.as_str();
     match stop {
         Stop::Database(error) if Trouble::of(error) != Trouble::Transient => {
-            tracing::error!(lane, error = %stop, "cannot write the projection; nothing is lost, trying again");
+            tracing::error!(lane, error = %stop, "cannot write the projection; nothing is lost, retrying");
         }
-        _ => tracing::warn!(lane, error = %stop, "waiting, then trying again"),
+        _ => tracing::warn!(lane, error = %stop, "cannot work this lane now; retrying after a pause"),
     }
 }

@@ -1,7 +1,7 @@
-//! Upkeep, beside the lanes: long-deleted objects are scrubbed, history gets its months and loses its oldest, what was
-//! said of erased people is purged from the log.
+//! Upkeep, beside the lanes: scrubs objects deleted long ago, creates and drops the monthly partitions of history, and
+//! purges late records of erased people from the log.
 //!
-//! Idempotent and periodic: every projector does it, none needs to be the one. Nothing here decides what is live.
+//! Idempotent and periodic, so every projector does it, and none has to be chosen. Nothing here decides what is live.
 
 use std::time::Duration;
 
@@ -14,15 +14,15 @@ use tokio_util::sync::CancellationToken;
 use crate::erase;
 use crate::store::upkeep::{self, Scrubbed};
 
-/// How often everything is looked after.
+/// How often upkeep runs, except for purges.
 const EVERY: Duration = Duration::from_mins(10);
-/// How often the log is cleared of what late records of erased people brought.
+/// How often late records of erased people are purged from the log.
 const PURGE_EVERY: Duration = Duration::from_secs(5);
 /// How long a rebuild can be undone.
 const UNDO: time::Duration = time::Duration::days(7);
-/// Longer than its statements, which the server ends by themselves, may take together.
+/// Longer than the statements of one piece of upkeep can take together: the server limits each of them.
 const KEPT_UP_WITHIN: Duration = Duration::from_mins(5);
-/// How far ahead history has its partitions.
+/// How far ahead the partitions of history are created.
 const AHEAD: time::Duration = time::Duration::days(92);
 
 /// What upkeep works with.
@@ -32,16 +32,16 @@ pub struct Upkeep {
     pub pool: PgPool,
     /// The log.
     pub journal: Journal,
-    /// What time it is.
+    /// The clock.
     pub clock: Clock,
-    /// How long after its deletion an object keeps its attributes.
+    /// How long a deleted object keeps its attributes.
     pub tombstone_retention: Duration,
-    /// How long history is kept; zero = for ever.
+    /// How long history is kept; zero = forever.
     pub history_retention: Duration,
 }
 
 impl Upkeep {
-    /// Looks after everything until shutdown. What fails is tried again the next time.
+    /// Does upkeep until shutdown. Whatever fails is tried again the next time.
     pub async fn work(self, shutdown: CancellationToken) {
         let mut purge = tokio::time::interval(PURGE_EVERY);
         let mut all = tokio::time::interval(EVERY);
@@ -55,7 +55,7 @@ impl Upkeep {
                 _ = purge.tick() => match erase::drain(&self.pool, &self.journal).await {
                     Ok(0) => {}
                     Ok(count) => tracing::info!(count, "purged late records of erased people from the log"),
-                    Err(error) => tracing::debug!(%error, "late records of erased people wait to be purged"),
+                    Err(error) => tracing::debug!(%error, "cannot purge late records of erased people from the log yet"),
                 },
             }
         }
@@ -68,32 +68,39 @@ impl Upkeep {
                 users,
                 groups,
                 directories,
-            }) => tracing::info!(users, groups, directories, "scrubbed what was deleted long ago"),
-            Err(error) => tracing::warn!(error = %described(&error), "scrubbing is tried again later"),
+            }) => tracing::info!(users, groups, directories, "scrubbed objects deleted long ago"),
+            Err(error) => {
+                tracing::warn!(error = %described(&error), "cannot scrub objects deleted long ago; retrying later");
+            }
         }
         match upkeep::forget_replaced(&self.pool, self.clock.now() - UNDO).await {
             Ok(0) => {}
-            Ok(rows) => tracing::info!(rows, "forgot what an old rebuild replaced"),
+            Ok(rows) => tracing::info!(rows, "deleted the rows kept for undoing an old rebuild"),
             Err(error) => {
-                tracing::warn!(error = %described(&error), "what an old rebuild replaced is kept for now");
+                tracing::warn!(
+                    error = %described(&error),
+                    "cannot delete the rows kept for undoing an old rebuild; retrying later"
+                );
             }
         }
         match self.history().await {
             Ok((made, dropped)) if made.is_empty() && dropped.is_empty() => {}
-            Ok((made, dropped)) => tracing::info!(?made, ?dropped, "partitions of history"),
+            Ok((made, dropped)) => {
+                tracing::info!(?made, ?dropped, "created or dropped partitions of history");
+            }
             Err(error) => {
-                tracing::warn!(error = %described(&error), "partitions of history are tried again later");
+                tracing::warn!(error = %described(&error), "cannot create or drop partitions of history; retrying later");
             }
         }
     }
 
-    /// Scrubs what has been gone for longer than its attributes are kept.
+    /// Scrubs objects that have been gone for longer than their attributes are kept.
     pub async fn scrub(&self) -> sqlx::Result<Scrubbed> {
         let scrubbed = upkeep::scrub(&self.pool, self.clock.now() - self.tombstone_retention);
         answered_within(KEPT_UP_WITHIN, scrubbed).await
     }
 
-    /// Makes history's partitions ahead and drops those past retention; the names of both.
+    /// Creates partitions of history ahead and drops those past retention. Returns the names of both.
     pub async fn history(&self) -> sqlx::Result<(Vec<String>, Vec<String>)> {
         let now = self.clock.now();
         let made = answered_within(KEPT_UP_WITHIN, upkeep::make_partitions(&self.pool, now + AHEAD)).await?;

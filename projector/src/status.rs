@@ -1,7 +1,7 @@
 //! The subcommand `status`: the log, the lanes, what waits for a person, and every directory's freshness.
 //!
-//! All of it is cheap enough to ask every two seconds of millions of rows: rows are counted by the planner's estimate, what
-//! waits is counted up to a limit, and all else is a row a lane, a directory or a rebuild.
+//! All of it is cheap enough to query every two seconds with millions of rows in the tables: row counts are the planner's
+//! estimates, whatever waits is counted up to a limit, and everything else is one row per lane, directory or rebuild.
 
 use std::time::Duration;
 
@@ -15,12 +15,12 @@ use time::OffsetDateTime;
 use crate::lane::Lane;
 use crate::store::overview::{self, COUNTED, Totals};
 
-/// How long the lanes wait for the log's end.
+/// How long the part about the lanes waits for the log's end.
 const SHORTLY: Duration = Duration::from_secs(1);
-/// Directories that are listed unless all are wanted.
+/// How many directories are listed, unless all are requested.
 const DIRECTORIES: i64 = 15;
 
-/// Looks at everything.
+/// Gathers the whole screen.
 pub async fn gather(pool: &PgPool, journal: &Journal, now: OffsetDateTime, all: bool) -> Screen {
     let database = async { read(pool, journal, now, all).await.map_err(described) };
     let database = Box::pin(Part::gathered("database", database));
@@ -43,7 +43,7 @@ async fn read(pool: &PgPool, journal: &Journal, now: OffsetDateTime, all: bool) 
     let schema = match pending {
         Some(0) => "up to date",
         Some(_) => "behind this program: run `dsync-projector migrate`",
-        None => "not made yet: run `dsync-projector migrate`",
+        None => "not created yet: run `dsync-projector migrate`",
     };
     let mut part = Part::new("database").fact("schema", Told::text(Some(schema)));
     if pending == Some(0) {
@@ -61,7 +61,7 @@ async fn read(pool: &PgPool, journal: &Journal, now: OffsetDateTime, all: bool) 
     Ok(part)
 }
 
-/// How many rows there are about, and what was last done about all of them.
+/// About how many rows there are, and when the log was last rewound and the projection last rebuilt.
 async fn totals(connection: &mut PgConnection, now: OffsetDateTime) -> sqlx::Result<Part> {
     let Totals {
         users,
@@ -97,13 +97,13 @@ fn counted(count: i64) -> Told {
     Told::counted(count.unsigned_abs(), COUNTED.unsigned_abs())
 }
 
-/// Both lanes, and how far behind the log's end.
+/// Both lanes, and how far they are behind the log's end.
 async fn lanes(connection: &mut PgConnection, journal: &Journal, now: OffsetDateTime) -> sqlx::Result<Part> {
-    // A log that is away is told in its own part; this one does not wait for it.
+    // An unreachable log is reported in a part of its own; this part does not wait for it.
     let end = tokio::time::timeout(SHORTLY, journal.identity()).await;
     let end = end.ok().and_then(Result::ok).flatten();
     let lanes = overview::lanes(connection).await?.into_iter().map(|lane| {
-        // Of the other lane nobody can tell: it stands at its last removal, however long ago that was.
+        // For the other lane this is unknown: it stands at its last removal, however long ago that was.
         let same = end.filter(|log| {
             lane.lane == Lane::All.as_str() && log.created == Timestamp::from(lane.stream_created)
         });

@@ -1,7 +1,7 @@
-//! Watching the log from outside of the lanes: whether it is still the log that was applied, and how far behind we are.
+//! Watches the log from outside the lanes: whether it is still the log that was applied, and how far behind the lanes are.
 //!
-//! A position tells only of what was applied. What the broker acknowledged, was read by nobody and is gone then leaves no
-//! gap at any position, so every projector also remembers, as long as it runs, where it has seen the log end.
+//! A position covers only what was applied. Entries that the broker acknowledged and then lost before anybody read them
+//! leave no gap at any position. So every projector also remembers, while it runs, where it has seen the log end.
 
 use std::time::Duration;
 
@@ -19,17 +19,17 @@ use crate::store::{backlog, dead_letters};
 /// What comparing the log with a lane's position shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// The log goes on from where the lane stands.
+    /// The log continues from where the lane stands.
     Same,
-    /// The log is not the one that was applied, or lost its end: what was applied is still right, what is in the log
-    /// now may not have been applied, and what was lost must be read anew from WorkOS.
+    /// The log is not the one that was applied, or it lost its end. What was applied is still right, but what is in the
+    /// log now may not have been applied, and what was lost must be read from WorkOS again.
     Rewound,
     /// The log dropped records (by its max age) before they were applied.
     Gap,
 }
 
-/// Compares. `at_position` is when the broker stored the message at the lane's sequence, if that is still there: a log
-/// that was restored from an older copy and has grown since has another message in that place.
+/// Compares the log with a lane's position. `at_position` is when the broker stored the message at the lane's sequence, if
+/// it is still there: a log that was restored from an older copy and has grown since has another message there.
 pub fn judge(position: Position, log: Identity, at_position: Option<Timestamp>, lane: Lane) -> Verdict {
     let other_message = match (position.seq_appended_at, at_position) {
         (Some(applied), Some(there)) => applied != there,
@@ -44,10 +44,10 @@ pub fn judge(position: Position, log: Identity, at_position: Option<Timestamp>, 
     }
 }
 
-/// How often the gauges are brought up to date.
+/// How often the gauges are updated.
 const GAUGES: Duration = Duration::from_secs(5);
 
-/// Keeps the gauges that every projector shows, working or standing by, until shutdown.
+/// Updates the gauges that every projector exposes, working or standby, until shutdown.
 pub async fn gauges(pool: PgPool, journal: Journal, metrics: Metrics, shutdown: CancellationToken) {
     let mut tick = tokio::time::interval(GAUGES);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -59,12 +59,12 @@ pub async fn gauges(pool: PgPool, journal: Journal, metrics: Metrics, shutdown: 
         }
         match answered(dead_letters::count(&pool)).await {
             Ok(count) => metrics.dead_letters.set(count),
-            Err(error) => tracing::debug!(error = %described(&error), "dead letters cannot be counted"),
+            Err(error) => tracing::debug!(error = %described(&error), "cannot count the dead letters"),
         }
         match answered(backlog::count(&pool)).await {
             Ok(count) => metrics.history_backlog.set(count),
             Err(error) => {
-                tracing::debug!(error = %described(&error), "the backlog of history cannot be counted");
+                tracing::debug!(error = %described(&error), "cannot count the history backlog");
             }
         }
         let position = answered(progress::position(&pool, Lane::All))
@@ -74,13 +74,13 @@ pub async fn gauges(pool: PgPool, journal: Journal, metrics: Metrics, shutdown: 
         if let Ok(Some(log)) = journal.identity().await {
             metrics.pending_messages.set(pending(position, log));
             if let Err(error) = compare(&pool, &journal, &metrics, &mut seen, log).await {
-                tracing::debug!(%error, "the log's end cannot be compared now");
+                tracing::debug!(%error, "cannot compare the end of the log now");
             }
         }
     }
 }
 
-/// Why the log's end could not be compared with where it was seen.
+/// Why the log's end could not be compared with where it was last seen.
 #[derive(Debug, thiserror::Error)]
 enum NotCompared {
     #[error("the log: {0}")]
@@ -89,7 +89,7 @@ enum NotCompared {
     Database(#[from] sqlx::Error),
 }
 
-/// Compares where the log was `seen` to end with what it is now, and remembers where it ends now.
+/// Compares where the log was last `seen` to end with the log as it is now, and remembers where it ends now.
 async fn compare(
     pool: &PgPool,
     journal: &Journal,
@@ -111,7 +111,7 @@ async fn compare(
             tracing::error!(
                 seen = seen.seq,
                 last = log.last_seq,
-                "the log lost its end before it was read: all that WorkOS still lists is read again; every directory is due for a sweep"
+                "the log lost its end before it was read: reading again whatever WorkOS still lists; every directory is due for a sweep"
             );
         }
     }
@@ -123,7 +123,7 @@ async fn compare(
     Ok(())
 }
 
-/// When the broker stored what stands at `seq`, if that is there.
+/// When the broker stored the entry at `seq`, if it is there.
 pub(crate) async fn appended_at(
     journal: &Journal,
     seq: u64,

@@ -5,9 +5,9 @@
 //! cargo run -p reconciler --example bench_reconciler -- database   # a million rows compared: CPU of the database
 //! ```
 //!
-//! `requests` keeps `WorkOS`'s limits, so it takes minutes and says the same on any machine; a smaller directory may be
-//! given: `requests 2000 30`. `database` says how much CPU time the server's processes used, and takes what is to be
-//! compared as its second argument: `database 200000`.
+//! `requests` keeps `WorkOS`'s limits, so it takes minutes and reports the same on any machine. For a smaller
+//! directory, run `requests 2000 30`. `database` reports how much CPU time the server's processes used; its second
+//! argument is the number of rows to compare: `database 200000`.
 
 use std::time::{Duration, Instant};
 
@@ -43,7 +43,7 @@ async fn main() -> anyhow::Result<()> {
     match what.as_str() {
         "requests" => requests(number(20_000), number(300)).await,
         "database" => database(number(1_000_000)).await,
-        _ => anyhow::bail!("say `requests` or `database`"),
+        _ => anyhow::bail!("the first argument must be `requests` or `database`"),
     }
 }
 
@@ -146,7 +146,7 @@ fn tell(name: &str, sim: &Sim, directory: &str, report: &reconciler::report::Dir
         .map(|group| pages(truth.memberships.iter().filter(|(of, _)| of == group).count()))
         .sum();
     let filled = report.memberships_read == Some(reconciler::memberships::Way::Field);
-    // The directory itself, its groups, its users; and their memberships in the cheaper way.
+    // The directory itself, its groups, its users, and their memberships in the cheaper way.
     let lists = 1 + pages(truth.groups.len()) + pages(truth.users.len());
     let fewest = lists
         + if filled {
@@ -201,7 +201,7 @@ fn project(work: &Work) {
     }
 }
 
-/// Every event reaches the log.
+/// Appends every event to the log.
 async fn log(sim: &Sim, work: &Work) -> anyhow::Result<()> {
     let now = work.clock.now().into();
     stream::iter(sim.events())

@@ -1,4 +1,4 @@
-//! One target read apart from sweeps, and what follows appended: an object, or one side's list of memberships.
+//! Reads one target outside of sweeps (an object, or one side's list of memberships), and appends what follows from it.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -22,11 +22,11 @@ use crate::work::{Failure, Work};
 use crate::workos::client::ApiError;
 use crate::workos::objects::Read;
 
-/// Reads that failed, or that changed nothing, are not repeated before this.
+/// How long to wait before repeating a read that failed or changed nothing.
 pub const LATER: Duration = Duration::from_secs(10);
 
-/// Reads one target, which is in doubt or only to be read again, and appends what follows; the moment the reading spoke
-/// for.
+/// Reads one target, which is in doubt or only to be read again, and appends what follows from it. Returns the time
+/// that the reading speaks for.
 pub async fn read_one(
     work: &Work,
     lease: &Lease,
@@ -53,7 +53,7 @@ pub async fn read_one(
             what = target.what.as_str(),
             id = target.id,
             found,
-            "read apart from the sweeps, and found different"
+            "a read outside of sweeps found differences; repairing them"
         );
     }
     let readings = std::mem::take(&mut findings.readings);
@@ -61,14 +61,14 @@ pub async fn read_one(
     let our_now = work.clock.now();
     let put_off = |until: Timestamp| {
         let due = OffsetDateTime::from(work.readable_after(until));
-        // By a clock of ours that is ahead that is over, though WorkOS's is not there yet.
+        // If our clock is ahead, that time may be past by our clock, but not yet by WorkOS's.
         if due > our_now { due } else { our_now + LATER }
     };
     let young = findings.young.iter();
     let again: Vec<_> = young
         .map(|(_, target, until)| (target.clone(), put_off(*until)))
         .collect();
-    // What is put off stays, as it is due later.
+    // What was put off stays, because it is due later.
     checks::again(&work.pool, &again).await?;
     checks::done(&work.pool, target, now).await?;
     Ok(at)
@@ -109,7 +109,7 @@ async fn read_object(
             let verdict = plan::gone(&known(work, entity, target).await?, at);
             let missing = || Reading::missing(entity, directory, id, at);
             match verdict {
-                // Gone already: saying so again, of a later moment, settles a doubt, and is good for nothing else.
+                // Already gone. Recording that again, for a later time, is only useful to settle a doubt.
                 Verdict::Same if in_doubt => findings.readings.push(missing()),
                 verdict => findings.take(plainly(entity, directory, id), verdict, missing),
             }
@@ -131,7 +131,7 @@ async fn known(work: &Work, entity: Entity, target: &Target) -> sqlx::Result<Kno
     })
 }
 
-/// Reads one side's list, and judges every membership that it has or that is known.
+/// Reads one side's list, and judges every membership that is in it or that is known.
 async fn read_memberships(
     work: &Work,
     target: &Target,
@@ -146,7 +146,7 @@ async fn read_memberships(
     };
     let (at, listed) = match listed {
         Ok((at, listed)) => (at, listed.into_iter().collect::<HashSet<String>>()),
-        // User or group is gone: its own absence says so of its memberships too.
+        // The user or the group is gone; its own absence ends its memberships, too.
         Err(Failure::Api(ApiError::NotFound(at))) => return Ok(work.as_of(at)),
         Err(error) => return Err(error),
     };
@@ -176,7 +176,7 @@ async fn read_memberships(
     };
     let mut absent = Vec::new();
     for (other, known) in all.iter().filter(|(other, _)| !listed.contains(other)) {
-        // In doubt and not listed: gone, as soon as the reading is late enough to say so.
+        // In doubt and not listed means gone, once the reading is late enough to show it.
         let in_doubt = Known {
             shown: true,
             ..*known
@@ -187,7 +187,7 @@ async fn read_memberships(
         }
     }
     absent.sort();
-    // As in a sweep: a list may lack what is there, and of half a list half would be taken out.
+    // As in a sweep: a list may be incomplete, and half a list would remove the other half.
     let shown = all.iter().filter(|(_, known)| known.shown).count();
     let believed = Believed::by_guard(work, shown);
     let entity = Entity::Membership;
@@ -196,7 +196,7 @@ async fn read_memberships(
         take(one, Verdict::Drift(Kind::Extra), false);
     }
     if !confirmed.held.is_empty() || confirmed.complete(entity).is_err() {
-        // A sweep sees all lists together, and holds back what is too much to believe.
+        // Leave it to a sweep, which sees all lists together and holds back implausibly many deletions.
         sweeps::again(&work.pool, directory).await?;
     }
     Ok(at)

@@ -1,15 +1,17 @@
-//! The catch-up: reads the Events API and appends what it lists. What the log knows already it answers as a duplicate;
-//! what it did not know counts as recovered. Webhooks may be lost, late or absent altogether: nothing is missing for it.
+//! The catch-up: reads the Events API and appends what it lists. The log drops what it already has as duplicates;
+//! whatever it lacked counts as recovered. So webhooks may be lost, late or absent altogether, and the log still gets
+//! every event.
 //!
-//! A cursor would lose events, because the API lists some of them late: what is behind the newest one seen may still
-//! appear. So the position is a time, every poll begins `EVENTS_HOLDBACK` before it, and cursors are only used within
-//! one poll. The position is moved after the log acknowledged: page by page to the last event read, and at the end to the
-//! server's time of the poll's first answer. So whoever goes on after a crash begins where this one was, even in months.
+//! A cursor would lose events, because the API lists some of them late: an event older than the newest one seen may
+//! still appear. So the position is a time, every poll begins `EVENTS_HOLDBACK` before it, and cursors are used only
+//! within one poll. The position moves after the log has acknowledged: page by page to the last event read, and at the
+//! end of the poll to the server's time of its first answer. So after a crash, the next reconciler continues where this
+//! one was, even in the middle of months of events.
 //!
 //! ```text
 //!   lease ─► position ─► ranges (pure) ─► page ─► append, await acknowledgements ─► next page … ─► move the position
 //!              ▲                                                                                        │
-//!              └── never begun: now · log lost entries, or away for longer than is kept: as far back as there is
+//!              └── first start: now · log lost entries, or away for longer than retention: as far back as possible
 //! ```
 
 use std::time::Duration;
@@ -32,23 +34,24 @@ use crate::workos::client::ApiError;
 use crate::workos::events::{Listed, Range, Ways};
 use crate::workos::pages::{List, Pages};
 
-/// How far back `WorkOS` lists events, less a little: what is older is lost to the catch-up.
+/// How far back `WorkOS` lists events, less a little. The catch-up cannot read anything older.
 const RETENTION: Duration = Duration::from_hours(24 * 90 - 12);
-/// How far back it begins anew. A little less: until the first page is there, it stands still while the time goes on.
+/// How far back it starts over. Less than [`RETENTION`], because the position stands still until the first page
+/// arrives.
 const ANEW: Duration = Duration::from_hours(24 * 89);
-/// The longest range it takes in one request, less a little.
+/// The longest range that the API accepts in one request, less a little.
 const LONGEST_RANGE: Duration = Duration::from_hours(24 * 29);
-/// Ranges overlap by this much: whether their bounds are in them is not said.
+/// How much ranges overlap, in microseconds: it is not documented whether a range includes its bounds.
 const OVERLAP: i64 = 1_000_000;
-/// Recovered events told one by one in a poll; the rest are told as a number.
+/// How many recovered events of a poll are logged one by one at level info; the rest are logged at level debug.
 const TOLD: usize = 20;
 
 /// How the catch-up reads.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// How often.
+    /// How often it polls.
     pub every: Duration,
-    /// How much it reads again.
+    /// How far before its position each poll begins.
     pub holdback: Duration,
 }
 
@@ -58,7 +61,7 @@ pub struct CatchUp {
     settings: Settings,
     ways: Ways,
     known: Known,
-    /// Where it was last seen or put.
+    /// The position as this process last read or wrote it.
     stands: Position,
 }
 
@@ -67,12 +70,12 @@ pub struct CatchUp {
 pub struct Polled {
     /// Events listed.
     pub listed: usize,
-    /// Of them, those the log did not have.
+    /// Of those, the events that the log did not have.
     pub recovered: usize,
 }
 
 impl CatchUp {
-    /// One that has read nothing yet.
+    /// Creates a catch-up that has read nothing yet.
     pub fn new(work: Work, settings: Settings) -> Self {
         Self {
             work,
@@ -83,7 +86,7 @@ impl CatchUp {
         }
     }
 
-    /// Reads on, until shutdown.
+    /// Polls until shutdown.
     pub async fn run(mut self, shutdown: CancellationToken) {
         let mut tick = tokio::time::interval(self.settings.every);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -101,20 +104,20 @@ impl CatchUp {
                     tracing::info!(
                         recovered = polled.recovered,
                         listed = polled.listed,
-                        "events that the log did not have"
+                        "recovered events that the log did not have"
                     );
                 }
                 Ok(_) => {}
-                Err(error) => tracing::warn!(%error, "the catch-up could not go on; trying again"),
+                Err(error) => tracing::warn!(%error, "the catch-up failed; trying again"),
             }
         }
         let holder = self.work.leases.holder();
         if let Err(error) = duties::release(&self.work.pool, Duty::CatchUp, holder).await {
-            tracing::debug!(%error, "the lease runs out by itself");
+            tracing::debug!(%error, "cannot release the lease; it expires on its own");
         }
     }
 
-    /// One poll; none while another reconciler does it.
+    /// Polls once. `None` while another reconciler holds the lease.
     pub async fn poll(&mut self) -> Result<Option<Polled>, Failure> {
         if !self.hold().await? {
             self.known.clear();
@@ -122,7 +125,7 @@ impl CatchUp {
         }
         let (position, rewound) = answered(duties::position(&self.work.pool)).await?;
         if position != self.stands {
-            // Another moved it: perhaps since the log lost what is known here.
+            // Another reconciler moved it, perhaps because the log lost events that are known here.
             self.known.clear();
             self.stands = position;
         }
@@ -130,14 +133,14 @@ impl CatchUp {
         let anew = minus(now, ANEW);
         let start = match (position.at, rewound) {
             (_, Some(_)) => {
-                tracing::warn!("the log lost entries: reading every event again that is still listed");
+                tracing::warn!("the log lost entries; reading every event again that WorkOS still lists");
                 self.known.clear();
                 self.move_to(anew, rewound).await?;
                 anew
             }
             (None, None) => minus(self.begin().await?, self.settings.holdback),
             (Some(at), None) if at < minus(now, RETENTION) => {
-                tracing::error!(since = %at, "away for longer than events are kept: every directory is due for a sweep");
+                tracing::error!(since = %at, "away for longer than events are kept; every directory is due for a sweep");
                 answered(sweeps::all_again(&self.work.pool)).await?;
                 self.move_to(anew, None).await?;
                 anew
@@ -146,7 +149,7 @@ impl CatchUp {
         };
         let mut polled = Polled::default();
         let mut reached = None;
-        // A page that is read again does not set the position back.
+        // Reading a page again must not move the position back.
         let mut place = start.plus_micros(micros(self.settings.holdback));
         for range in ranges(start, now) {
             let first_at = self.read(range, &mut place, &mut polled).await?;
@@ -160,7 +163,7 @@ impl CatchUp {
         Ok(Some(polled))
     }
 
-    /// Reads one range to its end and appends what it lists. The server's time of the first answer.
+    /// Reads one range to its end and appends what it lists. Returns the server's time of the first answer.
     async fn read(
         &mut self,
         range: Range,
@@ -179,12 +182,12 @@ impl CatchUp {
             {
                 Listed::Page(page) => page,
                 Listed::CursorRefused => {
-                    // What the cursor named is no longer kept, and perhaps more than that.
+                    // The event that the cursor names is no longer kept, and perhaps others are not either.
                     tracing::error!(
-                        "an event fell out of what is kept while reading: every directory is due for a sweep"
+                        "an event passed WorkOS's retention limit meanwhile; every directory is due for a sweep"
                     );
                     answered(sweeps::all_again(&self.work.pool)).await?;
-                    // From the last one read; where that leads no further, every cursor is refused.
+                    // Continue from the last event read. If that makes no progress, every cursor is refused: give up.
                     from = last_seen.take().ok_or(ApiError::Refused(400))?;
                     range.start = from.plus_micros(-OVERLAP).max(earliest);
                     after = None;
@@ -197,7 +200,7 @@ impl CatchUp {
                 last_seen = Some(last);
                 let reached = last.min(page.at);
                 if reached > *place {
-                    // Should this process end, the next one begins here.
+                    // If this process dies, the next one begins here.
                     self.move_to(reached, None).await?;
                     *place = reached;
                 }
@@ -210,7 +213,8 @@ impl CatchUp {
         }
     }
 
-    /// Appends a page of events and awaits every acknowledgement. When the last of them happened, if they are in order.
+    /// Appends a page of events and awaits every acknowledgement. Returns the time of the last event, if the page is in
+    /// order.
     async fn append(&mut self, events: &[String], polled: &mut Polled) -> Result<Option<Timestamp>, Failure> {
         if !self.hold().await? {
             return Err(Failure::LeaseLost);
@@ -229,7 +233,7 @@ impl CatchUp {
             .map(|(record, at)| async move {
                 match work.append(&record).await {
                     Ok(appended) => Ok((record, at, matches!(appended, Appended::Stored { .. }))),
-                    // It never will be taken, and must not keep all others waiting.
+                    // The log will never accept it, and it must not keep all the others waiting.
                     Err(AppendError::TooLarge) => Ok((record, at, false)),
                     Err(error) => Err(error),
                 }
@@ -262,11 +266,11 @@ impl CatchUp {
         }
     }
 
-    /// The very first position: now, by the server's clock, which is the one events are told in.
+    /// Sets the very first position: now, by the server's clock, which is also the clock that dates events.
     async fn begin(&mut self) -> Result<Timestamp, Failure> {
         let page = Pages::of(&self.work.api, List::directories()).next().await?;
         let now = page.map_or_else(|| self.work.clock.now().into(), |page| page.at);
-        tracing::info!(from = %minus(now, self.settings.holdback), "the catch-up begins");
+        tracing::info!(from = %minus(now, self.settings.holdback), "the catch-up starts for the first time");
         self.move_to(now, None).await?;
         Ok(now)
     }
@@ -296,8 +300,8 @@ impl CatchUp {
     }
 }
 
-/// Types have a label of their own only if they are known: what `WorkOS` thinks of next must not make series without
-/// end.
+/// The metric's label for an event type. Unknown types share one, so that types `WorkOS` adds cannot create any
+/// number of series.
 fn label(event_type: &str) -> &'static str {
     let known = crate::workos::events::TYPES
         .iter()
@@ -321,14 +325,14 @@ fn created_at(event: &str) -> Option<Timestamp> {
         .and_then(|text| Timestamp::parse(&text))
 }
 
-/// The last of `times`, if they go up: a page that comes the other way round says nothing of what lies behind it, nor
-/// does one of a single moment, which may be either.
+/// The last of `times`, if they ascend. A page in descending order says nothing about what comes after it, and neither
+/// does a page of a single moment, which may be in either order.
 fn last_in_order(times: &[Option<Timestamp>]) -> Option<Timestamp> {
     let first = times.first().copied().flatten()?;
     times.last().copied().flatten().filter(|last| *last > first)
 }
 
-/// The stretch from `start` to `now` in ranges the API takes; the last one is open.
+/// Splits the time from `start` to `now` into ranges that the API accepts. The last one is open-ended.
 fn ranges(start: Timestamp, now: Timestamp) -> Vec<Range> {
     let longest = micros(LONGEST_RANGE);
     let mut ranges = Vec::new();
@@ -360,7 +364,7 @@ mod tests {
         let at = |days: i64| Timestamp::from_micros(days * DAY);
         let range = |start, end| Range { start, end };
         assert_eq!(ranges(at(1), at(20)), [range(at(1), None)]);
-        // One begins a second before the last one ends, lest what happens at the bound is in neither.
+        // Each begins a second before the previous one ends, so that an event at the bound is in at least one of them.
         let bound = |number: i64| at(29 * number).plus_micros(-OVERLAP * (number - 1));
         let from = |number: i64| bound(number).plus_micros(-OVERLAP);
         assert_eq!(

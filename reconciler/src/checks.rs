@@ -1,11 +1,11 @@
-//! What is read apart from sweeps, at once and again after the margin: objects that fail closed in doubt, and what a
-//! sweep found too young to judge.
+//! Reads single objects outside of sweeps: objects in doubt, which fail closed, are read at once and again after the
+//! margin, and so is whatever a sweep found too young to judge.
 //!
-//! Which objects are in doubt follows from the registers, so there is no list to keep in order and nothing is lost with
-//! a process: a reading that settles the doubt takes the row out of `dsync.checks`. What is kept in memory is only when
-//! each was last read, so as not to ask again before that can help.
+//! Which objects are in doubt follows from the registers, so there is no list to maintain, and nothing is lost when a
+//! process dies: a reading that settles the doubt removes the row from the view `dsync.checks`. Only when each may be
+//! read next is kept in memory, so as not to ask again before that can help.
 //!
-//! Each directory is read by itself: one that answers slowly, or not at all, keeps no other waiting.
+//! Each directory is read separately: one that answers slowly, or not at all, keeps no other waiting.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
@@ -20,54 +20,56 @@ use crate::apart::{LATER, read_one};
 use crate::store::checks::{self, Check, Target};
 use crate::work::{Failure, Work, contained, micros};
 
-/// How often the tables are asked what there is to read. An index answers.
+/// How often the tables are asked what there is to read. The queries are answered from indexes.
 const POLL: Duration = Duration::from_secs(1);
-/// Directories read in at once; the others in the order they came.
+/// How many directories are read at once; the others wait in the order they came.
 const DIRECTORIES_AT_ONCE: usize = 16;
-/// After so many failures the rest of a directory is left to its next turn: each takes all our patience.
+/// After this many failures, the rest of a directory waits for its next turn: each failure uses up a request's
+/// patience.
 const FAILURES: usize = 2;
-/// So many of one directory are read in a turn, the others in the next: at 4 requests a second, some ten seconds.
+/// How many targets of a directory are read in a turn; the others wait for the next. At 4 requests a second, a turn
+/// takes about ten seconds.
 const AT_A_TIME: usize = 40;
-/// After so long no more of a turn are begun: each may be a large group, whose list takes minutes.
+/// After this long, a turn begins no more reads: each may be of a large group, whose list takes minutes.
 const TURN: Duration = Duration::from_secs(30);
 
-/// Reads what is to be read.
+/// Reads objects in doubt, and what sweeps want read again.
 pub struct Checker {
     work: Work,
-    /// Not before which moment a target is read again.
+    /// The earliest time at which a target is read again.
     not_before: HashMap<Target, Timestamp>,
-    /// When those that could not be read were last tried. They come last, those first that were tried longest ago: one
-    /// that can never be read keeps nobody waiting.
+    /// When targets that could not be read were last tried. They come last, those tried longest ago first, so that a
+    /// target that can never be read keeps no other waiting.
     failed: HashMap<Target, Timestamp>,
-    /// Directories whose turn it is, or that wait for it.
+    /// Directories that have a turn now or are waiting for one.
     busy: HashSet<String>,
     waiting: VecDeque<Waiting>,
     turns: JoinSet<Turn>,
 }
 
-/// A directory that waits for its turn: what is to be read in it, with the doubt there was; and since when.
+/// A directory waiting for its turn: what to read in it, each with its doubt if there was one, and since when it waits.
 struct Waiting {
     directory: String,
     targets: Vec<(Target, Option<Check>)>,
     since: OffsetDateTime,
 }
 
-/// What came of a directory's turn.
+/// The outcome of a directory's turn.
 struct Turn {
     directory: String,
     read: Vec<(Target, Outcome)>,
 }
 
-/// What came of reading a target.
+/// The outcome of reading a target.
 enum Outcome {
-    /// It was read; the moment that speaks for, and the doubt there was.
+    /// It was read: the time that the reading speaks for, and the doubt if there was one.
     Read(Timestamp, Option<Check>),
-    /// `WorkOS` could not tell; when that was.
+    /// `WorkOS` gave no usable answer; when that was.
     Failed(Timestamp),
 }
 
 impl Checker {
-    /// One that has read nothing yet.
+    /// Creates a checker that has read nothing yet.
     pub fn new(work: Work) -> Self {
         Self {
             work,
@@ -97,12 +99,12 @@ impl Checker {
                 begun = self.begin() => begun,
             };
             if let Err(error) = begun {
-                tracing::warn!(%error, "objects in doubt cannot be read now");
+                tracing::warn!(%error, "cannot look up what to read again; trying again");
             }
         }
     }
 
-    /// Reads everything that is due now, to its end; how many targets that were.
+    /// Reads everything that is due now, and waits until it is done. Returns how many targets that were.
     pub async fn round(&mut self) -> Result<usize, Failure> {
         let count = self.begin().await?;
         while let Some(turn) = self.turns.join_next().await {
@@ -111,7 +113,8 @@ impl Checker {
         Ok(count)
     }
 
-    /// Gives a turn to each directory in which something is due, but for those that have one; how many targets that are.
+    /// Queues a turn for each directory in which something is due, unless it has one already. Returns how many
+    /// targets that are.
     async fn begin(&mut self) -> Result<usize, Failure> {
         let now = self.work.clock.now();
         let in_doubt = answered(checks::in_doubt(
@@ -136,7 +139,7 @@ impl Checker {
             .collect();
         targets.retain(|target| {
             let not_before = self.not_before.get(*target);
-            // What a sweep wants read is read when that is due, unless it just failed.
+            // What a sweep wants read again is read as soon as it is due, unless it just failed.
             let asked = again.contains(*target) && !self.failed.contains_key(*target);
             let due = asked || not_before.is_none_or(|moment| *moment <= now.into());
             due && !self.busy.contains(&target.directory)
@@ -179,7 +182,7 @@ impl Checker {
     fn note(&mut self, turn: Result<Turn, JoinError>) {
         let Turn { directory, read } = match turn.map_err(JoinError::try_into_panic) {
             Ok(turn) => turn,
-            // As if it had happened here.
+            // As if the panic had happened here.
             Err(Ok(panic)) => std::panic::resume_unwind(panic),
             Err(Err(_)) => return,
         };
@@ -205,8 +208,8 @@ impl Checker {
     }
 }
 
-/// What of each directory is read in its turn, and the directories in the order of their turns: those first in which
-/// nothing failed, then those in which that was longest ago. The same with what is in them.
+/// Picks what is read of each directory in its turn, and orders the turns: first directories in which nothing failed,
+/// then those whose failures are longest ago. Targets within a turn are ordered in the same way.
 fn in_turn<'a>(mut targets: Vec<&'a Target>, failed: &HashMap<Target, Timestamp>) -> Vec<Vec<&'a Target>> {
     targets.sort_by_key(|target| (failed.get(*target), *target));
     let mut due: HashMap<&str, Vec<&Target>> = HashMap::new();
@@ -225,8 +228,8 @@ fn later(than: Timestamp) -> Timestamp {
     than.plus_micros(micros(LATER))
 }
 
-/// When to read again what was read as of `at` just now: once a reading can settle it, or after a while, should that
-/// one have done so and not be applied yet.
+/// When to read again what was just read as of `at`: once a reading can settle the doubt or, if this one did and is
+/// only not applied yet, after a while.
 fn next_read(check: &Check, at: Timestamp, settles_at: Timestamp, now: Timestamp) -> Timestamp {
     if at < check.settled_at {
         settles_at.max(now)
@@ -235,7 +238,7 @@ fn next_read(check: &Check, at: Timestamp, settles_at: Timestamp, now: Timestamp
     }
 }
 
-/// Reads targets of one directory under its lease; what came of each.
+/// Reads targets of one directory under its lease. Returns the outcome of each.
 async fn read_all(
     work: &Work,
     directory: &str,
@@ -244,10 +247,10 @@ async fn read_all(
 ) -> Vec<(Target, Outcome)> {
     let lease = match work.leases.take(directory, false).await {
         Ok(Some(lease)) => lease,
-        // Whoever has it reads them.
+        // The reconciler that holds the lease reads them.
         Ok(None) => return Vec::new(),
         Err(error) => {
-            tracing::debug!(directory, %error, "no lease");
+            tracing::debug!(directory, %error, "cannot take the lease of this directory");
             return Vec::new();
         }
     };
@@ -264,8 +267,8 @@ async fn read_all(
         match outcome {
             Ok(at) => read.push((target, Outcome::Read(at, check))),
             Err(error) => {
-                tracing::warn!(directory, what = target.what.as_str(), id = target.id, %error, "cannot be read now");
-                // Trouble of ours is not this object's: the next turn begins where this one stopped.
+                tracing::warn!(directory, what = target.what.as_str(), id = target.id, %error, "read failed; retrying");
+                // A failure on our side is not the object's: the next turn begins where this one stopped.
                 if !matches!(error, Failure::Api(_) | Failure::Panicked) {
                     break;
                 }
@@ -323,9 +326,9 @@ mod tests {
             after: at(100),
             settled_at: at(130),
         };
-        // Read as of 110: it might have been shown to be there, but not to be gone. 130 + 60 can.
+        // A reading as of 110 could show that it is there, but not that it is gone. One at 130 + 60 can.
         assert_eq!(next_read(&check, at(110), at(191), at(171)), at(191));
-        // Read as of 131: settled, as soon as that is applied.
+        // A reading as of 131 settles it, as soon as that is applied.
         assert_eq!(next_read(&check, at(131), at(191), at(192)), at(202));
     }
 }

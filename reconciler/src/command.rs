@@ -1,4 +1,4 @@
-//! The subcommands: one pass now, and letting held deletions through.
+//! The subcommands `sweep`, which makes one pass now, and `approve`, which applies held deletions.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -28,18 +28,18 @@ use crate::work::{Failure, Work};
 use crate::workos::client::ApiError;
 use crate::workos::pages::List;
 
-/// There was drift.
+/// Exit code when there was drift.
 const DRIFT: u8 = 3;
 /// Directories swept at once.
 const AT_ONCE: usize = 26;
-/// So many held deletions are each read before they are let through; of more, a list is read again.
+/// Up to this many held deletions are each read before they are applied. If there are more, a list is read again.
 const READ_EACH: usize = 100;
-/// Of those, so many are read by themselves.
+/// In that case, up to this many are also read individually.
 const SAMPLE: usize = 20;
-/// How long to wait for the projector after everything was appended, so that who reads next reads what was repaired.
+/// How long to wait for the projector after everything was appended, so that the next reader sees the repairs.
 const SHOWN_WITHIN: Duration = Duration::from_secs(20);
 
-/// `sweep`: one pass now; what it told is written to `out`.
+/// `sweep`: makes one pass now and writes its report to `out`.
 pub async fn run_sweep(work: &Work, args: &SweepArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
     let mode = Mode {
         dry_run: args.dry_run,
@@ -60,7 +60,7 @@ pub async fn run_sweep(work: &Work, args: &SweepArgs, out: &mut impl Write) -> a
     })
 }
 
-/// One pass over one directory or all.
+/// Makes one pass over one directory, or over all.
 pub async fn pass(work: &Work, only: Option<&str>, mode: Mode) -> Report {
     let began = Instant::now();
     let mut report = Report {
@@ -123,10 +123,11 @@ pub async fn pass(work: &Work, only: Option<&str>, mode: Mode) -> Report {
     report
 }
 
-/// Waits until readers see what was appended. Not to see it in time is the projector's trouble, and is told apart.
+/// Waits until readers see what was appended. If that takes too long, it is the projector's problem, and is only
+/// logged.
 async fn shown(work: &Work) {
     if let Err(error) = work.applied(SHOWN_WITHIN).await {
-        tracing::warn!(%error, "what was appended is not applied yet");
+        tracing::warn!(%error, "the projector has not applied the appended records yet");
     }
 }
 
@@ -145,7 +146,7 @@ async fn sweep_one(work: &Work, directory: &str, mode: Mode) -> DirectoryReport 
     }
 }
 
-/// The directory's lease, as soon as nobody else has it.
+/// Takes the directory's lease as soon as nobody else holds it.
 async fn lease(work: &Work, directory: &str, to_sweep: bool) -> sqlx::Result<Lease> {
     let mut told = false;
     loop {
@@ -155,7 +156,7 @@ async fn lease(work: &Work, directory: &str, to_sweep: bool) -> sqlx::Result<Lea
         if !told {
             tracing::info!(
                 directory,
-                "another reconciler works on this directory; waiting for it"
+                "another reconciler is working on this directory; waiting for it"
             );
             told = true;
         }
@@ -163,7 +164,7 @@ async fn lease(work: &Work, directory: &str, to_sweep: bool) -> sqlx::Result<Lea
     }
 }
 
-/// `approve`: lets the deletions through that are held back in a directory, each after one more look.
+/// `approve`: applies the deletions held back in a directory, after checking again that the objects are gone.
 pub async fn run_approve(
     work: &Work,
     directory: &str,
@@ -185,23 +186,23 @@ pub async fn run_approve(
     } else {
         writeln!(
             out,
-            "{directory}: {deleted} deletions let through, {back} objects are there after all"
+            "{directory}: {deleted} deletions approved, {back} dropped because the objects exist"
         )?;
     }
     anyhow::ensure!(
         unread == 0,
-        "{unread} objects could not be read, and are held back as before"
+        "{unread} objects could not be read; their deletions stay held back"
     );
     Ok(ExitCode::SUCCESS)
 }
 
-/// What became of held deletions.
+/// What became of the held deletions.
 #[derive(Default)]
 struct Approved {
     deleted: usize,
-    /// There after all.
+    /// The objects exist after all.
     back: usize,
-    /// They could not be read, and stay held.
+    /// The objects could not be read; the deletions stay held.
     unread: usize,
 }
 
@@ -213,13 +214,13 @@ async fn approve(work: &Work, lease: &Lease) -> anyhow::Result<Approved> {
         any |= !held.is_empty();
         let one = let_through(work, directory, entity, &held)
             .await
-            .with_context(|| format!("the {}s held back cannot be read", entity.as_str()))?;
+            .with_context(|| format!("cannot check the held {} deletions", entity.as_str()))?;
         all.deleted += one.deleted;
         all.back += one.back;
         all.unread += one.unread;
     }
     if !any {
-        // Taking the lease made a row if there was none.
+        // Taking the lease created a row if there was none.
         let known = crate::store::directories::seen_at(&work.pool, directory).await?;
         if known.is_none() {
             sweeps::remove(&work.pool, directory).await?;
@@ -230,9 +231,9 @@ async fn approve(work: &Work, lease: &Lease) -> anyhow::Result<Approved> {
     Ok(all)
 }
 
-/// Those of many users or groups that a second complete list lacks too, if the reads of some of them agree: thousands of
-/// single reads at 4 a second would take the better part of an hour. None: each must be read, as where the directory is
-/// gone and has no lists.
+/// For many users or groups: those that a second complete list lacks too, provided that reads of a sample agree.
+/// Thousands of single reads at 4 a second would take the better part of an hour. `None`: each must be read, for
+/// example because the directory is gone and has no lists.
 async fn by_list(
     work: &Work,
     directory: &str,
@@ -272,7 +273,7 @@ async fn by_list(
     Ok(agree.then(|| gone.into_iter().map(|one| (one, listed.at())).collect()))
 }
 
-/// Appends those of `held` that are gone, as of the moment each was read to be.
+/// Appends the deletions of those `held` that are gone, as of the time each was found to be gone.
 async fn let_through(
     work: &Work,
     directory: &str,

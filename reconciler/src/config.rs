@@ -14,14 +14,14 @@ use service::settings::{
 };
 use service::status::StatusArgs;
 
-/// Reads `WorkOS`'s Events API and state API and appends to the log what it lacks.
+/// Reads `WorkOS`'s Events API and state API, and appends to the log whatever it lacks.
 ///
-/// Without a subcommand it runs as a service until SIGTERM or SIGINT. Any number may run: they share the directories. It
-/// never writes the tables; the projector does, from the log.
+/// Without a subcommand, it runs as a service until SIGTERM or SIGINT. Any number of instances may run; they share the
+/// directories. It never writes the tables: the projector does that, from the log.
 #[derive(Debug, Parser)]
 #[command(after_long_help = EXAMPLES)]
 pub struct Cli {
-    /// How it logs.
+    /// Logging.
     #[command(flatten)]
     pub log: LogArgs,
     /// Where the projection is.
@@ -36,7 +36,7 @@ pub struct Cli {
     /// Where `WorkOS` is.
     #[command(flatten)]
     pub workos: WorkosArgs,
-    /// Events API catch-up: how often; 0 = off
+    /// How often the catch-up polls the Events API; 0 = off
     #[arg(
         long,
         env = "EVENTS_POLL_INTERVAL",
@@ -46,7 +46,7 @@ pub struct Cli {
         value_parser = duration_or_off
     )]
     pub events_poll_interval: Duration,
-    /// How much the catch-up reads again, because `WorkOS` lists events late
+    /// How far back each poll of the catch-up reads again, because `WorkOS` lists some events late
     #[arg(
         long,
         env = "EVENTS_HOLDBACK",
@@ -56,7 +56,7 @@ pub struct Cli {
         value_parser = duration_or_off
     )]
     pub events_holdback: Duration,
-    /// Full pass over every directory: how often; 0 = off
+    /// How often each directory is swept in full; 0 = off
     #[arg(
         long,
         env = "SWEEP_INTERVAL",
@@ -66,7 +66,7 @@ pub struct Cli {
         value_parser = duration_or_off
     )]
     pub sweep_interval: Duration,
-    /// How much older than its answer a read is taken to be
+    /// How old the data in `WorkOS`'s answers is assumed to be; differences newer than that are read again, not judged
     #[arg(
         long,
         env = "SWEEP_CLOCK_MARGIN",
@@ -76,8 +76,8 @@ pub struct Cli {
         value_parser = duration_or_off
     )]
     pub sweep_clock_margin: Duration,
-    /// Share of a directory's live users, groups or memberships that may go in one pass; above it (and above 10) all of
-    /// that kind are held until approved
+    /// Largest share of a directory's live users, groups or memberships that one pass may delete; above it (and above
+    /// 10), all deletions of that kind are held until approved
     #[arg(
         long,
         env = "SWEEP_MAX_DELETIONS",
@@ -87,7 +87,7 @@ pub struct Cli {
         value_parser = percent
     )]
     pub sweep_max_deletions: Percent,
-    /// Where /metrics, /livez and /readyz are answered; keep it private
+    /// Address that serves `/metrics`, `/livez` and `/readyz`; keep it private
     #[arg(long, env = "ADMIN_ADDR", default_value = "0.0.0.0:9466", value_name = "ADDR")]
     pub admin_addr: SocketAddr,
     /// What to do instead of running as a service.
@@ -102,7 +102,7 @@ Examples:
   dsync-reconciler sweep --directory directory_01… --values
   dsync-reconciler approve directory_01…
 
-Exit codes of sweep: 0 no drift, 3 drift (repaired, unless --dry-run), 1 something could not be read.";
+Exit codes of sweep: 0 no drift; 3 drift (repaired, unless held back or --dry-run); 1 something could not be read.";
 
 impl Program for Cli {
     fn log(&self) -> &LogArgs {
@@ -129,7 +129,7 @@ pub struct WorkosArgs {
     /// File that holds `WORKOS_API_KEY`
     #[arg(long, env = "WORKOS_API_KEY_FILE", global = true, value_name = "PATH")]
     workos_api_key_file: Option<PathBuf>,
-    /// `WorkOS`'s API
+    /// Base URL of `WorkOS`'s API
     #[arg(
         long,
         env = "WORKOS_API_URL",
@@ -142,7 +142,7 @@ pub struct WorkosArgs {
 }
 
 impl WorkosArgs {
-    /// The key, whichever way it was given; an error when it was not.
+    /// The API key, given by value or by file. An error when there is none.
     pub fn key(&self) -> Result<Secret, SettingError> {
         let key = Secret::required(
             "WORKOS_API_KEY",
@@ -152,23 +152,23 @@ impl WorkosArgs {
         if key.expose().chars().any(|c| c.is_control() || !c.is_ascii()) {
             return Err(SettingError::malformed(
                 "WORKOS_API_KEY",
-                "has a character that no key has",
+                "contains a character that no API key has",
             ));
         }
         Ok(key)
     }
 }
 
-/// What the reconciler does besides running.
+/// What to do instead of running as a service.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Ask the dsync-reconciler that runs with the same `ADMIN_ADDR` how it is; exit code 0 when it is well
+    /// Check the health of the dsync-reconciler that runs with the same `ADMIN_ADDR`; exit code 0 if it is healthy
     Healthcheck(HealthcheckArgs),
-    /// Show how everything is: what is connected, how far behind, what waits for a person
+    /// Show the status: what is connected, how far behind it is, and what waits for a person
     Status(StatusArgs),
-    /// Compare with `WorkOS` now, repair what differs, and report it
+    /// Compare with `WorkOS` now, repair the differences, and report them
     Sweep(SweepArgs),
-    /// Let through, at once, the deletions that the guard holds back in a directory
+    /// Approve the deletions held back in a directory, after checking again that the objects are gone
     Approve {
         /// The directory's id
         #[arg(value_parser = directory_id)]
@@ -179,10 +179,10 @@ pub enum Command {
     },
 }
 
-/// How a pass is made and told.
+/// How to make a pass and report it.
 #[derive(Debug, Clone, Args)]
 pub struct SweepArgs {
-    /// Only this directory
+    /// Sweep only this directory
     #[arg(long, value_name = "ID", value_parser = directory_id)]
     pub directory: Option<String>,
     /// Only report; repair nothing
@@ -191,17 +191,17 @@ pub struct SweepArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
-    /// Report values of columns that differ, which are personal data
+    /// Include the values of columns that differ; these are personal data
     #[arg(long)]
     pub values: bool,
 }
 
-/// Why a value is refused; the rest of a sentence that begins with the value.
+/// Why a value is refused, worded to follow the value in a sentence.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 enum ValueError {
-    #[error("is not an id: letters, digits, - and _ only, 128 at most")]
+    #[error("is not an id: use only letters, digits, - and _, at most 128 characters")]
     Id,
-    #[error("is not an address of an API: write it like https://api.workos.com")]
+    #[error("is not an API address: write it like https://api.workos.com")]
     Url,
 }
 

@@ -1,5 +1,5 @@
-//! Absences made sure of. A list may lack what is there; so each absence is confirmed by a read of that one object, and
-//! a membership's by the list from the other side. Too many at once are not believed at all.
+//! Confirms absences. A list may lack objects that exist, so each absence is confirmed by a read of that one object,
+//! and a membership's by the list from the other side. Too many at once are not believed at all.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,28 +16,29 @@ use crate::work::{Failure, Work};
 use crate::workos::client::ApiError;
 use crate::workos::objects::Read;
 
-/// Reads of single objects under way at once.
+/// How many single objects are read at once.
 const AT_ONCE: usize = 8;
-/// How many of a mass deletion are read before it is held: if any of them is there, the list was not complete.
+/// How many objects of a mass deletion are read before it is held. If any of them exists, the list was incomplete.
 const SAMPLE: usize = 20;
-/// After so many reads that failed the others are not tried: each took all our patience, and it is not these objects.
+/// After this many failed reads, the others are not tried: each failure took a request's whole patience, and the
+/// cause is not these objects.
 const FAILURES: usize = 20;
 
-/// What became of absences.
+/// The outcome of confirming absences.
 #[derive(Debug, Default)]
 pub struct Confirmed {
-    /// Gone, each by its own read.
+    /// Gone, each confirmed by its own read.
     pub gone: Vec<Held>,
-    /// Held back: too many.
+    /// Held back, because there are too many.
     pub held: Vec<Held>,
-    /// Neither gone nor there, as far as we know: their own reads failed. They stay as they are.
+    /// Not known to be gone or to exist, because their own reads failed. They stay as they are.
     pub unread: Vec<Held>,
-    /// The list was not complete, or nothing could be read to tell: nothing follows from it.
+    /// The list was incomplete, or nothing could be read to find out. Nothing is concluded from it.
     pub incomplete: bool,
 }
 
 impl Confirmed {
-    /// What keeps this from being all there is to say, if anything does.
+    /// An error if not all absences could be decided.
     pub fn complete(&self, entity: Entity) -> Result<(), Failure> {
         if !self.unread.is_empty() {
             Err(Failure::Unconfirmed(entity.as_str(), self.unread.len()))
@@ -49,12 +50,12 @@ impl Confirmed {
     }
 }
 
-/// What the absent's own reads said. Those that are there after all are in neither.
+/// What reading the absent objects one by one showed. Those that exist after all are in neither list.
 #[derive(Debug, Default)]
 pub struct Looked {
-    /// Gone, and the moment that speaks for.
+    /// Gone, and the time that the reading speaks for.
     pub gone: Vec<(Held, Timestamp)>,
-    /// They could not be read.
+    /// Could not be read.
     pub unread: Vec<Held>,
 }
 
@@ -64,20 +65,20 @@ impl Looked {
     }
 }
 
-/// What one look at some of the absent said.
+/// What one read, of one or several of the absent, showed.
 enum Look {
     Gone(Vec<(Held, Timestamp)>),
     Unread(Vec<Held>),
 }
 
 impl Look {
-    /// One that failed. The trouble of one object is no reason to leave all others as they are; a key that is not
-    /// accepted, and whatever is not `WorkOS`'s trouble, is.
+    /// A read that failed. One object that cannot be read is no reason to leave all others as they are; an API key
+    /// that is not accepted is, and so is any failure that is not `WorkOS`'s.
     fn failed(directory: &str, id: &str, asked: Vec<Held>, error: Failure) -> Result<Self, Failure> {
         match error {
             Failure::Api(ApiError::Unauthorized(_)) => Err(error),
             Failure::Api(_) => {
-                tracing::warn!(directory, id, %error, "not listed, and whether it is gone cannot be read");
+                tracing::warn!(directory, id, %error, "not listed, but cannot confirm that it is gone; left as it is");
                 Ok(Self::Unread(asked))
             }
             error => Err(error),
@@ -101,11 +102,11 @@ impl FromIterator<Look> for Looked {
 /// How many deletions at once are believed.
 #[derive(Clone, Copy, Debug)]
 pub enum Believed {
-    /// As many as the guard lets through, of so many objects.
+    /// As many as the guard allows.
     Some {
         /// Objects of this kind that readers see.
         shown: usize,
-        /// The guard's share.
+        /// The largest share that the guard allows.
         max: Percent,
     },
     /// None.
@@ -113,7 +114,7 @@ pub enum Believed {
 }
 
 impl Believed {
-    /// What the guard says, of `shown` objects.
+    /// As many as the guard allows of `shown` objects.
     pub fn by_guard(work: &Work, shown: usize) -> Self {
         Self::Some {
             shown,
@@ -129,7 +130,7 @@ impl Believed {
     }
 }
 
-/// Makes sure of absences of one kind. `way` is how memberships were read.
+/// Confirms absences of one kind. `way` is how memberships were read.
 pub async fn confirm(
     work: &Work,
     directory: &str,
@@ -146,7 +147,7 @@ pub async fn confirm(
                 directory,
                 entity = entity.as_str(),
                 there,
-                "objects that were not listed are there when asked for"
+                "objects that were not listed exist when read one by one"
             );
         }
         return Ok(Confirmed {
@@ -162,7 +163,7 @@ pub async fn confirm(
             directory,
             entity = entity.as_str(),
             not_listed = absent.len(),
-            "a list lacked objects that are there when asked for: nothing is concluded from it"
+            "a list lacked objects that exist when read one by one; nothing is concluded from it"
         );
         return Ok(Confirmed {
             incomplete: true,
@@ -180,7 +181,7 @@ pub async fn confirm(
         directory,
         entity = entity.as_str(),
         held = absent.len(),
-        "so many deletions at once are held back; `dsync-reconciler approve` lets them through"
+        "too many deletions at once; held back until approved with `dsync-reconciler approve`"
     );
     Ok(Confirmed {
         held: absent,
@@ -189,12 +190,12 @@ pub async fn confirm(
     })
 }
 
-/// Some of the absent, from one end to the other.
+/// A sample of the absent, spread evenly over all of them.
 pub fn sample(absent: &[Held]) -> impl Iterator<Item = &Held> {
     absent.iter().step_by(absent.len().div_ceil(SAMPLE).max(1))
 }
 
-/// Those that are gone by their own read, and those that could not be read.
+/// Reads each of the absent. Returns those that are gone and those that could not be read.
 pub async fn really_gone(
     work: &Work,
     directory: &str,
@@ -251,8 +252,8 @@ async fn object_gone(
     })
 }
 
-/// Memberships that the list from the other side does not have either, read twice: a list that was cut short once is
-/// cut short now and then.
+/// Memberships that the list from the other side does not have either. It is read twice, because a list is cut short
+/// now and then.
 async fn memberships_gone(
     work: &Work,
     directory: &str,
@@ -272,7 +273,7 @@ async fn memberships_gone(
                 first_at.get_or_insert(at);
                 listed.into_iter().collect()
             }
-            // User or group is gone itself: that is for its own absence to say.
+            // The user or group itself is gone; its own absence decides.
             Err(Failure::Api(ApiError::NotFound(_))) => return Ok(Vec::new()),
             Err(error) => return Err(error),
         };

@@ -1,4 +1,4 @@
-//! What a difference between `WorkOS` and the tables is: of which object, of which kind, in which columns.
+//! A difference between `WorkOS` and the tables: which object, what kind of difference, in which columns.
 
 use serde::Serialize;
 
@@ -17,10 +17,10 @@ pub enum Entity {
 }
 
 impl Entity {
-    /// All of them, in the order reports have.
+    /// All of them, in the order that reports use.
     pub const EVERY: [Self; 4] = [Self::Directory, Self::User, Self::Group, Self::Membership];
 
-    /// As in metrics, tables and records.
+    /// The name used in metrics, tables and records.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Directory => "directory",
@@ -31,23 +31,23 @@ impl Entity {
     }
 }
 
-/// In which direction the tables are wrong.
+/// How the tables are wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
-    /// `WorkOS` has it, the tables do not show it.
+    /// `WorkOS` has it, but the tables do not show it.
     Missing,
-    /// The tables show it, `WorkOS` does not have it.
+    /// The tables show it, but `WorkOS` does not have it.
     Extra,
-    /// Both have it, and it looks different.
+    /// Both have it, with different values.
     Differs,
 }
 
 impl Kind {
-    /// All of them, in the order reports have.
+    /// All of them, in the order that reports use.
     pub const EVERY: [Self; 3] = [Self::Missing, Self::Extra, Self::Differs];
 
-    /// As in metrics.
+    /// The name used in metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Missing => "missing",
@@ -57,19 +57,19 @@ impl Kind {
     }
 }
 
-/// One object that is not in the tables as it is at `WorkOS`.
+/// One object that the tables do not show as `WorkOS` has it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Difference {
     /// What kind of object.
     pub entity: Entity,
-    /// In which direction.
+    /// How the tables are wrong about it.
     pub kind: Kind,
-    /// Its id; of a membership `<group_id>/<user_id>`.
+    /// Its id; for a membership, `<group_id>/<user_id>`.
     pub id: String,
     /// The columns that differ.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub columns: Vec<String>,
-    /// What the tables have and what `WorkOS` has, by column, if asked for.
+    /// The values in the tables and at `WorkOS`, by column, if asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub values: Option<serde_json::Value>,
 }

@@ -1,8 +1,8 @@
-//! The list of directories: which there are, how they look, and which are gone.
+//! The list of directories: which exist, their attributes, and which are gone.
 //!
-//! One reconciler reads it for all. A directory that is gone takes everything in it along, so here nothing is believed
-//! lightly: absent from the complete list, gone by its own read, and not so many at once that it looks like another
-//! environment's key.
+//! One reconciler reads it for all. A directory that is gone takes everything in it along. So it counts as gone only
+//! if it is absent from the complete list, its own read confirms that, and not so many are gone at once that the API
+//! key looks like another environment's.
 
 use std::collections::HashMap;
 
@@ -24,21 +24,21 @@ use crate::sweep::Mode;
 use crate::work::{Failure, Work};
 use crate::workos::pages::List;
 
-/// What came of reading the list.
+/// The outcome of reading the list.
 #[derive(Debug, Default)]
 pub struct Pass {
-    /// The directories that are there.
+    /// The directories that exist.
     pub there: Vec<String>,
-    /// Differences of directories themselves.
+    /// Differences in the directories themselves.
     pub findings: Findings,
     /// Directories that turned out to be gone.
     pub gone: Vec<String>,
-    /// Directories that are not listed and could not be read.
+    /// Directories that are not listed, and whose own reads, which would confirm it, failed.
     pub unread: Vec<String>,
 }
 
 impl Pass {
-    /// What keeps this from being all there is to say, if anything does.
+    /// An error if some directories could not be read.
     pub fn complete(&self) -> Result<(), Failure> {
         match self.unread.len() {
             0 => Ok(()),
@@ -46,7 +46,7 @@ impl Pass {
         }
     }
 
-    /// What it found of directories that are not swept, a report each.
+    /// What it found in directories themselves, one report each.
     pub fn reports(&self) -> Vec<DirectoryReport> {
         let mut reports: HashMap<&str, DirectoryReport> = HashMap::new();
         let young = self.findings.young.iter().map(|(difference, ..)| difference);
@@ -74,7 +74,7 @@ impl Pass {
     }
 }
 
-/// Reads the list, appends what differs, and has new directories swept.
+/// Reads the list, appends what differs, and adds new directories to those that are swept.
 pub async fn pass(work: &Work, mode: Mode) -> Result<Pass, Failure> {
     let comparison = Comparison {
         entity: Entity::Directory,
@@ -104,7 +104,8 @@ pub async fn pass(work: &Work, mode: Mode) -> Result<Pass, Failure> {
     Ok(pass)
 }
 
-/// A directory's own read said that it is gone: makes sure of it by the list, with all others that are.
+/// Handles a directory whose own read says that it is gone: confirms it by the list, together with all others that are
+/// gone.
 pub async fn vanished(
     work: &Work,
     lease: &Lease,
@@ -129,10 +130,10 @@ pub async fn vanished(
     let young = found.findings.young.iter().map(|(difference, ..)| difference);
     report.too_young.extend(young.filter(own).cloned());
     let told = report.found() + report.too_young.len() > 0 || found.gone.iter().any(|id| id == directory);
-    // To take its lease made a row, if there was none.
+    // Taking its lease created a row if there was none.
     if !told || (!mode.dry_run && report.held.is_empty() && report.too_young.is_empty()) {
         sweeps::remove(&work.pool, directory).await?;
-        // Also where an event told of its end: nobody looks here again, and what went with it waits for nobody.
+        // Also if an event reported its end: no sweep looks here again, and nobody needs to approve what went with it.
         if !mode.dry_run {
             held::clear(&work.pool, directory).await?;
         }
@@ -163,7 +164,7 @@ async fn judge_absent(work: &Work, listed: &Listed, pass: &mut Pass) -> Result<(
         }
     }
     candidates.sort();
-    // Not one of ours is there: rather the wrong key than the end of every customer.
+    // None of our directories exists: the wrong key is likelier than the end of every customer.
     let believed = if count > 1 && candidates.len() == count {
         Believed::None
     } else {
@@ -200,7 +201,7 @@ async fn carry_out(work: &Work, pass: &mut Pass) -> Result<(), Failure> {
         tracing::info!(
             directory = difference.id,
             kind = difference.kind.as_str(),
-            "a directory is not in the tables as it is at WorkOS"
+            "a directory differs between WorkOS and the tables"
         );
         let labels = [difference.entity.as_str(), difference.kind.as_str()];
         work.metrics.drift.with_label_values(&labels).inc();

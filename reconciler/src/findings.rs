@@ -1,5 +1,5 @@
-//! What a comparison found: what to append, what to tell, what to read again. Filled by plain judgement, emptied by
-//! whoever appends.
+//! What a comparison found: what to append, what to report, what to read again. Judging fills it; the caller appends
+//! what is in it.
 
 use schema::timestamp::Timestamp;
 use serde_json::Value;
@@ -9,7 +9,7 @@ use crate::plan::Verdict;
 use crate::reading::Reading;
 use crate::store::checks::{Target, What};
 
-/// A difference too young to be judged, what to read again, and after which moment.
+/// A difference too young to judge, what to read again, and the time that the new reading must be later than.
 pub type Young = (Difference, Target, Timestamp);
 
 /// Everything found in one directory.
@@ -17,15 +17,15 @@ pub type Young = (Difference, Target, Timestamp);
 pub struct Findings {
     /// Observations that repair what was found.
     pub readings: Vec<Reading>,
-    /// Drift: what is wrong, and repaired by them.
+    /// Drift: the differences that these readings repair.
     pub drift: Vec<Difference>,
     /// Deletions that are held back.
     pub held: Vec<Difference>,
-    /// Differences too young to be judged, and what to read again after which moment.
+    /// Differences too young to judge.
     pub young: Vec<Young>,
-    /// Objects of which `WorkOS` shows an older version than it told.
+    /// Objects of which `WorkOS` shows an older version than it reported before.
     pub older: Vec<Difference>,
-    /// Objects that could not be read, or not be written as a record.
+    /// Objects that could not be read, or could not be written as a record.
     pub unreadable: usize,
 }
 
@@ -36,18 +36,18 @@ pub struct Judged<'a> {
     pub entity: Entity,
     /// The directory it is in.
     pub directory: &'a str,
-    /// Its id; of a membership `<group_id>/<user_id>`.
+    /// Its id; for a membership, `<group_id>/<user_id>`.
     pub id: &'a str,
     /// The columns that differ.
     pub columns: Vec<String>,
-    /// What they hold and should hold.
+    /// Their values, in the tables and at `WorkOS`.
     pub values: Option<Value>,
-    /// Of a membership: the side from which to read it again, which is not the side it was read from.
+    /// For a membership: the side from which to read it again, which is not the side it was read from.
     pub side: What,
 }
 
 impl Findings {
-    /// Takes up a verdict. `reading` is made only if the verdict is drift.
+    /// Records a verdict. `reading` is called only if the verdict is drift.
     pub fn take(&mut self, judged: Judged<'_>, verdict: Verdict, reading: impl FnOnce() -> Reading) {
         let (directory, entity, id) = (judged.directory, judged.entity, judged.id);
         let difference = |kind, judged: Judged<'_>| Difference {
@@ -72,7 +72,7 @@ impl Findings {
     }
 }
 
-/// What to read to see one object again.
+/// What to read again for one object.
 fn target(directory: &str, entity: Entity, id: &str, side: What) -> Target {
     let (what, id) = match entity {
         Entity::Directory => (What::Directory, id),

@@ -1,11 +1,11 @@
-//! The deletion guard: whether so many deletions at once are believed. Pure.
+//! The deletion guard: decides whether this many deletions at once are believed. Pure.
 //!
-//! A provider that answers 200 with half the data looks like a mass deletion; an honest clean-up of a few people must
-//! not wait for anybody. So few pass, and many are held until a person has looked.
+//! A provider that answers 200 with half the data looks like a mass deletion, whereas the genuine removal of a few
+//! people must not wait for anybody. So a few deletions pass, and many are held until a person approves them.
 
 use service::settings::Percent;
 
-/// So many pass whatever they are a share of.
+/// This many always pass, whatever share they are.
 const ALWAYS: u64 = 10;
 
 /// Whether `deletions` of `shown` objects of one kind are held back.

@@ -1,5 +1,5 @@
-//! Lists held against the rows: what they have and what they lack. The rule of time is `plan`'s, the making sure of
-//! absences `deletions`'s; here they meet the rows.
+//! Compares complete lists with the rows: what the lists have, and what they lack. `plan` has the time rule, and
+//! `deletions` confirms absences; this module applies both to the rows.
 
 use std::collections::HashMap;
 
@@ -19,7 +19,7 @@ use crate::store::held::Held;
 use crate::store::{groups, users};
 use crate::work::{Failure, Work};
 
-/// Objects compared by one statement, after the walk.
+/// Objects compared per statement, after the walk.
 pub(crate) const CHUNK: usize = 500;
 
 /// What was decided about absences of one kind.
@@ -29,13 +29,13 @@ pub(crate) struct Decided {
 }
 
 impl Decided {
-    /// What keeps this from being all there is to say, if anything does.
+    /// An error if not everything could be decided.
     pub(crate) fn complete(&self) -> Result<(), Failure> {
         self.confirmed.complete(self.entity)
     }
 }
 
-/// Judges listed objects that did not look as their rows when their page came, as the rows are now.
+/// Judges listed objects that differed from their rows when their page came, by what the rows are now.
 pub(crate) async fn there(
     work: &Work,
     comparison: Comparison<'_>,
@@ -45,7 +45,7 @@ pub(crate) async fn there(
 ) -> Result<(), Failure> {
     let mut objects = objects.into_iter();
     loop {
-        // What is judged is kept as a reading, or not at all.
+        // After judging, an object is kept as a reading or not at all.
         let chunk: Vec<(String, String)> = objects.by_ref().take(CHUNK).collect();
         if chunk.is_empty() {
             return Ok(());
@@ -133,7 +133,7 @@ pub(crate) async fn objects(
     Ok(Decided { entity, confirmed })
 }
 
-/// Tells what is held back.
+/// Reports what is held back.
 pub(crate) fn hold(findings: &mut Findings, entity: Entity, held: &[Held]) {
     findings.held.extend(held.iter().map(|one| Difference {
         entity,
@@ -144,7 +144,7 @@ pub(crate) fn hold(findings: &mut Findings, entity: Entity, held: &[Held]) {
     }));
 }
 
-/// An object of which nothing more is told than its id.
+/// An object of which nothing but the id is reported.
 pub(crate) fn plainly<'a>(entity: Entity, directory: &'a str, id: &'a str) -> Judged<'a> {
     Judged {
         entity,
@@ -156,7 +156,7 @@ pub(crate) fn plainly<'a>(entity: Entity, directory: &'a str, id: &'a str) -> Ju
     }
 }
 
-/// An object's id as a deletion.
+/// The deletion of an object, from its id.
 pub(crate) fn named(entity: Entity, id: String) -> Held {
     let (group_id, user_id) = match entity {
         Entity::Group => (id, String::new()),
@@ -165,7 +165,7 @@ pub(crate) fn named(entity: Entity, id: String) -> Held {
     Held { group_id, user_id }
 }
 
-/// A deletion's id as differences name it.
+/// A deletion's id in the form that differences use.
 pub(crate) fn id_of(entity: Entity, held: &Held) -> String {
     match entity {
         Entity::Membership => format!("{}/{}", held.group_id, held.user_id),

@@ -1,5 +1,5 @@
-//! Memberships held against the rows. Only of those whose user and group were both listed: of the others, user or group
-//! itself tells.
+//! Compares memberships with the rows, but only those whose user and group were both listed: for the others, the user
+//! or group itself decides.
 
 use std::collections::{HashMap, HashSet};
 
@@ -16,7 +16,7 @@ use crate::store::held::Held;
 use crate::store::memberships::{self, Shown};
 use crate::work::{Failure, Work};
 
-/// What memberships are judged by.
+/// What memberships are judged with.
 struct Judge<'a> {
     work: &'a Work,
     directory: &'a str,
@@ -61,7 +61,7 @@ impl Judge<'_> {
         self.snapshot.users.ids().contains(user) && self.snapshot.groups.ids().contains(group)
     }
 
-    /// Memberships that are shown and were not read.
+    /// Judges memberships that are shown but were not read.
     async fn absent(
         &self,
         absent: Vec<Shown>,
@@ -106,7 +106,7 @@ impl Judge<'_> {
         Ok(Decided { entity, confirmed })
     }
 
-    /// Memberships that were read and are not shown.
+    /// Judges memberships that were read but are not shown.
     async fn missing(
         &self,
         shown: &HashMap<String, HashSet<String>>,

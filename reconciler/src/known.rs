@@ -1,13 +1,13 @@
-//! Events that the log acknowledged lately: they need not be appended again. Pure.
+//! Events that the log acknowledged recently, and that need not be appended again. Pure.
 //!
-//! What is forgotten too early is only appended once more, and the log knows it. So there is a bound, or months that are
-//! read in one go would all be kept in memory.
+//! An event that is forgotten too early is only appended once more, and the log drops it as a duplicate. So their
+//! number can be bounded; otherwise months of events, read in one go, would all be kept in memory.
 
 use std::collections::HashMap;
 
 use schema::timestamp::Timestamp;
 
-/// How many are kept: some megabytes, and more than a holdback has but for a first sync.
+/// How many are kept: a few megabytes, and more than a holdback contains, except during a first sync.
 const MOST: usize = 50_000;
 
 /// Ids of events, and when each happened.
@@ -17,12 +17,12 @@ pub struct Known {
 }
 
 impl Known {
-    /// Whether this one was acknowledged lately.
+    /// Whether this event was acknowledged recently.
     pub fn has(&self, id: &str) -> bool {
         self.ids.contains_key(id)
     }
 
-    /// Takes one up. With too many, the older half goes.
+    /// Adds one. If there are too many, drops the older half.
     pub fn add(&mut self, id: String, at: Timestamp) {
         self.ids.insert(id, at);
         if self.ids.len() > MOST {

@@ -1,8 +1,9 @@
 //! Leases: which directories this process may send requests for.
 //!
-//! A lease is shared by whatever this process does in a directory (a sweep, reads of single objects), so that the rate
-//! limit of that directory is kept by one process at a time. It is renewed in the background; when it is lost, whoever
-//! works under it hears of it and stops. A process that died or froze loses it by doing nothing.
+//! A lease is shared by everything this process does in a directory (a sweep, reads of single objects), so that only
+//! one process at a time uses that directory's rate limit. It is renewed in the background. When it is lost, the
+//! tasks that work under it are told and stop. A process that died or froze loses its leases because it does not
+//! renew them.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::store::sweeps::{self, Cadence};
 
-/// How long a lease holds without being renewed: the longest a dead reconciler keeps others waiting.
+/// How long a lease lasts without being renewed: the longest that a dead reconciler keeps others waiting.
 pub const LEASE: Duration = Duration::from_secs(20);
 /// How often it is renewed.
 const RENEW: Duration = Duration::from_secs(4);
@@ -25,7 +26,7 @@ pub struct Leases {
     pool: PgPool,
     holder: Arc<str>,
     held: Arc<Mutex<HashMap<String, Held>>>,
-    /// Taking and giving back one at a time, so that the table says what the map says.
+    /// Leases are taken and released one at a time, so that the table and the map agree.
     changes: Arc<tokio::sync::Mutex<()>>,
 }
 
@@ -36,7 +37,8 @@ struct Held {
     lost: CancellationToken,
 }
 
-/// A share in a directory's lease. Give it back with [`Lease::release`]; dropped, it runs out by itself.
+/// A share in a directory's lease. Give it back with [`Lease::release`]; if it is dropped, the lease expires on its
+/// own.
 pub struct Lease {
     leases: Leases,
     directory: String,
@@ -45,7 +47,7 @@ pub struct Lease {
 }
 
 impl Leases {
-    /// No leases yet. `holder` is unlike any other process's.
+    /// Creates a set without any leases. `holder` must be unique to this process.
     pub fn new(pool: PgPool, holder: &str) -> Self {
         Self {
             pool,
@@ -55,12 +57,12 @@ impl Leases {
         }
     }
 
-    /// Who holds them.
+    /// The name under which this process holds leases.
     pub fn holder(&self) -> &str {
         &self.holder
     }
 
-    /// The lease of the directory that is most overdue for a sweep; nothing while none is due.
+    /// Takes the lease of the directory that is most overdue for a sweep. `None` while none is due.
     pub async fn claim(&self, cadence: Cadence) -> sqlx::Result<Option<Lease>> {
         let _one = self.changes.lock().await;
         let busy: Vec<String> = self.swept();
@@ -68,8 +70,8 @@ impl Leases {
         Ok(claimed.map(|directory| self.share(directory, true)))
     }
 
-    /// The lease of one directory: to sweep it, or to read some of it. None while another holds it, or this process
-    /// sweeps it already.
+    /// Takes the lease of one directory, to sweep it or to read some of it. `None` while another process holds it or,
+    /// with `to_sweep`, while this process sweeps it already.
     pub async fn take(&self, directory: &str, to_sweep: bool) -> sqlx::Result<Option<Lease>> {
         let _one = self.changes.lock().await;
         if to_sweep && self.swept().iter().any(|busy| busy == directory) {
@@ -108,7 +110,7 @@ impl Leases {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Renews what is held, until shutdown and until nothing is held any more.
+    /// Renews the leases held, until shutdown has begun and none is held any more.
     pub async fn keep(self, shutdown: CancellationToken) {
         loop {
             tokio::time::sleep(RENEW).await;
@@ -122,7 +124,7 @@ impl Leases {
             let asked = Instant::now();
             match answered_within(LEASE / 2, sweeps::renew(&self.pool, &names, &self.holder, LEASE)).await {
                 Ok(kept) => self.renewed(&names, &kept, asked),
-                Err(error) => tracing::warn!(error = %described(&error), "leases cannot be renewed now"),
+                Err(error) => tracing::warn!(error = %described(&error), "cannot renew leases; trying again"),
             }
             self.drop_overdue();
         }
@@ -147,7 +149,7 @@ impl Leases {
             if !keep {
                 tracing::warn!(
                     directory,
-                    "lost the lease of this directory; another goes on with it"
+                    "lost the lease of this directory; another reconciler takes over"
                 );
                 held.lost.cancel();
             }
@@ -155,10 +157,10 @@ impl Leases {
         });
     }
 
-    /// Takes one share back; whether it was the last one.
+    /// Takes one share back. Returns whether it was the last one.
     fn leave(&self, directory: &str, swept: bool, lost: &CancellationToken) -> bool {
         let mut all = self.lock();
-        // A lease that was lost and taken anew is another one.
+        // A lease that was lost and taken again is a different one.
         let Some(held) = all.get_mut(directory).filter(|_| !lost.is_cancelled()) else {
             return false;
         };
@@ -183,7 +185,8 @@ impl Lease {
         &self.lost
     }
 
-    /// Whether it is still held, asked of the database: before something is done that another might be doing too.
+    /// Asks the database whether it is still held, and renews it. To be called before anything that another process
+    /// might be doing, too.
     pub async fn is_held(&self) -> sqlx::Result<bool> {
         if self.lost.is_cancelled() {
             return Ok(false);
@@ -199,7 +202,7 @@ impl Lease {
         Ok(!kept.is_empty())
     }
 
-    /// Gives it back.
+    /// Gives the share back, and with the last one the lease.
     pub async fn release(mut self) {
         let leases = self.leases.clone();
         let _one = leases.changes.lock().await;
@@ -207,7 +210,7 @@ impl Lease {
         if leases.leave(&directory, self.sweeps, &self.lost)
             && let Err(error) = answered(sweeps::release(&leases.pool, &directory, &leases.holder)).await
         {
-            tracing::debug!(directory, error = %described(&error), "the lease runs out by itself");
+            tracing::debug!(directory, error = %described(&error), "cannot release the lease; it expires on its own");
         }
     }
 }

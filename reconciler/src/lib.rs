@@ -1,5 +1,5 @@
-//! The reconciler: makes the log complete whatever webhooks do, and the tables true whatever the log missed. It only
-//! ever appends to the log; it never writes a projected row.
+//! The reconciler: completes the log when webhooks fail, and corrects the tables when the log missed something. It only
+//! appends to the log; it never writes a projected row.
 //!
 //! ```text
 //!              Events API ──► catch-up ──────┐ appends what the log lacks
@@ -9,8 +9,8 @@
 //!                               └─────────────── compares with what readers see ◄─────────────────┘
 //! ```
 //!
-//! What it appends are observations like any other: they carry the moment they speak for, and the registers decide what
-//! that changes. So no sweep can undo what an event says meanwhile, two may overlap, and one may die at any moment.
+//! It appends observations like any others: each carries the time it speaks for, and the registers decide what it
+//! changes. So a sweep cannot undo what an event reports meanwhile, two may overlap, and one may die at any point.
 
 pub mod apart;
 pub mod catch_up;

@@ -1,4 +1,4 @@
-//! `dsync-reconciler`: from settings to running loops, and its subcommands.
+//! `dsync-reconciler`: starts the loops from the settings, or runs a subcommand.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -55,7 +55,7 @@ async fn main_async(cli: Cli, context: Context) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Runs a subcommand with everything it needs, its leases kept meanwhile, until it ends or is told to stop.
+/// Runs a subcommand, renewing its leases meanwhile, until it ends or is told to stop.
 async fn attended(
     cli: &Cli,
     context: &Context,
@@ -68,12 +68,12 @@ async fn attended(
         let schema = schema.map_err(|error| anyhow::anyhow!("the database: {}", described(&error)))?;
         anyhow::ensure!(
             schema,
-            "the database has no such schema yet: run `dsync-projector migrate`"
+            "the database's schema is missing or too old: run `dsync-projector migrate`"
         );
-        // It is not made here: whoever calls a subcommand has rarely the limits of the service at hand.
+        // Not created here: a subcommand is rarely run with the limits that the service has.
         let log = work.journal.identity().await;
-        log.context("the log cannot be reached")?
-            .context("the log's stream does not exist yet: dsync-ingest makes it")?;
+        log.context("cannot reach the log")?
+            .context("the log's stream does not exist yet: dsync-ingest creates it")?;
         command(&work).await
     };
     let code = tokio::select! {
@@ -156,8 +156,8 @@ async fn serve(cli: &Cli, context: Context, work: Work) -> anyhow::Result<ExitCo
         &context.shutdown,
     );
     while let Some(ended) = tasks.join_next().await {
-        // A task ends only at shutdown, or by a panic: then the whole process starts over.
-        ended.context("a task of the reconciler failed")?;
+        // A task ends only at shutdown or by a panic. A panic ends the whole process, so that it starts over.
+        ended.context("a reconciler task failed")?;
     }
     keeper.abort();
     work.pool.close().await;
@@ -172,7 +172,9 @@ fn ready_checks(context: &Context, work: &Work) {
         async move {
             match applied::has_schema(&pool).await {
                 Ok(true) => Ok(()),
-                Ok(false) => Err("the schema is not there yet; the projector makes it".to_owned()),
+                Ok(false) => {
+                    Err("the schema is missing or too old; the projector brings it up to date".to_owned())
+                }
                 Err(error) => Err(described(&error).to_string()),
             }
         }
@@ -189,7 +191,7 @@ fn ready_checks(context: &Context, work: &Work) {
     });
 }
 
-/// Whether `WorkOS` answers: by how the last request went, or if that was long ago by a new one.
+/// Whether `WorkOS` answers, judged by the last request or, if that was too long ago, by a new one.
 async fn reachable(api: &Api) -> Result<(), String> {
     const FRESH: Duration = Duration::from_secs(30);
     if let Some(health) = api.health().filter(|health| Instant::now() - health.at < FRESH) {
@@ -199,7 +201,8 @@ async fn reachable(api: &Api) -> Result<(), String> {
     asked.map(|_| ()).map_err(|error| error.to_string())
 }
 
-/// Waits for the schema and makes the stream where there is none, as long as it takes. `false`: told to stop meanwhile.
+/// Waits for the schema, then creates the stream if there is none, however long that takes. `false`: told to stop
+/// meanwhile.
 async fn prepared(cli: &Cli, context: &Context, work: &Work) -> bool {
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
     loop {

@@ -1,12 +1,12 @@
-//! Who is in which group: read in the cheapest way that is complete, and it says which way that was.
+//! Who is in which group, read in the cheapest way that is complete. The result says which way that was.
 //!
 //! | way | requests | complete because |
 //! |---|---|---|
-//! | field | none beyond the users | users' `groups` was proved to be filled, by reading some of them from the other side, and some of those that it takes a group from |
-//! | by group | a page a hundred members, one a group at least | each group's list came to its end |
-//! | by user | a page a user | each user's list came to its end |
+//! | field | none beyond the users | users' `groups` was proved to be filled: the lists of some users and groups agree with it, including those of users whom it would take out of a group |
+//! | by group | a page per hundred members, at least one per group | each group's list was read to its end |
+//! | by user | a page per user | each user's list was read to its end |
 //!
-//! `groups: []` is never read as "member of nothing": for newer teams it always is `[]`.
+//! `groups: []` is never read as "member of nothing": for newer teams it is always `[]`.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -22,10 +22,10 @@ use crate::work::{Failure, Work};
 use crate::workos::client::ApiError;
 use crate::workos::pages::{List, PAGE, Pages, id_of};
 
-/// Lists of members walked side by side: enough to keep a limit of 4 a second busy, few enough to leave the users' walk
-/// its turns.
+/// Lists of members walked concurrently: enough to use up a limit of 4 requests a second, few enough to leave the
+/// walk of the users its turns.
 const GROUPS_AT_ONCE: usize = 3;
-/// Lists of groups walked side by side, under the limit of 100 a second.
+/// Lists of groups walked concurrently, under the limit of 100 requests a second.
 const USERS_AT_ONCE: usize = 32;
 /// How many users and groups are read to prove that `groups` is filled.
 const PROOF: usize = 3;
@@ -34,9 +34,9 @@ const PROOF: usize = 3;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Way {
-    /// There is no group.
+    /// There are no groups.
     NoGroups,
-    /// From what users say of themselves.
+    /// From the users' own `groups` field.
     Field,
     /// From each group's list of members.
     ByGroup,
@@ -45,7 +45,7 @@ pub enum Way {
 }
 
 impl Way {
-    /// For people.
+    /// For reports.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::NoGroups => "no groups",
@@ -56,13 +56,13 @@ impl Way {
     }
 }
 
-/// Every membership of a directory, as far as its user and its group were listed.
+/// Every membership that was read in a directory.
 #[derive(Debug)]
 pub struct Memberships {
     way: Way,
     /// Members by group.
     members: HashMap<String, HashSet<String>>,
-    /// The moment each list speaks for: by group, by user, or one for all.
+    /// The time that each list speaks for: by group, by user, or one for all.
     at: HashMap<String, Timestamp>,
     at_all: Option<Timestamp>,
 }
@@ -85,7 +85,7 @@ impl Memberships {
         &self.members
     }
 
-    /// The moment for which this membership's presence or absence is told; none: it was not read.
+    /// The time for which this membership's presence or absence is known. `None`: it was not read.
     pub fn at(&self, group: &str, user: &str) -> Option<Timestamp> {
         match self.way {
             Way::NoGroups | Way::Field => self.at_all,
@@ -103,7 +103,7 @@ impl Memberships {
         }
     }
 
-    /// None, because there is no group to be in.
+    /// No memberships, because there is no group to be in.
     pub fn none(at: Timestamp) -> Self {
         Self {
             at_all: Some(at),
@@ -111,8 +111,9 @@ impl Memberships {
         }
     }
 
-    /// From what users said of themselves, if that is proved to be all: what users with and without groups, users it
-    /// takes a group from, and groups that nobody named, say when asked themselves, is the same.
+    /// From the users' own `groups` field, if it is proved to be complete: the lists of some users with groups and
+    /// without, of users whom it would take out of a group, and of groups that no user names, all agree with it.
+    /// `None` if not.
     pub async fn from_field(
         work: &Work,
         directory: &str,
@@ -130,8 +131,8 @@ impl Memberships {
                 all.members.entry(group.clone()).or_default().insert(user.clone());
             }
         }
-        // Those that would lose a group come first: where the field is filled for some only, it is they who show it,
-        // and a walk that believed it would end with a removal that is refuted, and conclude nothing, time and again.
+        // Users who would lose a group come first: if the field is filled for some only, they show it. A walk that
+        // believed it would end with removals that are refuted, and conclude nothing, time and again.
         let denied = all.denied(work, directory, users, groups).await?;
         let silent = users
             .ids()
@@ -141,7 +142,7 @@ impl Memberships {
         for user in denied.iter().chain(told.keys().take(PROOF)).chain(silent) {
             let listed = match groups_of(work, directory, user).await {
                 Ok((_, listed)) => listed,
-                // It went while we walked: another tells.
+                // Deleted during the walk: other users will show it.
                 Err(Failure::Api(ApiError::NotFound(_))) => continue,
                 Err(error) => return Err(error),
             };
@@ -162,8 +163,8 @@ impl Memberships {
         Ok(Some(all))
     }
 
-    /// Users whom these memberships take out of a group that readers see them in: of those, the sample that is asked
-    /// for before a mass removal is believed.
+    /// Users whom these memberships would take out of a group that readers see them in. Of those, only the sample that
+    /// is also read when there are too many removals to believe.
     async fn denied(
         &self,
         work: &Work,
@@ -188,8 +189,8 @@ impl Memberships {
         Ok(sample(&lost).map(|one| one.user_id.clone()).collect())
     }
 
-    /// From each group's members. A group that went while we walked is forgotten: it is for the groups' own list to
-    /// say, the next time.
+    /// From each group's members. A group that was deleted during the walk is left out; the next list of groups will
+    /// show that it is gone.
     pub async fn by_group(work: &Work, directory: &str, groups: &[String]) -> Result<Self, Failure> {
         let mut all = Self::new(Way::ByGroup);
         let mut lists = stream::iter(groups.to_vec())
@@ -235,12 +236,12 @@ impl Memberships {
     }
 }
 
-/// The members of a group, and the moment that speaks for.
+/// The members of a group, and the time that the list speaks for.
 pub async fn members(work: &Work, directory: &str, group: &str) -> Result<(Timestamp, Vec<String>), Failure> {
     ids(work, List::members(directory, group)).await
 }
 
-/// The groups of a user, and the moment that speaks for.
+/// The groups of a user, and the time that the list speaks for.
 pub async fn groups_of(
     work: &Work,
     directory: &str,
@@ -259,7 +260,7 @@ async fn ids(work: &Work, list: List<'_>) -> Result<(Timestamp, Vec<String>), Fa
     Ok((work.as_of(walked.first_at), ids))
 }
 
-/// The cheaper of the two ways to read lists, in requests: they are what all directories share.
+/// The cheaper of the two ways to read lists, in requests, because these are what all directories share.
 pub async fn cheaper(work: &Work, directory: &str, groups: &Listed, users: usize) -> Result<Way, Failure> {
     let known: HashMap<String, usize> = memberships::counts(&work.pool, directory)
         .await?
@@ -273,7 +274,7 @@ pub async fn cheaper(work: &Work, directory: &str, groups: &Listed, users: usize
     Ok(choose(&sizes, users))
 }
 
-/// Chooses, given how many members each group is thought to have and how many users there are.
+/// Chooses by how many members each group is thought to have and how many users there are.
 fn choose(group_sizes: &[usize], users: usize) -> Way {
     let by_group: usize = group_sizes.iter().map(|size| size.div_ceil(PAGE).max(1)).sum();
     match by_group {

@@ -1,4 +1,4 @@
-//! What the reconciler counts. One field a metric; names and labels are part of the interface.
+//! The reconciler's metrics, one field each. Names and labels are part of the interface.
 
 use prometheus::{Histogram, HistogramOpts, IntCounterVec, IntGauge, Opts, Registry};
 
@@ -8,25 +8,25 @@ use crate::workos::events::TYPES;
 /// The reconciler's metrics.
 #[derive(Clone)]
 pub struct Metrics {
-    /// Differences found by sweeps, by what they are of and how they differ.
+    /// Differences found by sweeps, by kind of object and kind of difference.
     pub drift: IntCounterVec,
     /// Requests to `WorkOS`, by endpoint and status (or `timeout`, `error`).
     pub api_requests: IntCounterVec,
-    /// Events that the log did not have until the catch-up brought them, by type.
+    /// Events that the log did not have until the catch-up appended them, by type.
     pub events_recovered: IntCounterVec,
     /// Seconds a sweep of one directory took.
     pub sweep_seconds: Histogram,
-    /// When the directory that was swept longest ago was, in seconds since the Unix epoch.
+    /// When the least recently swept directory was swept, in seconds since the Unix epoch.
     pub oldest_sweep: IntGauge,
     /// Deletions that are held back.
     pub held_deletions: IntGauge,
 }
 
-/// Metrics are made once, with constant names: a mistake in one is a mistake in the program.
+/// Metrics are created once, with constant names, so an invalid one is a bug.
 const VALID: &str = "a valid metric, registered once";
 
 impl Metrics {
-    /// Makes the metrics and registers them.
+    /// Creates the metrics and registers them.
     pub fn new(registry: &Registry) -> Self {
         let counters = |name: &str, help: &str, labels: &[&str]| {
             let counters = IntCounterVec::new(Opts::new(name, help), labels).expect(VALID);
@@ -51,7 +51,7 @@ impl Metrics {
         registry.register(Box::new(sweep_seconds.clone())).expect(VALID);
         let drift = counters(
             "dsync_reconciler_drift_total",
-            "Differences found by sweeps, by what they are of and how they differ.",
+            "Differences found by sweeps, by kind of object and kind of difference.",
             &["entity", "kind"],
         );
         for entity in Entity::EVERY {
@@ -61,7 +61,7 @@ impl Metrics {
         }
         let events_recovered = counters(
             "dsync_reconciler_events_recovered_total",
-            "Events that the log did not have until the catch-up brought them, by type.",
+            "Events that the log did not have until the catch-up appended them, by type.",
             &["event"],
         );
         for event in TYPES {
@@ -78,7 +78,7 @@ impl Metrics {
             sweep_seconds,
             oldest_sweep: gauge(
                 "dsync_reconciler_oldest_sweep_timestamp_seconds",
-                "When the directory that was swept longest ago was, or was first known if it never was.",
+                "When the least recently swept directory was swept, or first known if it never was.",
             ),
             held_deletions: gauge(
                 "dsync_reconciler_held_deletions",

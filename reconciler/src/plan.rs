@@ -1,15 +1,15 @@
-//! What a reading means for a row: the rule of time, and nothing else. Pure.
+//! What a reading means for a row: the time rule, and nothing else. Pure.
 //!
-//! A reading says how an object was at its time T (the server's clock less the margin), and it takes its place among the
+//! A reading says what an object was like at its time T (the server's clock less the margin), and it is merged into the
 //! registers like any event. So the only question is whether it would win there:
 //!
 //! - If it would, the difference is drift, and one appended observation repairs it.
 //! - If it would not because something newer than T is known, the difference is too young: the reading may be older
-//!   than what an event said just before. Nothing is appended; it is read again when T can have passed.
-//! - If it would not, although nothing is newer than T, `WorkOS` shows a version older than one it told before. That is
-//!   said, and left alone: no observation could change it, and repeating it would report the same for ever.
+//!   than what an event has just reported. Nothing is appended; the object is read again once a reading can be newer.
+//! - If it would not, although nothing newer than T is known, `WorkOS` shows an older version than it reported before.
+//!   That is reported and left alone: no observation could change it, and as drift it would be reported forever.
 //!
-//! So a sweep in flight can neither resurrect what was just removed nor remove what was just made (the ABA cases).
+//! So a sweep in flight can neither resurrect what was just removed nor remove what was just created (the ABA cases).
 
 use schema::timestamp::Timestamp;
 
@@ -22,9 +22,9 @@ pub struct Known {
     pub shown: bool,
     /// When it was last seen, if ever.
     pub seen_at: Option<Timestamp>,
-    /// The newest moment at which it, or anything it depends on, was gone: only what was seen later is shown.
+    /// The latest time at which it, or anything it depends on, was gone. It is shown only if it was seen later.
     pub void_at: Option<Timestamp>,
-    /// The version of its attributes: the object's `updated_at`, and when it was observed to look so.
+    /// The version of its attributes: the object's `updated_at`, and when that version was observed.
     pub version: Option<(Timestamp, Timestamp)>,
 }
 
@@ -35,24 +35,24 @@ pub enum Verdict {
     Same,
     /// The tables are wrong, and this reading repairs them.
     Drift(Kind),
-    /// Only a reading of a later moment than this one can tell.
+    /// Only a reading that speaks for a later time than this one can tell.
     TooYoung(Kind, Timestamp),
-    /// `WorkOS` shows an older version than it told before.
+    /// `WorkOS` shows an older version than it reported before.
     Older,
 }
 
-/// What a reading says of when.
+/// The times of a reading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Times {
-    /// The moment it speaks for.
+    /// The time it speaks for.
     pub at: Timestamp,
-    /// When it is received. No object speaks for a later moment.
+    /// When it is received. No object speaks for a later time.
     pub received_at: Timestamp,
     /// The object's own `updated_at`, or what stands in for it.
     pub updated_at: Option<Timestamp>,
 }
 
-/// The object was there. `differs`: any column that readers see does.
+/// The verdict on an object that was there. `differs`: whether any column that readers see does.
 pub fn there(known: &Known, differs: bool, times: Times) -> Verdict {
     let Times {
         at,
@@ -69,7 +69,7 @@ pub fn there(known: &Known, differs: bool, times: Times) -> Verdict {
         return Verdict::Same;
     }
     let (shown_version, observed_at) = match known.version {
-        // At equal versions ids would decide, and that is no reason.
+        // At equal versions, ids would decide, and that is no reason to append.
         Some(version) if (updated_at.unwrap_or(at).min(at.max(received_at)), at) <= version => version,
         _ => return Verdict::Drift(Kind::Differs),
     };
@@ -81,11 +81,11 @@ pub fn there(known: &Known, differs: bool, times: Times) -> Verdict {
     }
 }
 
-/// The object was not there at `at`.
+/// The verdict on an object that was not there at `at`.
 pub fn gone(known: &Known, at: Timestamp) -> Verdict {
     match known.seen_at {
         _ if !known.shown => Verdict::Same,
-        // At equal times it is gone.
+        // At equal times, gone wins.
         Some(seen_at) if seen_at > at => Verdict::TooYoung(Kind::Extra, seen_at),
         _ => Verdict::Drift(Kind::Extra),
     }
@@ -127,7 +127,7 @@ mod tests {
         for (known, verdict) in [
             (Known::default(), Verdict::Drift(Kind::Missing)),
             (removed(99), Verdict::Drift(Kind::Missing)),
-            // Equal: gone, so this reading would change nothing.
+            // At equal times, gone wins, so this reading would change nothing.
             (removed(100), Verdict::TooYoung(Kind::Missing, at(100))),
             (removed(130), Verdict::TooYoung(Kind::Missing, at(130))),
         ] {
@@ -144,13 +144,13 @@ mod tests {
             ((50, 60), Some(50), Verdict::Drift(Kind::Differs)),
             ((50, 130), Some(50), Verdict::TooYoung(Kind::Differs, at(130))),
             ((50, 100), Some(50), Verdict::TooYoung(Kind::Differs, at(100))),
-            // An older version than the one an event told just before: a lagging read.
+            // An older version than the one an event has just reported: a lagging read.
             ((120, 121), Some(50), Verdict::TooYoung(Kind::Differs, at(121))),
-            // Told long before: WorkOS contradicts itself.
+            // Reported long before: WorkOS contradicts itself.
             ((80, 81), Some(50), Verdict::Older),
-            // An object of the future speaks for no later moment than it was received.
+            // An object dated in the future speaks for no later time than its receipt.
             ((161, 20), Some(999), Verdict::TooYoung(Kind::Differs, at(161))),
-            // An object without times speaks for the reading's.
+            // An object without times speaks for the reading's time.
             ((50, 60), None, Verdict::Drift(Kind::Differs)),
         ] {
             let known = shown(50, version);

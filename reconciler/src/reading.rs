@@ -1,6 +1,6 @@
-//! Readings as records of the log: what a sweep saw, in the envelope that events have.
+//! Turns readings into records of the log: what a sweep saw, in the same envelope as events.
 //!
-//! The id follows from the object, the time and the content, so that a reading that is appended twice is one record.
+//! The id is derived from the object, the time and the content, so that a reading appended twice is one record.
 
 use bytes::Bytes;
 use schema::json;
@@ -21,12 +21,12 @@ pub struct Reading {
     data: String,
 }
 
-/// The directory, user or group of a membership, as far as a reading knows them.
+/// The directory, group and user of a membership, as far as a reading knows them.
 #[derive(Debug, Clone, Copy)]
 pub struct Pair<'a> {
     /// The directory both are in.
     pub directory: &'a str,
-    /// Its organization, where known.
+    /// Its organization, if known.
     pub organization: Option<&'a str>,
     /// The group.
     pub group: &'a str,
@@ -35,7 +35,7 @@ pub struct Pair<'a> {
 }
 
 impl Reading {
-    /// A directory, user or group was there and looked like `object`, its JSON text, at `at`.
+    /// A directory, user or group was there at `at` and looked like `object`, its JSON text.
     pub fn listed(entity: Entity, directory: &str, id: &str, object: &str, at: Timestamp) -> Self {
         Self {
             entity,
@@ -61,7 +61,8 @@ impl Reading {
         }
     }
 
-    /// A membership was there at `at`, or was not. It speaks for nothing but itself: user and group have no times.
+    /// A membership was there at `at`, or was not. This says nothing about the user and the group, which carry no
+    /// times.
     pub fn membership(pair: Pair<'_>, there: bool, at: Timestamp) -> Self {
         let mut user = json!({ "id": pair.user, "directory_id": pair.directory });
         if let Some(organization) = pair.organization {
@@ -81,7 +82,7 @@ impl Reading {
         }
     }
 
-    /// The record to append. None if the object cannot be addressed: ids that are none, say.
+    /// The record to append. `None` if the object cannot be addressed, for example because an id is invalid.
     pub fn record(&self, now: Timestamp) -> Option<Record> {
         let entity = self.entity.as_str();
         let at = self.at.to_string();
@@ -108,13 +109,13 @@ impl Reading {
     }
 }
 
-/// The object's text, with the directory it was listed in where it does not say so itself.
+/// The object's text, with the directory it was listed in added if it does not name one itself.
 fn with_directory(entity: Entity, directory: &str, object: &str) -> String {
     let named = json::members(object, &["directory_id"]).is_ok_and(|[named]| named.is_some());
     let open = object.trim_end().strip_suffix('}');
     match open {
         Some(open) if entity != Entity::Directory && !named => {
-            // Of a member that is there twice the last counts.
+            // If a JSON member occurs twice, the last one counts.
             format!(r#"{open},"directory_id":"{directory}"}}"#)
         }
         _ => object.to_owned(),

@@ -1,7 +1,7 @@
-//! A sweep that tells everything, for a rebuild from a log that no longer reaches back to its beginning.
+//! Sweeps that append everything they read, for a rebuild from a log that no longer reaches back to its beginning.
 //!
-//! What a sweep reads is then appended whether it differs from the tables or not, page by page as it comes: each
-//! observation is true by itself, at the moment its own page was made. What is missing is judged as in any sweep.
+//! What such a sweep reads is appended whether it differs from the tables or not, page by page as it comes: each
+//! observation is true by itself, at the time its own page was made. What is missing is judged as in any sweep.
 
 use schema::timestamp::Timestamp;
 
@@ -10,10 +10,10 @@ use crate::reading::{Pair, Reading};
 use crate::snapshot::Snapshot;
 use crate::work::{Failure, Work};
 
-/// Memberships appended at once.
+/// How many memberships are appended together.
 const TOGETHER: usize = 500;
 
-/// Appends objects of a list as they looked at `at`, by id and JSON text. Answers how many could not be written.
+/// Appends objects of a list, given by id and JSON text, as they looked at `at`. Returns how many could not be written.
 pub(crate) async fn objects(
     work: &Work,
     (entity, directory): (Entity, &str),
@@ -27,7 +27,7 @@ pub(crate) async fn objects(
     work.append_readings(readings.collect()).await
 }
 
-/// Appends every membership that was read. Answers how many could not be written.
+/// Appends every membership that was read. Returns how many could not be written.
 pub(crate) async fn memberships(
     work: &Work,
     directory: &str,

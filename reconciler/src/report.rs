@@ -1,4 +1,4 @@
-//! What a pass tells: per directory what differed and what it cost. For people, or as JSON; values only if asked for.
+//! The report of a pass: per directory, what differed and what it cost. As text or as JSON; values only if asked for.
 
 use std::fmt::Write as _;
 
@@ -7,14 +7,14 @@ use serde::Serialize;
 use crate::difference::{Difference, Entity, Kind};
 use crate::memberships::Way;
 
-/// What came of sweeping one directory.
+/// The outcome of sweeping one directory.
 #[derive(Debug, Default, Serialize)]
 pub struct DirectoryReport {
     /// The directory.
     pub directory_id: String,
     /// Whether all of it was read.
     pub complete: bool,
-    /// What could not be read, in words.
+    /// What went wrong, as text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
     /// How many users, groups and memberships `WorkOS` has.
@@ -26,15 +26,15 @@ pub struct DirectoryReport {
     /// How memberships were read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memberships_read: Option<Way>,
-    /// The requests that took, of all requests.
+    /// How many of the requests that took.
     pub membership_requests: u64,
     /// Differences; repaired unless this was a dry run.
     pub drift: Vec<Difference>,
     /// Deletions held back until someone approves them.
     pub held: Vec<Difference>,
-    /// Differences younger than the clock margin: no drift yet.
+    /// Differences younger than the clock margin, which do not count as drift yet.
     pub too_young: Vec<Difference>,
-    /// Objects of which `WorkOS` shows an older version than it told in an event.
+    /// Objects of which `WorkOS` shows an older version than it reported before.
     pub older: Vec<Difference>,
     /// Objects that could not be read.
     pub unreadable: usize,
@@ -44,24 +44,24 @@ pub struct DirectoryReport {
     pub seconds: f64,
 }
 
-/// What came of a pass.
+/// The outcome of a pass.
 #[derive(Debug, Default, Serialize)]
 pub struct Report {
     /// By directory.
     pub directories: Vec<DirectoryReport>,
-    /// What could not be read apart from directories, in words.
+    /// What went wrong outside of single directories, as text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// Whether nothing was repaired on purpose.
+    /// Whether this was a dry run, which repairs nothing.
     pub dry_run: bool,
-    /// Requests to `WorkOS` in all.
+    /// Requests to `WorkOS` in total.
     pub requests: u64,
     /// How long it took.
     pub seconds: f64,
 }
 
 impl DirectoryReport {
-    /// Differences found, those held back included.
+    /// How many differences were found, including those held back.
     pub fn found(&self) -> usize {
         self.drift.len() + self.held.len()
     }
@@ -78,7 +78,7 @@ impl Report {
         self.directories.iter().any(|directory| directory.found() > 0)
     }
 
-    /// The report for people.
+    /// The report as text.
     pub fn text(&self) -> String {
         let mut out = String::new();
         for directory in &self.directories {
@@ -86,7 +86,7 @@ impl Report {
             let _ = directory.write(&mut out, self.dry_run);
         }
         if let Some(error) = &self.error {
-            let _ = writeln!(out, "not complete: {error}");
+            let _ = writeln!(out, "incomplete: {error}");
         }
         let found: usize = self.directories.iter().map(DirectoryReport::found).sum();
         let _ = writeln!(
@@ -124,16 +124,20 @@ impl DirectoryReport {
             self.seconds,
         )?;
         if let Some(error) = &self.error {
-            writeln!(out, "  not complete: {error}")?;
+            writeln!(out, "  incomplete: {error}")?;
         }
         if self.unreadable > 0 {
             writeln!(out, "  {} objects could not be read", self.unreadable)?;
         }
-        let drift = if dry_run { "differs" } else { "differed, repaired" };
+        let drift = if dry_run { "drift" } else { "drift, repaired" };
         section(out, drift, &self.drift)?;
         section(out, "held back until approved", &self.held)?;
-        section(out, "too young to tell, no drift", &self.too_young)?;
-        section(out, "older at WorkOS than told before, left alone", &self.older)
+        section(out, "too recent to judge, not counted as drift", &self.too_young)?;
+        section(
+            out,
+            "older at WorkOS than reported before, left alone",
+            &self.older,
+        )
     }
 }
 
@@ -154,7 +158,7 @@ fn section(out: &mut String, title: &str, differences: &[Difference]) -> std::fm
             for (column, both) in values {
                 writeln!(
                     out,
-                    "      {column}: {} here, {} at WorkOS",
+                    "      {column}: {} in the tables, {} at WorkOS",
                     both["here"], both["workos"]
                 )?;
             }
@@ -222,10 +226,10 @@ mod tests {
         let text = report.text();
         for line in [
             "directory_1: 3 users, 0 groups, 0 memberships; 0 requests, 0.0 s",
-            "  differed, repaired: 1 user differs, 1 membership extra",
+            "  drift, repaired: 1 user differs, 1 membership extra",
             "    differs user       user_1  email, state",
             "    extra   membership group_1/user_1",
-            "  too young to tell, no drift: 1 user missing",
+            "  too recent to judge, not counted as drift: 1 user missing",
             "1 directory, 2 differences, 0 requests, 0.0 s",
         ] {
             assert!(

@@ -1,16 +1,16 @@
-//! The service: the loops that make the log complete and the tables true, side by side until shutdown.
+//! The service: the loops that keep the log complete and the tables correct, running side by side until shutdown.
 //!
 //! | loop | every | shared how |
 //! |---|---|---|
 //! | catch-up | `EVENTS_POLL_INTERVAL` | one process, by lease |
 //! | list of directories | `SWEEP_INTERVAL` | one process, by lease |
 //! | sweeps | each directory every `SWEEP_INTERVAL`, or sooner when due | each directory one process, by lease |
-//! | single reads | a second | under the directory's lease |
-//! | leases renewed | 4 s | – |
-//! | the log's stream | at every connection, and 5 s | – |
+//! | single reads | second | under the directory's lease |
+//! | renewal of leases | 4 s | – |
+//! | check of the log's stream | new connection, and 5 s | – |
 //!
-//! Each loop is idempotent and takes no hints: what is due is in the database, and a loop that fails begins anew. So a
-//! crash, a lost lease and a restart are one case.
+//! Each loop is idempotent and depends on no signals: what is due is in the database, and a loop that fails starts
+//! over. So a crash, a lost lease and a restart are the same case.
 
 use std::time::{Duration, Instant};
 
@@ -28,15 +28,15 @@ use crate::store::sweeps::{self, Cadence};
 use crate::sweep::{Mode, sweep};
 use crate::work::{Failure, Work};
 
-/// How often it is asked what is due.
+/// How often the loops look for what is due.
 const POLL: Duration = Duration::from_secs(1);
-/// Directories swept at once: enough to use up the limit of all requests at 4 a second each.
+/// Directories swept at once: at 4 requests a second each, enough to use up the overall limit.
 const SWEEPS_AT_ONCE: usize = 26;
-/// How often it is seen to the log's stream.
+/// How often the log's stream is checked.
 const STREAM: Duration = Duration::from_secs(5);
-/// How often the gauges are brought up to date.
+/// How often the gauges are updated.
 const GAUGES: Duration = Duration::from_secs(5);
-/// Beyond the margin: how long after a directory came back it is swept.
+/// Added to the margin: how long after a directory was gone it is swept if it came back.
 const SLACK: Duration = Duration::from_secs(2);
 
 /// Starts every loop.
@@ -60,14 +60,14 @@ pub fn start(
     tasks.spawn(keep_stream(work.journal.clone(), limits, shutdown.clone()));
 }
 
-/// Makes the log's stream anew when it was lost: at every connection, and now and then. What it is like is ingest's to say:
-/// two programs with other limits would change it back and forth.
+/// Recreates the log's stream if it was lost; checks at every connection and every few seconds. The stream's settings
+/// are left to ingest: two programs with different limits would change them back and forth.
 async fn keep_stream(journal: Journal, limits: Limits, shutdown: CancellationToken) {
     let mut connections = journal.connections();
     loop {
         connections.borrow_and_update();
         if let Err(error) = journal.create_missing(&limits).await {
-            tracing::warn!(%error, "the log's stream cannot be seen to now; trying again");
+            tracing::warn!(%error, "cannot check the log's stream; trying again");
         }
         tokio::select! {
             () = shutdown.cancelled() => return,
@@ -84,7 +84,7 @@ async fn list_directories(work: Work, every: Duration, shutdown: CancellationTok
             listed = list_if_due(&work, every) => listed,
         };
         if let Err(error) = listed {
-            tracing::warn!(%error, "the list of directories cannot be read now; trying again");
+            tracing::warn!(%error, "the pass over the list of directories failed; trying again");
             pause(Duration::from_secs(10), &shutdown).await;
         }
     }
@@ -104,7 +104,7 @@ async fn list_if_due(work: &Work, every: Duration) -> Result<(), Failure> {
             match answered_within(LEASE / 2, holding).await {
                 Ok(true) => renewed = Instant::now(),
                 Ok(false) => break,
-                Err(error) => tracing::debug!(error = %described(&error), "not renewed"),
+                Err(error) => tracing::debug!(error = %described(&error), "cannot renew the lease"),
             }
         }
         Failure::LeaseLost
@@ -133,7 +133,7 @@ async fn sweeps_loop(work: Work, every: Duration, shutdown: CancellationToken) {
                     let work = work.clone();
                     let shutdown = shutdown.clone();
                     running.spawn(async move {
-                        // Told to stop: what was read is thrown away, nothing was written.
+                        // On shutdown, the sweep is dropped, and what it read is discarded.
                         shutdown
                             .run_until_cancelled(Box::pin(sweep(&work, &lease, Mode::default())))
                             .await;
@@ -142,7 +142,7 @@ async fn sweeps_loop(work: Work, every: Duration, shutdown: CancellationToken) {
                 }
                 Ok(None) => break,
                 Err(error) => {
-                    tracing::warn!(error = %described(&error), "no directory can be taken now");
+                    tracing::warn!(error = %described(&error), "cannot claim a directory to sweep; trying again");
                     break;
                 }
             }
@@ -161,12 +161,12 @@ async fn claim(work: &Work, cadence: Cadence) -> sqlx::Result<Option<crate::leas
     if claimed.is_some() {
         return Ok(claimed);
     }
-    // Directories that an event made known since.
+    // Adds directories that events have made known since.
     answered(sweeps::add(&work.pool, &[])).await?;
     Ok(None)
 }
 
-/// Keeps the gauges that every reconciler shows.
+/// Updates the gauges that every reconciler shows.
 async fn gauges(work: Work, shutdown: CancellationToken) {
     loop {
         match answered(sweeps::summary(&work.pool)).await {
@@ -176,7 +176,7 @@ async fn gauges(work: Work, shutdown: CancellationToken) {
                     work.metrics.oldest_sweep.set(oldest.unix_timestamp());
                 }
             }
-            Err(error) => tracing::debug!(error = %described(&error), "no gauges now"),
+            Err(error) => tracing::debug!(error = %described(&error), "cannot update the gauges"),
         }
         if !pause(GAUGES, &shutdown).await {
             return;
@@ -184,7 +184,7 @@ async fn gauges(work: Work, shutdown: CancellationToken) {
     }
 }
 
-/// Waits; `false` when told to stop meanwhile.
+/// Waits. `false`: told to stop meanwhile.
 async fn pause(time: Duration, shutdown: &CancellationToken) -> bool {
     shutdown
         .run_until_cancelled(tokio::time::sleep(time))

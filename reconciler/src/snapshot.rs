@@ -1,7 +1,7 @@
-//! What `WorkOS` has in one directory, as far as it was read to the end.
+//! What `WorkOS` has in one directory, from lists that were read to their end.
 //!
-//! A [`Listed`] can only be made of a walk that came to its end, and a [`Snapshot`] only of complete lists: nothing else
-//! may say that something is not there.
+//! A [`Listed`] can be made only from a walk that reached its end, and a [`Snapshot`] only from complete lists. Nothing
+//! else may conclude that an object is absent.
 
 use std::collections::{HashMap, HashSet};
 
@@ -15,7 +15,7 @@ use crate::store::compared::{Comparison, compare};
 use crate::work::{Failure, Work};
 use crate::workos::pages::{List, Pages};
 
-/// Objects compared by one statement: a few pages, so that what a statement costs besides its rows is little.
+/// Objects compared per statement: a few pages, so that a statement's fixed cost matters little.
 const TOGETHER: usize = 500;
 
 /// A complete list of objects of one kind.
@@ -43,7 +43,7 @@ pub struct Snapshot {
 impl Listed {
     /// Walks `list` to its end, comparing every few pages with the tables as they come.
     ///
-    /// `first` hears after the first page whether any user on it said which groups it is in.
+    /// `first` is called after the first page, with whether any user on it names its groups.
     pub async fn walk(
         work: &Work,
         comparison: Comparison<'_>,
@@ -86,7 +86,7 @@ impl Listed {
         Ok(listed)
     }
 
-    /// Takes up a page: what each object is called, and which groups a user says it is in.
+    /// Takes in a page: the id of each object, and the groups that a user says it is in.
     fn name(
         &mut self,
         comparison: Comparison<'_>,
@@ -114,7 +114,7 @@ impl Listed {
     ) -> Result<(), Failure> {
         let texts: Vec<&str> = objects.iter().map(|(_, object)| object.as_str()).collect();
         let compared = compare(&work.pool, comparison, &texts).await?;
-        // Not listed as far as we can tell: then its row's absence is asked for by id, and is found to be none.
+        // These do not count as listed. One that has a row is then read by its id, and found to exist.
         self.unreadable += compared.unreadable.len();
         let unreadable: HashSet<usize> = compared.unreadable.into_iter().collect();
         let suspects: HashSet<usize> = compared.suspects.iter().map(|suspect| suspect.index).collect();
@@ -130,12 +130,12 @@ impl Listed {
         Ok(())
     }
 
-    /// What kind of objects.
+    /// The kind of the objects.
     pub fn entity(&self) -> Entity {
         self.entity
     }
 
-    /// The moment the list speaks for.
+    /// The time that the list speaks for.
     pub fn at(&self) -> Timestamp {
         self.at
     }
@@ -145,12 +145,13 @@ impl Listed {
         &self.ids
     }
 
-    /// Objects that did not look as their rows did when their page came: id and JSON text. None the second time.
+    /// Objects that differed from their rows when their page came: id and JSON text. Empty when called again.
     pub fn take_suspects(&mut self) -> Vec<(String, String)> {
         std::mem::take(&mut self.suspects)
     }
 
-    /// The groups that users themselves said they are in. An absent user said nothing: that is not "in no group".
+    /// The groups that users say they are in. A user who is not in this map named none, which does not mean "in no
+    /// group".
     pub fn groups_of(&self) -> &HashMap<String, Vec<String>> {
         &self.groups_of
     }
@@ -160,14 +161,14 @@ impl Listed {
         self.unreadable
     }
 
-    /// Takes out what turned out to be gone while the walk went on.
+    /// Removes an object that turned out to be gone during the walk.
     pub fn forget(&mut self, id: &str) {
         self.ids.remove(id);
         self.suspects.retain(|(suspect, _)| suspect != id);
     }
 }
 
-/// The id of a listed object and the groups it says it is in. None for what has no id or says it is elsewhere.
+/// The id of a listed object and the groups it says it is in. `None` if it has no id or says it is elsewhere.
 fn names_of(comparison: Comparison<'_>, object: &str) -> Option<(String, Vec<String>)> {
     let text = json::storable(object.as_bytes()).ok()?;
     let [id, directory, groups] = json::members(&text, &["id", "directory_id", "groups"]).ok()?;

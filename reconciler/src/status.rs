@@ -1,4 +1,4 @@
-//! The subcommand `status`: the log, the catch-up, the sweeps, and what waits: to be read again, or for a person.
+//! The subcommand `status`: the log, the catch-up, the sweeps, and what waits to be reread or for a person.
 
 use journal::Journal;
 use service::postgres::{self, described};
@@ -8,10 +8,10 @@ use time::OffsetDateTime;
 
 use crate::store::overview::{self, COUNTED, DOUBTS_COUNTED, Waiting};
 
-/// Directories that are listed unless all are wanted.
+/// How many directories are listed without `--all`.
 const DIRECTORIES: i64 = 15;
 
-/// Looks at everything.
+/// Gathers everything that the screen shows.
 pub async fn gather(pool: &PgPool, journal: &Journal, now: OffsetDateTime, all: bool) -> Screen {
     let database = async { read(pool, now, all).await.map_err(described) };
     let database = Box::pin(Part::gathered("database", database));
@@ -39,7 +39,7 @@ async fn read(pool: &PgPool, now: OffsetDateTime, all: bool) -> sqlx::Result<Par
         .with("sweeps", sweeps))
 }
 
-/// How much waits for what.
+/// How much is waiting, by kind.
 async fn waiting(connection: &mut PgConnection, now: OffsetDateTime) -> sqlx::Result<Part> {
     let Waiting {
         directories,
@@ -64,7 +64,7 @@ async fn waiting(connection: &mut PgConnection, now: OffsetDateTime) -> sqlx::Re
         .fact("deletions_held", counted(held, COUNTED)))
 }
 
-/// What one reconciler does for all.
+/// The duties that one reconciler performs for all.
 async fn duties(connection: &mut PgConnection, now: OffsetDateTime) -> sqlx::Result<Part> {
     let working = |holder: Option<String>, until: Option<OffsetDateTime>| {
         Told::text(holder.filter(|_| until.is_some_and(|until| until > now)))
@@ -81,7 +81,7 @@ async fn duties(connection: &mut PgConnection, now: OffsetDateTime) -> sqlx::Res
     Ok(Part::new("duties").table("duties", columns, duties.collect(), 0))
 }
 
-/// Whose deletions are held, and how they are let through.
+/// The directories with held deletions, and the command that approves them.
 async fn held(connection: &mut PgConnection, now: OffsetDateTime, limit: i64) -> sqlx::Result<Part> {
     let held = overview::held(connection, limit).await?;
     let more = left_out(held.first().map(|one| one.of), held.len());
@@ -121,7 +121,7 @@ fn counted(count: i64, most: i64) -> Told {
     Told::counted(count.unsigned_abs(), most.unsigned_abs())
 }
 
-/// How many of so many are not among those shown.
+/// How many of `of` rows are not shown.
 fn left_out(of: Option<i64>, shown: usize) -> u64 {
     of.unwrap_or(0).unsigned_abs().saturating_sub(shown as u64)
 }

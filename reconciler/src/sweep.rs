@@ -1,14 +1,14 @@
-//! A sweep of one directory: everything `WorkOS` has in it, compared with everything the tables show of it, and an
-//! observation appended for every difference.
+//! A sweep of one directory: compares everything `WorkOS` has in it with everything the tables show of it, and appends
+//! an observation for every difference.
 //!
 //! ```text
 //!   read directory ─► walk groups ─► walk users ∥ memberships ─► wait for the projector ─► compare, judge (pure)
 //!                                                                                              │
-//!        notes: swept, held, to be read again ◄─ append ◄─ still ours? ◄─ confirm absences ◄───┘
+//!       record: swept, held, to be read again ◄─ append ◄─ still ours? ◄─ confirm absences ◄───┘
 //! ```
 //!
-//! Nothing is appended before everything was read, and nothing is noted before it was appended. A sweep that fails, is
-//! stopped or loses its lease leaves nothing behind; the next one begins anew.
+//! Nothing is appended before everything was read (except when relisting, see `relist`), and nothing is recorded in the
+//! database before it was appended. If a sweep fails, is stopped or loses its lease, the next one starts over.
 
 use std::time::{Duration, Instant};
 
@@ -29,25 +29,25 @@ use crate::work::{Failure, Work, contained};
 use crate::workos::objects::Read;
 use crate::{directories, judge_memberships, memberships::Way};
 
-/// With more differences than this too young to judge, the whole directory is swept again instead of each being read.
+/// If more differences than this are too young to judge, the whole directory is swept again instead of rereading each.
 const REREADS: usize = 200;
 
-/// The same, of those that are perhaps gone.
+/// The same limit for differences that may be deletions.
 const REREAD_DELETIONS: usize = 10;
 
-/// The server tells its time in whole seconds; in microseconds.
+/// The resolution of the server's clock, whole seconds, in microseconds.
 const SECOND: i64 = 1_000_000;
 
-/// How a pass is made.
+/// How to make a pass.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Mode {
-    /// Only tell; append and note nothing.
+    /// Only report; append and record nothing.
     pub dry_run: bool,
-    /// Tell values too.
+    /// Report values too.
     pub values: bool,
 }
 
-/// Sweeps the directory of `lease`. What could not be done is in the report.
+/// Sweeps the directory of `lease`. Failures are in the report.
 pub async fn sweep(work: &Work, lease: &Lease, mode: Mode) -> DirectoryReport {
     let began = Instant::now();
     let work = Work {
@@ -90,10 +90,10 @@ async fn finish(work: &Work, report: &DirectoryReport) {
             drift,
             requests,
             seconds,
-            "this directory could not be swept whole"
+            "this directory could not be swept completely"
         );
         if let Err(error) = sweeps::fail(&work.pool, directory).await {
-            tracing::debug!(directory, %error, "the failure is not noted");
+            tracing::debug!(directory, %error, "cannot record that the sweep failed");
         }
     } else {
         tracing::info!(
@@ -168,7 +168,7 @@ struct Swept {
     read_at: Timestamp,
 }
 
-/// Notes what came of the sweep: what is held, what is to be read again, and that it was made.
+/// Records the outcome of the sweep: what is held, what is to be read again, and that it was made.
 async fn note(
     work: &Work,
     directory: &str,
@@ -180,7 +180,7 @@ async fn note(
         held::replace(&work.pool, directory, decided.entity, &decided.confirmed.held).await?;
     }
     let whole = decided.iter().all(|decided| decided.complete().is_ok());
-    // What happened since the sweep began explains itself: the event is here, and the list could not show it.
+    // Changes since the sweep began need no rereading: their events have arrived, and the list could not show them.
     let young: Vec<&Young> = findings
         .young
         .iter()
@@ -207,8 +207,8 @@ async fn note(
     Ok(())
 }
 
-/// Whether what is too young to judge is left to another sweep, instead of each being read: too many, or so many that
-/// are perhaps gone that the guard should see them together.
+/// Whether differences too young to judge are left to another sweep instead of rereading each: there are too many, or
+/// so many possible deletions that the guard should see them together.
 fn sweeps_again(young: &[&Young]) -> bool {
     let maybe_gone = young
         .iter()

@@ -1,4 +1,4 @@
-//! The walk of a directory: its groups, its users, and who is in which, read to the end.
+//! Walks a directory to its end: its groups, its users, and who is in which group.
 
 use std::collections::HashSet;
 
@@ -14,7 +14,7 @@ use crate::store::users;
 use crate::work::{Failure, Work};
 use crate::workos::pages::List;
 
-/// Reads everything there is in the directory, and with `whole` appends users and groups as they are read.
+/// Reads everything in the directory. With `whole`, appends users and groups as they are read.
 pub(crate) async fn walk(
     work: &Work,
     (directory, object): (&str, &str),
@@ -33,12 +33,12 @@ pub(crate) async fn walk(
     let (say, said) = oneshot::channel();
     let walk_users = async {
         let first = |filled| {
-            // Nobody listens any more: the other side failed, and so do we.
+            // If nobody receives it, the other side has failed, and so do we.
             let _ = say.send(filled);
         };
         Listed::walk(work, comparison(Entity::User), List::users(directory), first).await
     };
-    // Members are read while users are, unless users say it all themselves or must be known first.
+    // Members are read while users are, unless the users name their groups or must all be known first.
     let members = Work {
         api: work.api.counting(),
         ..work.clone()

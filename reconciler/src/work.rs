@@ -1,5 +1,5 @@
-//! What sweeps, single reads and the catch-up work with, and the two things they all do: wait until the tables say what
-//! the log says, and append.
+//! What sweeps, single reads and the catch-up share, and two things they do: wait until the tables say what the log
+//! says, and append.
 
 use std::panic::AssertUnwindSafe;
 use std::time::{Duration, Instant};
@@ -21,15 +21,15 @@ use crate::reading::Reading;
 use crate::store::applied;
 use crate::workos::client::{Api, ApiError};
 
-/// Appends whose acknowledgements are awaited side by side.
+/// How many appends await their acknowledgements at once.
 pub const IN_FLIGHT: usize = 64;
-/// How long one record is appended again and again.
+/// How long the append of one record is retried.
 const APPEND_PATIENCE: Duration = Duration::from_mins(1);
 
 /// How sweeps judge.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
-    /// How much older than its answer a read is taken to be.
+    /// How old the data in an answer is assumed to be.
     pub margin: Duration,
     /// How many deletions at once are believed.
     pub max_deletions: Percent,
@@ -37,18 +37,18 @@ pub struct Rules {
     pub patience: Duration,
 }
 
-/// What everything works with. Cheap to clone.
+/// What everything here works with. Cheap to clone.
 #[derive(Clone)]
 pub struct Work {
-    /// The projection (read only) and the reconciler's notes.
+    /// The projection (read only) and the reconciler's own tables.
     pub pool: PgPool,
     /// The log.
     pub journal: Journal,
     /// `WorkOS`.
     pub api: Api,
-    /// What time it is.
+    /// The clock.
     pub clock: Clock,
-    /// What is counted.
+    /// The metrics.
     pub metrics: Metrics,
     /// The directories this process may send requests for.
     pub leases: Leases,
@@ -56,10 +56,10 @@ pub struct Work {
     pub rules: Rules,
 }
 
-/// Why something could not be done to its end.
+/// Why something could not be completed.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// `WorkOS` did not answer, or not sensibly.
+    /// `WorkOS` did not answer, or not usably.
     #[error(transparent)]
     Api(#[from] ApiError),
     /// The database.
@@ -68,12 +68,12 @@ pub enum Failure {
     /// The log.
     #[error("the log: {0}")]
     Log(#[from] journal::Error),
-    /// The log did not take a record.
+    /// The log did not accept a record.
     #[error("the log: {0}")]
     Append(#[from] AppendError),
-    /// The projector has not applied what the log had, for as long as we waited: the tables would be judged by what
-    /// they do not know yet.
-    #[error("the projector is behind the log; comparing now would find differences that are none")]
+    /// The projector did not apply everything in the log while we waited: what it has not applied yet would look
+    /// like differences.
+    #[error("the projector is behind the log; comparing now would report false differences")]
     Behind,
     /// Another reconciler works on this directory now.
     #[error("another reconciler took over this directory")]
@@ -81,11 +81,11 @@ pub enum Failure {
     /// Neither `WorkOS` nor the tables know this directory.
     #[error("there is no such directory")]
     Unknown,
-    /// A list lacked objects that are there when asked for one by one.
-    #[error("WorkOS's list of {0} was not complete")]
+    /// A list lacked objects that exist when read one by one.
+    #[error("a list from WorkOS was incomplete ({0})")]
     Incomplete(&'static str),
-    /// Objects were not listed, and whether they are gone could not be read. All others are dealt with.
-    #[error("whether what was not listed is gone could not be read ({0}: {1})")]
+    /// Objects were not listed, and the reads to confirm that they are gone failed. All others are dealt with.
+    #[error("cannot confirm that objects missing from a list are gone ({0}: {1})")]
     Unconfirmed(&'static str, usize),
     /// The work panicked. Other work goes on.
     #[error("a bug in dsync: this panicked; the panic's own message is on standard error")]
@@ -102,12 +102,12 @@ pub async fn contained<T>(work: impl Future<Output = Result<T, Failure>>) -> Res
 }
 
 impl Work {
-    /// The moment a reading of `at`, by the server's clock, speaks for.
+    /// The time that a reading answered at `at`, by the server's clock, speaks for.
     pub fn as_of(&self, at: Timestamp) -> Timestamp {
         at.plus_micros(-micros(self.rules.margin))
     }
 
-    /// What a reading that speaks for `at` says of when, received now.
+    /// The times of a reading that speaks for `at` and is received now.
     pub fn times(&self, at: Timestamp, updated_at: Option<Timestamp>) -> Times {
         Times {
             at,
@@ -116,7 +116,7 @@ impl Work {
         }
     }
 
-    /// From when on a reading speaks for a moment later than `moment`. The server's clock is told in whole seconds.
+    /// From when on a reading speaks for a time later than `moment`, given that the server's clock has whole seconds.
     pub fn readable_after(&self, moment: Timestamp) -> Timestamp {
         moment.plus_micros(micros(self.rules.margin) + 1_100_000)
     }
@@ -136,7 +136,7 @@ impl Work {
             if log.last_seq == 0 || seq.is_some_and(|seq| seq >= log.last_seq) {
                 return Ok(());
             }
-            // Records that were erased at the log's end are never applied.
+            // Records that were erased at the end of the log are never applied.
             if let Some(seq) = seq.filter(|_| began.elapsed() > Duration::from_secs(1))
                 && self.journal.read(seq, &[]).await?.pending() == 0
             {
@@ -150,11 +150,12 @@ impl Work {
         }
     }
 
-    /// Appends readings, those that take something away first. Answers how many could not be written as records.
+    /// Appends readings, removals first. Returns how many could not be written as records.
     pub async fn append_readings(&self, mut readings: Vec<Reading>) -> Result<usize, Failure> {
         readings.sort_by_key(|reading| !reading.is_removal());
         let now = Timestamp::from(self.clock.now());
-        // Each is made into a record when its turn comes, and gone then: a first sweep reads all there is.
+        // Each becomes a record only when its turn comes, and is then dropped: a first sweep has readings of
+        // everything.
         let unwritten = stream::iter(readings)
             .map(|reading| async move {
                 let Some(record) = reading.record(now) else {
@@ -173,7 +174,7 @@ impl Work {
         Ok(unwritten)
     }
 
-    /// Appends a record, again and again while the log cannot take it now.
+    /// Appends a record, retrying for a while if the log is unavailable or full.
     pub async fn append(&self, record: &Record) -> Result<Appended, AppendError> {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
         let began = Instant::now();
@@ -187,7 +188,7 @@ impl Work {
                         id = record.id,
                         subject = %record.subject,
                         bytes = record.body.len(),
-                        "this record is larger than the log takes; it is left out"
+                        "this record is larger than the log accepts; it is left out"
                     );
                     return Err(AppendError::TooLarge);
                 }
@@ -197,7 +198,7 @@ impl Work {
     }
 }
 
-/// As many as fit.
+/// In microseconds, at most as many as fit.
 pub(crate) fn micros(duration: Duration) -> i64 {
     i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }

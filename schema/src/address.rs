@@ -1,4 +1,4 @@
-//! Where in the log an event belongs, from as little of its body as that takes.
+//! Decides where in the log an event is filed, reading as little of its body as possible.
 
 use serde_json::value::RawValue;
 
@@ -8,21 +8,21 @@ use crate::ids::{DirectoryId, EventId, is_id};
 use crate::json::{self, Malformed, members};
 use crate::record::{Source, Subject};
 
-/// What a body is to the log.
+/// Where a body belongs in the log, if anywhere.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {
-    /// An event of Directory Sync (or a sweep's), and where it goes.
+    /// A Directory Sync event, or one of a sweep's.
     Ours {
         /// The event's id.
         id: String,
         /// Its type.
         event_type: String,
-        /// Where it is filed.
+        /// The subject to file it under.
         subject: Subject,
     },
     /// An event of another product.
     NotOurs,
-    /// Nothing that can be filed under an address.
+    /// A body for which no subject can be determined.
     Unaddressable {
         /// The event's id, if it has one.
         id: Option<String>,
@@ -33,21 +33,21 @@ pub enum Address {
     },
 }
 
-/// Why a body cannot be addressed. Says nothing of the content.
+/// Why a body cannot be addressed. Reveals none of its content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Unaddressable {
-    /// The body is no event.
+    /// The body is not an event.
     #[error(transparent)]
     Malformed(#[from] Malformed),
-    /// The event's type is none that could be a name.
+    /// The event's type is missing, or not a valid name.
     #[error("the event's type is not readable")]
     Type,
-    /// An id is missing or has characters that no id has.
+    /// An id is missing, too long, or has characters that no id may have.
     #[error("`{0}` is missing or not an id")]
     Id(&'static str),
 }
 
-/// Addresses `body`, which came by way of `source`.
+/// Determines where to file `body`, which arrived through `source`.
 pub fn address(body: &[u8], source: Source) -> Address {
     let unaddressable = |why| Address::Unaddressable {
         id: None,
@@ -97,7 +97,7 @@ pub fn address(body: &[u8], source: Source) -> Address {
     }
 }
 
-/// Whether a type can stand in a header, and its last word in a subject.
+/// Whether an event's type can be used in a header, and its last word in a subject.
 fn is_type(event_type: &str) -> bool {
     event_type.len() <= 128 && event_type.split('.').all(is_id)
 }
@@ -155,7 +155,8 @@ fn directory_of(object: &RawValue) -> Result<DirectoryId<'_>, Unaddressable> {
         .ok_or(Unaddressable::Id("data.directory_id"))
 }
 
-/// The directory that an event of a kind we do not know speaks of: named by it, or itself the object.
+/// The directory that a token's event, or an event of an unknown kind, is about: its `directory_id`, or the object
+/// itself if that is a directory.
 fn any_directory_of(data: &RawValue) -> Result<DirectoryId<'_>, Unaddressable> {
     directory_of(data).or_else(|missing| {
         let [object] = members(data.get(), &["object"])?;
@@ -166,8 +167,8 @@ fn any_directory_of(data: &RawValue) -> Result<DirectoryId<'_>, Unaddressable> {
     })
 }
 
-/// Whether a user says it is in a state other than `active`. A user without a state is not active either, but its
-/// event is no news of that.
+/// Whether a user's `state` is present and other than `active`. A user without a state is not active either, but the
+/// event does not report a deactivation.
 fn is_inactive(user: &RawValue) -> bool {
     members(user.get(), &["state"])
         .is_ok_and(|[state]| state.and_then(json::text).is_some_and(|state| state != "active"))

@@ -1,8 +1,8 @@
-//! WorkOS's directories, users and groups as they come: anything but the ids may be missing, null, in its old or its
-//! new place, or of another type than documented.
+//! WorkOS's directories, users and groups as received: anything but the id may be missing, null, in its old or its new
+//! place, or of a type other than documented.
 //!
-//! Each object is read from the text of its JSON (already [`storable`](crate::json::storable)) and borrows from it.
-//! A value that makes no sense is absent, never an error; only an object without an id is none.
+//! Each object is read from its JSON text (already [`storable`](crate::json::storable)) and borrows from it. A value
+//! that makes no sense counts as absent. The only errors are JSON that is not an object, and an object without an id.
 
 use std::borrow::Cow;
 
@@ -13,10 +13,10 @@ use crate::ids::{DirectoryId, GroupId, UserId, is_id};
 use crate::json::{self, Malformed};
 use crate::timestamp::Timestamp;
 
-/// A text that borrows from the event it came in.
+/// Text, borrowed from the event where possible.
 pub type Text<'a> = Cow<'a, str>;
 
-/// When an object was made and last changed, by its own account.
+/// When an object was created and last updated, by its own account.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Times {
     /// `created_at`.
@@ -26,13 +26,13 @@ pub struct Times {
 }
 
 impl Times {
-    /// The moment the object speaks for: its `updated_at`, or if that is missing its `created_at`.
+    /// The time for which the object speaks: its `updated_at` or, if that is missing, its `created_at`.
     pub fn speaks_for(&self) -> Option<Timestamp> {
         self.updated_at.or(self.created_at)
     }
 }
 
-/// What a directory says of itself.
+/// What a directory says about itself.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Directory<'a> {
     /// The organization it belongs to, once it is linked to one.
@@ -41,24 +41,25 @@ pub struct Directory<'a> {
     pub name: Option<Text<'a>>,
     /// The kind of provider, such as `okta scim v2.0`.
     pub kind: Option<Text<'a>>,
-    /// Its state in the events' words: `linked` is `active`, `unlinked` is `inactive`, all others as they came.
+    /// Its state, in the words that events use: `linked` becomes `active`, `unlinked` becomes `inactive`, and any other
+    /// stays as received.
     pub state: Option<Text<'a>>,
     /// Its external key.
     pub external_key: Option<Text<'a>>,
-    /// When it was made and changed.
+    /// When it was created and last updated.
     pub times: Times,
 }
 
-/// What a user says of itself.
+/// What a user says about itself.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct User<'a> {
     /// The user's own `organization_id`.
     pub organization_id: Option<Text<'a>>,
     /// The identity provider's id; not unique.
     pub idp_id: Option<Text<'a>>,
-    /// The e-mail address, from wherever it came; not unique.
+    /// The email address, wherever the object holds it; not unique.
     pub email: Option<Text<'a>>,
-    /// The user name, from either place.
+    /// The user name, from the top level or `custom_attributes`.
     pub username: Option<Text<'a>>,
     /// The first name.
     pub first_name: Option<Text<'a>>,
@@ -66,23 +67,23 @@ pub struct User<'a> {
     pub last_name: Option<Text<'a>>,
     /// The full name.
     pub name: Option<Text<'a>>,
-    /// The job title, from either place.
+    /// The job title, from the top level or `custom_attributes`.
     pub job_title: Option<Text<'a>>,
-    /// `active`, `suspended`, `inactive`, or what WorkOS will think of next.
+    /// `active`, `suspended`, `inactive`, or whatever WorkOS thinks of next.
     pub state: Option<Text<'a>>,
     /// The slug of WorkOS's own role.
     pub role: Option<Text<'a>>,
-    /// The slugs of WorkOS's own roles; `[role]` where only `role` came.
+    /// The slugs of WorkOS's own roles; `[role]` if only `role` was given.
     pub roles: Vec<Text<'a>>,
     /// `custom_attributes`, as JSON text.
     pub custom_attributes: Option<&'a str>,
     /// `raw_attributes`, as JSON text.
     pub raw_attributes: Option<&'a str>,
-    /// When it was made and changed.
+    /// When it was created and last updated.
     pub times: Times,
 }
 
-/// What a group says of itself.
+/// What a group says about itself.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Group<'a> {
     /// The group's own `organization_id`.
@@ -93,30 +94,30 @@ pub struct Group<'a> {
     pub name: Option<Text<'a>>,
     /// `raw_attributes`, as JSON text.
     pub raw_attributes: Option<&'a str>,
-    /// When it was made and changed.
+    /// When it was created and last updated.
     pub times: Times,
 }
 
-/// An object with the ids it names and a fingerprint of all it said.
+/// An object, with the ids it names and a digest of its text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Object<'a, Id, Attributes> {
     /// Its own id.
     pub id: Id,
     /// The directory it says it is in.
     pub directory: Option<DirectoryId<'a>>,
-    /// What it says of itself.
+    /// What it says about itself.
     pub attributes: Attributes,
-    /// The first eight bytes of the SHA-256 of its text: breaks the tie between two versions of one object that agree
-    /// in all their times and in the event that brought them.
+    /// The first eight bytes of the SHA-256 of its text. Breaks the tie between two versions of one object that have
+    /// all their times and the event that reported them in common.
     pub digest: i64,
 }
 
-/// A value as text, or nothing.
+/// A value as text, if it is one.
 fn text(value: Option<&RawValue>) -> Option<Text<'_>> {
     value.and_then(json::text)
 }
 
-/// An organization's id. What could not be one names no organization: such an object belongs to no tenant.
+/// An organization's id. Text that could not be an id names no organization, so the object belongs to no tenant.
 fn organization(value: Option<&RawValue>) -> Option<Text<'_>> {
     string(value).filter(|id| is_id(id))
 }
@@ -136,7 +137,7 @@ fn digest(object: &str) -> i64 {
     i64::from_be_bytes(first)
 }
 
-/// A directory from its JSON text.
+/// Reads a directory from its JSON text.
 pub fn directory(object: &str) -> Result<Object<'_, DirectoryId<'_>, Directory<'_>>, Malformed> {
     let [
         id,
@@ -185,7 +186,7 @@ pub fn directory(object: &str) -> Result<Object<'_, DirectoryId<'_>, Directory<'
     })
 }
 
-/// A group from its JSON text.
+/// Reads a group from its JSON text.
 pub fn group(object: &str) -> Result<Object<'_, GroupId<'_>, Group<'_>>, Malformed> {
     let [
         id,
@@ -228,7 +229,7 @@ pub fn group(object: &str) -> Result<Object<'_, GroupId<'_>, Group<'_>>, Malform
     })
 }
 
-/// A user from its JSON text.
+/// Reads a user from its JSON text.
 pub fn user(object: &str) -> Result<Object<'_, UserId<'_>, User<'_>>, Malformed> {
     let [
         id,
@@ -301,7 +302,7 @@ pub fn user(object: &str) -> Result<Object<'_, UserId<'_>, User<'_>>, Malformed>
     })
 }
 
-/// What moved from a user's top level into its `custom_attributes`. The top level wins.
+/// The attributes that WorkOS moved from a user's top level into its `custom_attributes`. The top level wins.
 struct Moved<'a> {
     email: Option<Text<'a>>,
     username: Option<Text<'a>>,
@@ -312,7 +313,7 @@ impl<'a> Moved<'a> {
     fn read(object: &'a str, custom_attributes: Option<&'a RawValue>) -> Result<Self, Malformed> {
         const NAMES: [&str; 4] = ["email", "username", "job_title", "emails"];
         let [email, username, job_title, emails] = json::members(object, &NAMES)?;
-        // Custom attributes that are no object are kept as they are; there is only nothing to be found in them.
+        // Custom attributes that are not an object are kept as they are, but there is nothing to find in them.
         let custom = custom_attributes.and_then(|custom| json::members(custom.get(), &NAMES).ok());
         let [custom_email, custom_username, custom_job_title, custom_emails] = custom.unwrap_or_default();
         Ok(Self {
@@ -326,7 +327,7 @@ impl<'a> Moved<'a> {
     }
 }
 
-/// The primary of a list of e-mail addresses, or if none is, the first that has a value.
+/// The email address marked as primary or, if there is none, the first one. Entries without a value do not count.
 fn primary(emails: Option<&RawValue>) -> Option<Text<'_>> {
     let mut first = None;
     for email in json::elements(emails?) {

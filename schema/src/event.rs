@@ -1,5 +1,5 @@
-//! The envelope every record's body has, and what kind of event is in it: WorkOS's `dsync.*`, known or not, and the
-//! reconciler's own `sweep.*`, which have the same shape.
+//! The envelope around every event, and the kinds of event: WorkOS's `dsync.*`, known or not, and the reconciler's own
+//! `sweep.*`, which have the same shape.
 
 use serde_json::value::RawValue;
 
@@ -7,7 +7,7 @@ use crate::ids::EventId;
 use crate::json::{self, Malformed, members};
 use crate::timestamp::Timestamp;
 
-/// What happened, by the event's type. New types appear: they are [`Kind::Other`], not errors.
+/// What happened, according to the event's type. Types that WorkOS adds are [`Kind::Other`], not errors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// `dsync.activated|deactivated|deleted`, `sweep.directory.…`.
@@ -18,27 +18,27 @@ pub enum Kind {
     Group(Change),
     /// `dsync.group.user_added|user_removed`, `sweep.membership.…`.
     Membership(Change),
-    /// `dsync.token.…`: no state for us.
+    /// `dsync.token.…`: carries no state that we project.
     Token,
-    /// Any other `dsync.…`: kept, counted, no state for us.
+    /// Any other `dsync.…`: kept in the log and counted, but carries no state that we project.
     Other,
-    /// Not of Directory Sync at all.
+    /// Not a Directory Sync event at all.
     Foreign,
 }
 
-/// What an event says of its subject.
+/// What an event says about its object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
-    /// It is there and looks so, as of its own `updated_at`.
+    /// The object exists and looks like this, as of its own `updated_at`.
     Told,
-    /// It is there, as of the event: a membership was added, or a sweep saw the object.
+    /// The object exists as of the event's time: a membership was added, or a sweep saw the object.
     Seen,
-    /// It is gone, as of the event.
+    /// The object is gone as of the event's time.
     Gone,
 }
 
 impl Kind {
-    /// The kind behind an event's type, such as `dsync.user.created`.
+    /// The kind that an event's type, such as `dsync.user.created`, stands for.
     pub fn of(event_type: &str) -> Self {
         let sweep = |verb: &str| match verb {
             "listed" => Some(Change::Seen),
@@ -69,18 +69,18 @@ impl Kind {
     }
 }
 
-/// An event's envelope. The content stays text until someone needs it.
+/// An event's envelope. Its content stays JSON text until someone needs it.
 #[derive(Debug, Clone)]
 pub struct Event<'a> {
     /// The event's id.
     pub id: EventId<'a>,
-    /// Its type, as it came.
+    /// Its type, as received.
     pub event_type: json::Name<'a>,
-    /// What kind of event that is.
+    /// The kind of event that this type stands for.
     pub kind: Kind,
-    /// When it happened, by WorkOS's clock; absent where unreadable.
+    /// When it happened, by WorkOS's clock; `None` if missing or unreadable.
     pub created_at: Option<Timestamp>,
-    /// The object, or for memberships the directory id and both objects, as JSON text.
+    /// The object or, for a membership, the directory's id and both objects, as JSON text.
     pub data: &'a RawValue,
 }
 
@@ -118,7 +118,7 @@ pub struct MembershipData<'a> {
 }
 
 impl<'a> MembershipData<'a> {
-    /// Reads `data` of a membership event.
+    /// Reads the `data` of a membership event.
     pub fn parse(data: &'a RawValue) -> Result<Self, Malformed> {
         let [directory_id, user, group] = members(data.get(), &["directory_id", "user", "group"])?;
         Ok(Self {

@@ -1,7 +1,7 @@
-//! Ids of WorkOS's objects, each its own type so that none is taken for another.
+//! Ids of WorkOS's objects. Each kind is a type of its own, so that none is mistaken for another.
 //!
-//! Ids become subjects of the log and keys of tables, so only `[A-Za-z0-9_-]{1,128}` is one; everything else
-//! that WorkOS names (an organization, an IdP's id) stays plain text.
+//! Ids become words in the log's subjects and keys in tables, so only `[A-Za-z0-9_-]{1,128}` counts as an id. Other
+//! identifiers that WorkOS sends (an organization's, an identity provider's) stay plain text.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -24,7 +24,7 @@ macro_rules! id {
         pub struct $name<'a>(Cow<'a, str>);
 
         impl<'a> $name<'a> {
-            /// The id in `text`, unless it is none.
+            /// `text` as an id; `None` if it cannot be one.
             pub fn new(text: impl Into<Cow<'a, str>>) -> Option<Self> {
                 let text = text.into();
                 is_id(&text).then_some(Self(text))
@@ -35,7 +35,7 @@ macro_rules! id {
                 &self.0
             }
 
-            /// The same id, borrowing nothing.
+            /// The same id, owned.
             pub fn into_owned(self) -> $name<'static> {
                 $name(Cow::Owned(self.0.into_owned()))
             }
@@ -50,8 +50,8 @@ macro_rules! id {
 }
 
 id!(
-    /// An event's id (`event_…`): the same on every retry and in the Events API. For a sweep's reading, the id the
-    /// reconciler derived from what it read.
+    /// An event's id (`event_…`): the same on every retry and in the Events API. The events of a sweep have ids that
+    /// the reconciler derives from what it read.
     EventId
 );
 id!(
@@ -59,7 +59,7 @@ id!(
     DirectoryId
 );
 id!(
-    /// A directory user's id (`directory_user_…`); a returning person has a new one.
+    /// A directory user's id (`directory_user_…`). A person who returns gets a new one.
     UserId
 );
 id!(

@@ -1,8 +1,9 @@
-//! JSON as customers' identity providers write it, made storable, and read field by field without judging the rest.
+//! Makes the JSON of customers' identity providers storable, and reads single members of it without interpreting the
+//! rest.
 //!
-//! Postgres cannot hold all of JSON: no NUL character, no half of a surrogate pair, no number beyond `numeric`, no
-//! nesting beyond its stack. [`storable`] mends exactly these and leaves every other byte as it was. The log keeps
-//! the original.
+//! Postgres cannot store all of JSON. It refuses NUL characters, lone surrogates, numbers beyond the range of `numeric`,
+//! and nesting beyond its stack. [`storable`] repairs exactly these and leaves every other byte as it was. The log
+//! keeps the original.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -11,17 +12,17 @@ use serde::Deserializer as _;
 use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-/// Nesting that is kept as JSON; what lies deeper becomes a string holding its text.
+/// The nesting depth that is kept as JSON. A value nested deeper becomes a string that holds its text.
 ///
 /// Postgres's own limit depends on `max_stack_depth`; at the default 2 MB it is several thousand levels.
 pub const MAX_DEPTH: usize = 1_000;
 
-/// Digits before the decimal point that `numeric` holds, less a little.
+/// Slightly fewer digits than `numeric` can hold before the decimal point.
 const MAX_INTEGER_DIGITS: i64 = 131_000;
-/// Digits after the decimal point that `numeric` holds, less a little.
+/// Slightly fewer digits than `numeric` can hold after the decimal point.
 const MAX_FRACTION_DIGITS: i64 = 16_000;
 
-/// Why text could not be read as what it should be. Says nothing of the content.
+/// Why a body or an object could not be read. Reveals none of its content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
     /// The bytes are not UTF-8.
@@ -30,16 +31,18 @@ pub enum Malformed {
     /// The text is not a JSON object.
     #[error("not a JSON object")]
     NotAnObject,
-    /// The object lacks a member it cannot be read without, or holds something else there.
+    /// A required member is missing, or its value is unusable.
     #[error("`{0}` is missing or not readable")]
     Missing(&'static str),
 }
 
-/// `body` as text that Postgres can store, borrowed where nothing had to be mended.
+/// `body` as text that Postgres can store; borrowed if nothing had to be repaired.
 ///
-/// `\u0000` and lone surrogates become `\ufffd`; numbers that `numeric` cannot hold become strings with their digits;
-/// values nested deeper than [`MAX_DEPTH`] become strings with their text. Text that is not JSON comes back as some
-/// text, to be refused by whoever parses it.
+/// - `\u0000` and lone surrogates become `\ufffd`.
+/// - Numbers that `numeric` cannot hold become strings with the same digits.
+/// - Values nested deeper than [`MAX_DEPTH`] become strings that hold their text.
+///
+/// Text that is not JSON comes back as text that is still not JSON, for the parser to refuse.
 pub fn storable(body: &[u8]) -> Result<Cow<'_, str>, Malformed> {
     let text = std::str::from_utf8(body).map_err(|_| Malformed::NotUtf8)?;
     Ok(Mender {
@@ -51,7 +54,7 @@ pub fn storable(body: &[u8]) -> Result<Cow<'_, str>, Malformed> {
     .run())
 }
 
-/// One pass over a text; `mended` holds what came before `kept`, once anything had to change.
+/// One pass over `text`. Once anything had to change, `mended` holds everything before `kept` in its repaired form.
 struct Mender<'a> {
     text: &'a str,
     at: usize,
@@ -86,7 +89,7 @@ impl<'a> Mender<'a> {
         Cow::Owned(self.mended)
     }
 
-    /// Puts `instead` in the place of what lies from `from` to here.
+    /// Replaces the text between `from` and the current position with `instead`.
     fn replace(&mut self, from: usize, instead: &str) {
         self.mended.push_str(&self.text[self.kept..from]);
         self.mended.push_str(instead);
@@ -110,7 +113,7 @@ impl<'a> Mender<'a> {
     fn escape(&mut self) {
         let start = self.at;
         let Some(unit) = unicode_escape(self.text.as_bytes(), start) else {
-            // Any other escape is two bytes; the second may begin a longer character only in text that is no JSON.
+            // Any other escape is two bytes long. The second may begin a longer character only if this is not JSON.
             self.at = self.text.ceil_char_boundary((start + 2).min(self.text.len()));
             return;
         };
@@ -165,7 +168,7 @@ impl<'a> Mender<'a> {
         }
         self.at = self.text.ceil_char_boundary(self.at.min(bytes.len()));
         let subtree = &self.text[start..self.at];
-        // What is no JSON is not made JSON by quoting it.
+        // Only quote what is valid: quoting must not turn text that is not JSON into JSON.
         if serde_json::from_str::<&RawValue>(subtree).is_ok() {
             let quoted = serde_json::Value::from(subtree).to_string();
             self.replace(start, &quoted);
@@ -173,7 +176,7 @@ impl<'a> Mender<'a> {
     }
 }
 
-/// The code unit of a `\uXXXX` that starts at `at`.
+/// The UTF-16 code unit of the `\uXXXX` escape that starts at `at`, if there is one.
 fn unicode_escape(bytes: &[u8], at: usize) -> Option<u16> {
     let escape = bytes.get(at..at + 6)?;
     if !escape.starts_with(b"\\u") {
@@ -201,8 +204,10 @@ fn fits_numeric(number: &str) -> bool {
         && digits(fraction).saturating_sub(exponent) <= MAX_FRACTION_DIGITS
 }
 
-/// The members `names` of the JSON object in `text`, each as the text it came as. Of a member that is there twice the
-/// last counts, as in Postgres; members that are `null` count as absent; all others are passed over.
+/// The members called `names` of the JSON object in `text`, each as its original text.
+///
+/// If a name occurs more than once, the last occurrence counts, as in Postgres. A member that is `null` counts as
+/// absent. All other members are skipped.
 pub fn members<'a, const N: usize>(
     text: &'a str,
     names: &[&str; N],
@@ -267,10 +272,10 @@ impl<const N: usize> Visitor<'_> for Place<'_, N> {
     }
 }
 
-/// A name in JSON: text that borrows where it could.
+/// A JSON string's content, borrowed where possible.
 pub type Name<'a> = Cow<'a, str>;
 
-/// The content of a JSON string; nothing for anything else.
+/// The content of a JSON string; `None` for any other value.
 pub fn string(value: &RawValue) -> Option<Name<'_>> {
     if value.get().starts_with('"') {
         text(value)
@@ -279,7 +284,7 @@ pub fn string(value: &RawValue) -> Option<Name<'_>> {
     }
 }
 
-/// The text in a JSON value: a string's content, a number or boolean as it is written, nothing for the rest.
+/// A JSON value as text: a string's content, or a number or boolean as written; `None` for any other value.
 pub fn text(value: &RawValue) -> Option<Cow<'_, str>> {
     let json = value.get();
     match json.as_bytes().first()? {
@@ -290,7 +295,7 @@ pub fn text(value: &RawValue) -> Option<Cow<'_, str>> {
     }
 }
 
-/// The elements of a JSON array; none for anything else.
+/// The elements of a JSON array; empty for any other value.
 pub fn elements(value: &RawValue) -> Vec<&RawValue> {
     serde_json::from_str(value.get()).unwrap_or_default()
 }

@@ -1,7 +1,7 @@
-//! The vocabulary of dsync: ids, WorkOS's objects and events as they come, log records, and the observation
+//! The vocabulary of dsync: ids, WorkOS's objects and events as received, log records, and the observation
 //! algebra that makes the order of the log irrelevant.
 //!
-//! Nothing here does I/O, reads a clock or knows of a runtime: bytes and times come in, values go out.
+//! Nothing here does I/O, reads a clock or depends on an async runtime. Bytes and times go in, values come out.
 
 pub mod address;
 pub mod directory;

@@ -1,17 +1,21 @@
-//! The algebra that makes the log's order irrelevant: what is known of an object is a few registers, each of which
-//! only ever grows.
+//! The algebra that makes the order of the log irrelevant.
+//!
+//! What is known about an object is kept in a few registers, each of which only ever grows. Three of them carry times:
 //!
 //! | register | ordered by |
 //! |---|---|
-//! | attributes | the object's `updated_at`, then when and by which event it was observed, then its content |
-//! | seen | time, event, source |
-//! | gone | time, event, source |
+//! | attributes | the object's `updated_at`, time observed, event id, source, digest of the object's text |
+//! | seen | time, event id, source |
+//! | gone | time, event id, source |
 //!
-//! Merging takes the greater of each. Greatest-of is commutative, associative and idempotent, so any order, any
-//! duplication and any grouping of observations end in the same registers. Every ordering here is total down to the
-//! content: two different values never compare equal, or the first to come would win.
+//! Merging takes the greater value of each register. Taking the greater value is commutative, associative and
+//! idempotent, so the same observations lead to the same registers in any order, with any duplication and in any
+//! grouping.
 //!
-//! The same comparisons stand in SQL, in the projector's `store`. They must stay the same: moments are whole
+//! This requires every order to be total, down to the content: two different values must never compare equal.
+//! Otherwise the first to arrive would win, and the order would matter.
+//!
+//! The projector's `store` makes the same comparisons in SQL, and the two must agree. That is why times are whole
 //! microseconds and ids compare byte by byte (`collate "C"`).
 
 use crate::directory::{Directory, Group, Text, User};
@@ -19,64 +23,64 @@ use crate::ids::{DirectoryId, EventId, GroupId, UserId};
 use crate::record::Source;
 use crate::timestamp::Timestamp;
 
-/// Which record said so. Ordered by the event, then by the way it came.
+/// The record that an observation comes from. Ordered by event id, then by source.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cause<'a> {
     /// The event's id.
     pub event: EventId<'a>,
-    /// The way it came into the log.
+    /// How the event reached the log.
     pub source: Source,
 }
 
-/// That an object was there, or was gone, at a time.
+/// A time at which an object was there or was gone, and the record that says so. The later mark is the greater.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Mark<'a> {
-    /// The time it holds for.
+    /// The time at which this held.
     pub at: Timestamp,
-    /// The record that said so.
+    /// The record that says so.
     pub cause: Cause<'a>,
 }
 
-/// What orders versions of an object's attributes.
+/// The key that orders the versions of an object's attributes. Fields are compared in the order declared here.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version<'a> {
-    /// The object's own `updated_at`, or what stands in for it.
+    /// The object's own `updated_at`, or the time that stands in for it.
     pub updated_at: Timestamp,
-    /// When it was observed to look so: the event's `created_at`, or a sweep's time.
+    /// When the object was observed to look like this: the event's `created_at`, or a sweep's time.
     pub observed_at: Timestamp,
-    /// The record it was observed in.
+    /// The record that observed it.
     pub cause: Cause<'a>,
-    /// The fingerprint of the object's text.
+    /// The digest of the object's text.
     pub digest: i64,
 }
 
-/// Attributes, and the version they are of.
+/// Attributes, and their version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Versioned<'a, A> {
     /// Which version this is.
     pub version: Version<'a>,
-    /// What the object said.
+    /// What the object said about itself.
     pub attributes: A,
 }
 
-/// All that is known of one object.
+/// Everything that is known about one object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Registers<'a, A> {
-    /// The directory it is in. An id belongs to one directory; should the wire ever name two, the greater stays.
+    /// The directory it is in. An object belongs to one directory. Should events ever name two, the greater id wins.
     pub directory: DirectoryId<'a>,
-    /// Of a membership: the organization its user or group named, the greatest of them. Objects have theirs among
-    /// their attributes.
+    /// For a membership, the organization that its user or group named; the greatest, if they named several. Objects
+    /// hold theirs among their attributes.
     pub organization: Option<Text<'a>>,
-    /// The newest version of its attributes; memberships have none.
+    /// The newest version of its attributes. Memberships have none.
     pub attributes: Option<Versioned<'a, A>>,
-    /// The newest time it was there.
+    /// The latest time it was there.
     pub seen: Option<Mark<'a>>,
-    /// The newest time it was gone.
+    /// The latest time it was gone.
     pub gone: Option<Mark<'a>>,
 }
 
 impl<A> Registers<'_, A> {
-    /// Takes over whatever `other` knows that is greater. The order of merging never matters.
+    /// Takes over each register of `other` that is greater. The order of merging never matters.
     pub fn merge(&mut self, other: Self) {
         if other.directory > self.directory {
             self.directory = other.directory;
@@ -92,7 +96,7 @@ impl<A> Registers<'_, A> {
         if newer {
             self.attributes = other.attributes;
         }
-        // `None` is less than any mark.
+        // `None` compares less than any mark.
         if other.seen > self.seen {
             self.seen = other.seen;
         }
@@ -111,22 +115,22 @@ impl<A> Registers<'_, A> {
         self.gone.as_ref().map(|mark| mark.at)
     }
 
-    /// Whether it is there by its own account: seen after it was last gone. At equal times it is gone: doubt fails
-    /// closed.
+    /// Whether it is there, judged by its own registers alone: it was seen after it was last gone. At equal times it is
+    /// gone: in doubt, access ends.
     pub fn is_there(&self) -> bool {
         self.seen_at() > self.gone_at()
     }
 }
 
-/// What a record says of one object.
+/// What a record says about one object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Observation<'a> {
-    /// Of a directory.
+    /// About a directory.
     Directory(Registers<'a, Directory<'a>>),
-    /// Of a user.
+    /// About a user.
     User(UserId<'a>, Registers<'a, User<'a>>),
-    /// Of a group.
+    /// About a group.
     Group(GroupId<'a>, Registers<'a, Group<'a>>),
-    /// Of a membership. It has no attributes.
+    /// About the membership of a user in a group. It has no attributes.
     Membership(GroupId<'a>, UserId<'a>, Registers<'a, ()>),
 }

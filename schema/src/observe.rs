@@ -1,8 +1,11 @@
-//! What an event observes: one event in, a few observations out, no state and no clock.
+//! What an event observes: one event in, at most three observations out, no state and no clock.
 //!
-//! An object speaks for the moment it was last updated; a membership, and anything gone, for the moment of the event.
-//! So an object embedded in a late membership event cannot bring back what was deleted since. And no object speaks for a
-//! moment later than it was told: an `updated_at` in the future would outlive every removal.
+//! Each observation holds for a time, and that time decides what it can override:
+//!
+//! - An object that an event describes is seen at the object's own `updated_at`. So an object embedded in a late
+//!   membership event cannot bring back what has been deleted since.
+//! - Memberships, removals, and objects that a sweep listed take the time of the event.
+//! - No object is seen later than it was reported. An `updated_at` in the future would otherwise outlive every removal.
 
 use crate::directory::{self, Object, Times};
 use crate::event::{Change, Event, Kind, MembershipData};
@@ -12,8 +15,8 @@ use crate::observation::{Cause, Mark, Observation, Registers, Version, Versioned
 use crate::record::Source;
 use crate::timestamp::Timestamp;
 
-/// What `event`, which came by way of `source` and was received at `received_at`, says. Empty for events that change
-/// nothing. An error if the event is of a kind that says something, but what it says cannot be read.
+/// The observations that `event` makes, which arrived through `source` and was received at `received_at`. Empty for
+/// events that change nothing. Fails if the event is of a kind that makes observations, but its data cannot be read.
 pub fn observe<'a>(
     event: &Event<'a>,
     source: Source,
@@ -25,7 +28,7 @@ pub fn observe<'a>(
             source,
         },
         at: event.created_at.unwrap_or(received_at),
-        // A sweep's time is its reading's less a margin, in which the object may well have been updated.
+        // A sweep's time is the time of its read less a margin, within which the object may well have been updated.
         told_at: match (source, event.created_at) {
             (Source::Sweep, Some(at)) => at.max(received_at),
             (_, at) => at.unwrap_or(received_at),
@@ -80,9 +83,9 @@ pub fn observe<'a>(
 
 struct Observer<'a> {
     cause: Cause<'a>,
-    /// The time observed: the event's.
+    /// The time of the observation: the event's.
     at: Timestamp,
-    /// When the object was told or read; it cannot have been updated later.
+    /// When the object was reported or read. It cannot have been updated later.
     told_at: Timestamp,
 }
 
@@ -179,8 +182,8 @@ impl<'a> Observer<'a> {
         Ok(all)
     }
 
-    /// What an embedded object says of itself: nothing, if it does not say when. To take the event's time for it
-    /// would let the removal of a membership bring back a deleted user.
+    /// What an embedded object says about itself: nothing, unless it says as of when. Giving it the event's time would
+    /// let the removal of a membership bring back a deleted user.
     fn embedded<A>(
         &self,
         home: &DirectoryId<'a>,

@@ -1,5 +1,5 @@
-//! Observations folded: per object the greatest of what was said. The projector folds each batch into one of these
-//! and writes it; tests fold whole histories into one and ask it what readers should see.
+//! The fold of many observations: per object, the greatest value of each register. The projector folds each batch into
+//! a [`Picture`] and writes that to the tables. Tests fold whole histories into one and ask it what readers should see.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -8,7 +8,7 @@ use crate::directory::{Directory, Group, User};
 use crate::ids::{DirectoryId, GroupId, UserId};
 use crate::observation::{Observation, Registers};
 
-/// What is known of each object, ordered by key: rows written in this order cannot deadlock.
+/// What is known about each object, ordered by key: writers that lock rows in this order cannot deadlock.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Picture<'a> {
     /// Directories by id.
@@ -31,7 +31,7 @@ fn merge<'a, K: Ord, A>(rows: &mut BTreeMap<K, Registers<'a, A>>, key: K, regist
 }
 
 impl<'a> Picture<'a> {
-    /// Adds what was observed. The order of adding never matters.
+    /// Merges an observation in. The order of observations never matters.
     pub fn add(&mut self, observation: Observation<'a>) {
         match observation {
             Observation::Directory(registers) => {
@@ -53,28 +53,28 @@ impl<'a> Picture<'a> {
             && self.memberships.is_empty()
     }
 
-    /// Whether a directory is live: it is there.
+    /// Whether a directory is live: it was seen after it was last gone.
     pub fn directory_is_live(&self, id: &DirectoryId<'a>) -> bool {
         self.directories.get(id).is_some_and(Registers::is_there)
     }
 
-    /// Whether a user is live: it is there, and its directory took it nowhere.
+    /// Whether a user is live: its directory is not gone, and the user was seen after both were last gone.
     pub fn user_is_live(&self, id: &UserId<'a>) -> bool {
         self.users
             .get(id)
             .is_some_and(|user| self.is_live_in_directory(user))
     }
 
-    /// Whether a group is live.
+    /// Whether a group is live, by the same rules as a user.
     pub fn group_is_live(&self, id: &GroupId<'a>) -> bool {
         self.groups
             .get(id)
             .is_some_and(|group| self.is_live_in_directory(group))
     }
 
-    /// Whether a membership is live: it, its user and its group are, all three are in one directory, and it was seen
-    /// after each of user, group and directory was last gone. So a membership of a user that came back is void until
-    /// it is seen again.
+    /// Whether a membership is live: it, its user and its group are live, all three are in the same directory, and it
+    /// was seen after the user, the group and the directory were each last gone. So when a user comes back, its
+    /// memberships are void until they are seen again.
     pub fn membership_is_live(&self, group: &GroupId<'a>, user: &UserId<'a>) -> bool {
         let Some(membership) = self.memberships.get(&(group.clone(), user.clone())) else {
             return false;
@@ -90,7 +90,7 @@ impl<'a> Picture<'a> {
             && membership.seen_at() > member.gone_at().max(of.gone_at())
     }
 
-    /// An unknown directory is not gone: events of what it holds may come first.
+    /// An unknown directory does not count as gone, because events about its contents may arrive first.
     fn is_live_in_directory<A>(&self, contained: &Registers<'a, A>) -> bool {
         let directory = self.directories.get(&contained.directory);
         contained.is_there()

@@ -1,4 +1,4 @@
-//! One record of the log: where it is filed, how it came, and the body byte for byte.
+//! One record of the log: its subject, how it arrived, and its body byte for byte.
 
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
@@ -6,7 +6,7 @@ use sha2::{Digest as _, Sha256};
 use crate::address::{Address, Unaddressable, address};
 use crate::timestamp::Timestamp;
 
-/// The way a record came into the log.
+/// How a record reached the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Source {
     /// WorkOS posted it.
@@ -18,7 +18,7 @@ pub enum Source {
 }
 
 impl Source {
-    /// As it stands in the header `Dsync-Source`.
+    /// The value of the header `Dsync-Source`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Webhook => "webhook",
@@ -27,14 +27,14 @@ impl Source {
         }
     }
 
-    /// The source named so.
+    /// The source with this name, as in the header; `None` if there is no such source.
     pub fn parse(text: &str) -> Option<Self> {
         [Self::Webhook, Self::EventsApi, Self::Sweep]
             .into_iter()
             .find(|source| source.as_str() == text)
     }
 
-    /// As one character, as the tables hold it. Ordered like the sources are.
+    /// The one-character code stored in the tables. Codes sort in the same order as sources.
     pub const fn code(self) -> &'static str {
         match self {
             Self::Webhook => "a",
@@ -44,17 +44,17 @@ impl Source {
     }
 }
 
-/// A subject of the log. Only ever made of checked ids.
+/// A subject of the log. Those we write are built only from validated ids.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Subject(String);
 
 impl Subject {
-    /// Where signed bodies go that are no event we can address.
+    /// The subject for signed bodies that are not an event we can address.
     pub fn quarantine() -> Self {
         Self("dsync.quarantine".to_owned())
     }
 
-    /// A subject read back from the log, or made of parts that are known to be ids.
+    /// A subject read back from the log, or built from parts that are known to be ids.
     pub fn from_log(text: impl Into<String>) -> Self {
         Self(text.into())
     }
@@ -64,7 +64,7 @@ impl Subject {
         &self.0
     }
 
-    /// The directory whose record it is; none in the quarantine.
+    /// The id of the directory that the record belongs to; `None` for the quarantine.
     pub fn directory(&self) -> Option<&str> {
         let mut words = self.0.split('.');
         match (words.next(), words.next(), words.next()) {
@@ -73,12 +73,13 @@ impl Subject {
         }
     }
 
-    /// Whether this is where unaddressable bodies go.
+    /// Whether this is the subject for unaddressable bodies.
     pub fn is_quarantine(&self) -> bool {
         self.0 == "dsync.quarantine"
     }
 
-    /// Whether the record under it takes access away: its last word says so, of something that is projected.
+    /// Whether a record under this subject takes access away: it is about something that is projected, and the
+    /// subject's last word says so.
     pub fn is_removal(&self) -> bool {
         matches!(
             self.0.split('.').nth(2),
@@ -96,7 +97,7 @@ impl std::fmt::Display for Subject {
     }
 }
 
-/// The subjects whose last word takes access away, as filters for a reader of the log.
+/// Filters for reading only the subjects whose last word takes access away.
 pub const REMOVAL_SUBJECTS: &[&str] = &[
     "dsync.*.directory.deleted",
     "dsync.*.directory.deactivated",
@@ -113,35 +114,36 @@ pub const REMOVAL_SUBJECTS: &[&str] = &[
 /// One record of the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
-    /// Where it is filed.
+    /// The subject it is filed under.
     pub subject: Subject,
-    /// What the log recognises a repetition by: the event's id, or of a body without one its SHA-256.
+    /// The id by which the log recognises duplicates: the event's id or, for a body without one, its SHA-256 in hex.
     pub id: String,
-    /// The event's type; `unknown` where that could not be read or would not fit a header.
+    /// The event's type; `unknown` if that could not be read or would not fit a header.
     pub event_type: String,
-    /// The way it came.
+    /// How it reached the log.
     pub source: Source,
     /// When we received it.
     pub received_at: Timestamp,
-    /// The header `WorkOS-Signature` as it came, of webhooks.
+    /// The header `WorkOS-Signature` as received; webhooks only.
     pub signature: Option<String>,
     /// The body, byte for byte.
     pub body: Bytes,
 }
 
-/// What to do with a body that was received.
+/// What to do with a received body.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Received {
-    /// An event of Directory Sync: append it.
+    /// A Directory Sync event: append it.
     Event(Record),
-    /// Genuine, but not an event we can address: append it to the quarantine. Says why.
+    /// Genuine, but not an event we can address, for the reason given: append it to the quarantine.
     Quarantined(Record, Unaddressable),
     /// An event of another product: nothing to do.
     NotOurs,
 }
 
 impl Record {
-    /// Addresses a body whose origin is proved. Loses nothing: what cannot be addressed is quarantined.
+    /// Addresses a body whose origin has been verified. Nothing is lost: a body that cannot be addressed is
+    /// quarantined.
     pub fn receive(
         body: Bytes,
         source: Source,

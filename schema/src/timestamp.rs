@@ -1,4 +1,4 @@
-//! A moment, in the one resolution that Rust and Postgres share: microseconds.
+//! A point in time, in Postgres's resolution: microseconds.
 
 use std::fmt;
 
@@ -7,13 +7,13 @@ use time::{OffsetDateTime, UtcOffset};
 
 /// Microseconds since the Unix epoch.
 ///
-/// Finer digits are cut off when parsing: Postgres would round them away, and two moments that Postgres calls
-/// equal must be equal in memory too, or the fold would choose another winner than the table does.
+/// Parsing cuts off finer digits. Postgres would round them away, and two times that are equal in Postgres must be equal
+/// in memory too. Otherwise the fold could pick a different winner than the table does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(i64);
 
 impl Timestamp {
-    /// A moment from microseconds since the Unix epoch.
+    /// A time from microseconds since the Unix epoch.
     pub const fn from_micros(micros: i64) -> Self {
         Self(micros)
     }
@@ -23,7 +23,7 @@ impl Timestamp {
         self.0
     }
 
-    /// Reads RFC 3339, and what WorkOS also sends: a space for the `T`, no zone (then it is UTC).
+    /// Parses RFC 3339 and the variants that WorkOS also sends: a space instead of the `T`, and no zone (meaning UTC).
     pub fn parse(text: &str) -> Option<Self> {
         let text = text.trim();
         let bytes = text.as_bytes();
@@ -37,12 +37,12 @@ impl Timestamp {
             let zone = if zoned { "" } else { "Z" };
             OffsetDateTime::parse(&format!("{}T{}{zone}", &text[..10], &text[11..]), &Rfc3339)
         };
-        // In UTC too it must be within the years 0000 to 9999, or it could not be stored, or not be shown.
+        // The year must be 0000 to 9999 in UTC too, or the time could not be stored or displayed.
         let moment = moment.ok()?.checked_to_offset(UtcOffset::UTC)?;
         (moment.year() >= 0).then(|| moment.into())
     }
 
-    /// This moment moved by `micros` microseconds, stopping at the ends of the range.
+    /// This time plus `micros` microseconds, saturating at the ends of the range.
     #[must_use]
     pub const fn plus_micros(self, micros: i64) -> Self {
         Self(self.0.saturating_add(micros))
@@ -57,7 +57,7 @@ impl From<OffsetDateTime> for Timestamp {
 }
 
 impl From<Timestamp> for OffsetDateTime {
-    /// A moment outside of the years ±9999 becomes the Unix epoch; none such can be parsed.
+    /// A time outside the years ±9999 becomes the Unix epoch. [`Timestamp::parse`] never returns one.
     fn from(moment: Timestamp) -> Self {
         OffsetDateTime::from_unix_timestamp_nanos(i128::from(moment.0) * 1_000)
             .unwrap_or(OffsetDateTime::UNIX_EPOCH)

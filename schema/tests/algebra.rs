@@ -1,5 +1,5 @@
-//! The laws the whole system stands on: merging observations is commutative, associative and idempotent, and so any
-//! order, duplication and grouping of a history folds to the same picture.
+//! The laws that the whole system rests on: merging observations is commutative, associative and idempotent. So a
+//! history folds to the same picture in any order, with any duplication and in any grouping.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
@@ -15,7 +15,7 @@ use schema::picture::Picture;
 use schema::record::Source;
 use schema::timestamp::Timestamp;
 
-/// Few values each, so that ties happen often.
+/// Few values for each field, so that ties are frequent.
 fn cause() -> impl Strategy<Value = Cause<'static>> {
     (
         select(vec!["e1", "e2"]),
@@ -44,7 +44,7 @@ fn registers() -> impl Strategy<Value = Registers<'static, i64>> {
                     cause,
                     digest,
                 },
-                // The content follows from its fingerprint, as in life.
+                // Equal digests mean equal content, as in production.
                 attributes: digest,
             }
         });
@@ -91,7 +91,7 @@ proptest! {
     }
 }
 
-/// An event of a small world in which everything happens to the same few objects at the same few moments.
+/// An event in a small world where everything happens to the same few objects at the same few times.
 fn event() -> impl Strategy<Value = String> {
     let kind = select(vec![
         "dsync.activated",
@@ -155,7 +155,7 @@ proptest! {
         order in vec(any::<prop::sample::Index>(), 0..120),
     ) {
         let expected = folded(&history);
-        // Every event at least once (backwards), and any of them again in any order.
+        // Every event at least once (in reverse), and any of them again in any order.
         let again = order.iter().map(|index| &history[index.index(history.len())]);
         let shuffled = folded(again.chain(history.iter().rev()));
         prop_assert_eq!(expected, shuffled);

@@ -1,4 +1,5 @@
-//! What handlers in the wild get wrong, one story each: a few events in every possible order, and what readers must see.
+//! What webhook handlers in the wild get wrong, one story each: a few events in every possible order, and what readers
+//! must see.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
@@ -9,7 +10,7 @@ use schema::picture::Picture;
 use schema::record::Source;
 use schema::timestamp::Timestamp;
 
-/// An event at second `at`; objects say they were updated at the second behind their `@`.
+/// An event at second `at`. The objects in `data` have an `updated_at` of their own.
 #[derive(Clone)]
 struct Told {
     kind: &'static str,
@@ -61,7 +62,7 @@ fn told(kind: &'static str, at: u32, data: String) -> Told {
     }
 }
 
-/// Folds the story in every order (there are at most a few hundred) and shows each picture to `check`.
+/// Folds the story in every order (there are at most a few hundred) and passes each picture to `check`.
 fn in_every_order(story: &[Told], check: impl Fn(&Picture<'_>)) {
     let bodies: Vec<(String, Source)> = story
         .iter()
@@ -203,7 +204,7 @@ fn a_late_membership_event_cannot_bring_back_a_deleted_user() {
             6,
             pair(&user("u1", 1, ""), &group("g1", 1)),
         ),
-        // A membership event whose embedded user says no time at all, later than the deletion.
+        // A membership event, later than the deletion, whose embedded user has no time at all.
         told(
             "dsync.group.user_added",
             9,
@@ -325,7 +326,7 @@ fn of_two_events_in_one_millisecond_neither_is_dropped() {
     ];
     let mut names = std::collections::BTreeSet::new();
     in_every_order(&story, |picture| assert!(is_member(picture, "g1", "u1")));
-    // Which of the two wins is arbitrary, but always the same one.
+    // Which of the two wins is arbitrary, but it is always the same one.
     let names = std::cell::RefCell::new(&mut names);
     in_every_order(&story, |picture| {
         let user = &picture.users[&UserId::new("u1").unwrap()];
@@ -386,12 +387,12 @@ fn the_same_person_under_a_new_id_is_another_user() {
 
 #[test]
 fn a_sweep_in_flight_cannot_resurrect_what_an_event_just_removed() {
-    // The sweep's answer is of second 4 (its time less the margin); the removal happened at 5.
+    // The sweep's time is second 4 (when it read, less the margin). The removal happened at second 5.
     let story = [
         told("dsync.user.created", 1, user("u1", 1, "")),
         told("sweep.user.listed", 4, user("u1", 1, "")),
         told("dsync.user.deleted", 5, user("u1", 1, "")),
-        // Nor can a sweep that read before the user came remove it.
+        // Nor can a sweep that read before the user was created remove it.
         told(
             "sweep.user.missing",
             0,
@@ -432,7 +433,7 @@ fn an_updated_at_in_the_future_cannot_keep_access() {
 
 #[test]
 fn what_a_sweep_read_is_not_undone_by_an_older_version_that_comes_late() {
-    // Read at second 20, taken to be as old as second 0; the object was updated in between.
+    // Read at second 20, but dated second 0. The object was updated in between.
     let story = [
         told("sweep.user.listed", 0, user("u1", 15, r#","state":"inactive""#)),
         told("dsync.user.updated", 9, user("u1", 9, "")),

@@ -1,7 +1,8 @@
 //! How fast records are appended and acknowledged, as a ratio to what the broker itself does with the same messages: the
-//! bare client publishing with the same number in flight, in turn with ours, on the same server.
+//! bare client publishes them with the same number in flight. Both are measured in turn on the same server.
 //!
-//! Run: `cargo bench -p tests --bench append`. One line a number in flight; the ratio is the figure to quote.
+//! Run: `cargo bench -p tests --bench append`. It prints a line for each number in flight. The ratio is the figure to
+//! quote.
 
 #![allow(clippy::unwrap_used, missing_docs, reason = "a benchmark")]
 
@@ -89,7 +90,7 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// Brokers, all of which hold the stream.
+/// Brokers, each with a copy of the stream.
 async fn brokers(replicas: usize) -> anyhow::Result<(Vec<Nats>, Journal)> {
     let servers = match replicas {
         1 => vec![Nats::start().await?],
@@ -102,7 +103,7 @@ async fn brokers(replicas: usize) -> anyhow::Result<(Vec<Nats>, Journal)> {
         max_bytes: 0,
         dedup_window: Duration::from_hours(96),
     };
-    // A cluster has to agree on a leader first.
+    // A cluster must elect a leader first.
     eventually(Duration::from_secs(30), async || {
         Ok(journal.ensure(&limits).await?)
     })

@@ -1,10 +1,10 @@
-//! From the socket to the committed row: users updated by webhook, through ingest, the log and a projector, everything on
-//! this machine. As a share of what a bare endpoint answers in the same run, so that it can be compared with other
-//! pipelines measured on other days; the CPU that each part takes; and beside what a team would write itself (`peers`), if
-//! that is installed: a receiver and a worker in Node, which keep no history.
+//! From the socket to the committed row: users are updated by webhook, through ingest, the log and a projector, all on
+//! this machine. Prints the rate, also as a share of what a bare endpoint answers in the same run, for comparison with
+//! pipelines measured on other days, and the CPU time of each part. If `peers` are installed, they are measured, too: a
+//! receiver and a worker in Node, as a team might write them, without history.
 //!
 //! Run: `cargo build --release --bins && SYNC=default cargo bench -p tests --bench end_to_end` (`REQUESTS`, `CONNECTIONS`,
-//! `ROUNDS` for other sizes; without `SYNC` the broker syncs each write).
+//! `ROUNDS` set other sizes; without `SYNC` the broker syncs each write).
 
 #![allow(
     clippy::unwrap_used,
@@ -33,7 +33,7 @@ use webhooks::request;
 
 const PEOPLE: usize = 5_000;
 
-/// Every event changes the row that it is about.
+/// An event that changes its user's row.
 fn body(n: usize) -> String {
     let filler = "x".repeat(850);
     let (user, at) = (n % PEOPLE, n / PEOPLE);
@@ -42,27 +42,27 @@ fn body(n: usize) -> String {
     )
 }
 
-/// The parts, in the order in which their CPU is told.
+/// The parts, in the order in which their CPU time is printed.
 const PARTS: [&str; 5] = ["ingest", "broker", "projector", "database", "generator"];
 
 struct Round {
-    /// Answers and rows a second.
+    /// Answers per second (`bare`) and rows per second (`ours`).
     bare: f64,
     bare_cpu: f64,
     ours: f64,
-    /// CPU seconds for 1,000 events, of each part.
+    /// CPU seconds of each part for 1,000 events.
     cpu: [f64; 5],
     theirs: Option<Theirs>,
 }
 
-/// What the peers do: rows a second, and CPU seconds for 1,000 with their servers.
+/// The peers' figures: rows per second, and CPU seconds for 1,000 events, servers included.
 #[derive(Clone, Copy)]
 struct Theirs {
     rate: f64,
     cpu: f64,
 }
 
-/// The same way in Node.
+/// The same pipeline in Node.
 struct Pipeline {
     receiver: Peer,
     worker: Peer,
@@ -84,7 +84,7 @@ impl Pipeline {
         Ok(Self { receiver, worker })
     }
 
-    /// Takes requests to rows, `end` of them since it is up.
+    /// Measures requests from socket to row. `end` is the number of all requests so far.
     async fn takes(
         &self,
         servers: &Servers,
@@ -92,7 +92,7 @@ impl Pipeline {
         connections: usize,
         end: u64,
     ) -> anyhow::Result<Theirs> {
-        let broker = servers.nats.pid().context("its id")?;
+        let broker = servers.nats.pid().context("no process id")?;
         let cpu = async || {
             let programs = cpu_seconds(self.receiver.pid)? + cpu_seconds(self.worker.pid)?;
             anyhow::Ok(programs + cpu_seconds(broker)? + database_cpu_seconds(&servers.pool).await?)
@@ -122,9 +122,9 @@ async fn main() -> anyhow::Result<()> {
     let servers = Servers::up().await?;
     let projector = servers.projector().start().await?;
     let pids = [
-        servers.ingest.pid().context("its id")?,
-        servers.nats.pid().context("its id")?,
-        projector.pid().context("its id")?,
+        servers.ingest.pid().context("no process id")?,
+        servers.nats.pid().context("no process id")?,
+        projector.pid().context("no process id")?,
     ];
     let cpu = async || {
         let [ingest, broker, projector] = pids;
@@ -141,9 +141,9 @@ async fn main() -> anyhow::Result<()> {
     } else {
         None
     };
-    println!("end to end: {count} updates of {PEOPLE} users a round, over {connections} connections\n");
+    println!("end to end: {count} updates of {PEOPLE} users per round, over {connections} connections\n");
     let mut rounds = Vec::new();
-    // The first one makes the rows.
+    // The first round creates the rows.
     for round in 0..=size("ROUNDS", 5)? {
         let bodies = (round * count..(round + 1) * count).map(|n| request(&body(n)));
         let requests = Arc::new(bodies.collect::<Vec<_>>());
@@ -178,7 +178,7 @@ async fn main() -> anyhow::Result<()> {
     }
     told(&rounds);
     println!(
-        "peak memory of ingest {:.0} MB, of the projector {:.0} MB",
+        "peak memory: ingest {:.0} MB, projector {:.0} MB",
         peak_rss(pids[0])? as f64 / 1e6,
         peak_rss(pids[2])? as f64 / 1e6
     );
@@ -196,7 +196,7 @@ fn told(rounds: &[Round]) {
         all[all.len() / 2]
     };
     println!(
-        "{:.0}/s from socket to row, bare endpoint {:.0}/s: {:.3} of it",
+        "from socket to row {:.0}/s, bare endpoint {:.0}/s, ratio {:.3}",
         median(&|round| round.ours),
         median(&|round| round.bare),
         median(&|round| round.ours / round.bare)
@@ -217,7 +217,7 @@ fn told(rounds: &[Round]) {
             median(&|round| round.theirs.map_or(f64::NAN, |theirs| part(round, theirs)))
         };
         println!(
-            "Node receiver and worker: {:.0}/s, {:.3} CPU s per 1,000 with their servers; ours {:.2} times as fast, {:.2} of theirs",
+            "Node receiver and worker: {:.0}/s, {:.3} CPU s per 1,000 with servers; dsync is {:.2} times as fast, with {:.2} of the CPU",
             of(|_, theirs| theirs.rate),
             of(|_, theirs| theirs.cpu),
             of(|round, theirs| round.ours / theirs.rate),

@@ -1,9 +1,9 @@
-//! The first sync of a large customer: people, groups and memberships by webhook, through ingest and projector at once,
-//! as a ratio to the slower of the two alone. And what it leaves: bytes of log, tables, indexes and history, and the
-//! broker's memory, for 100,000 people.
+//! The first sync of a large customer: people, groups and memberships by webhook, through ingest and projector
+//! together, as a ratio to the slower of the two alone. Also prints the space it takes for 100,000 people: bytes of
+//! log, tables, indexes and history, and the broker's memory.
 //!
-//! Run: `cargo build --release --bins && cargo bench -p tests --bench first_sync` (`USERS` for another size; groups are a
-//! hundredth of it, memberships five times as many).
+//! Run: `cargo build --release --bins && cargo bench -p tests --bench first_sync` (`USERS` sets another size; there are
+//! a hundredth as many groups, and five times as many memberships).
 
 #![allow(
     clippy::unwrap_used,
@@ -48,7 +48,7 @@ fn event(n: usize, kind: &str, data: &str) -> Vec<u8> {
     ))
 }
 
-/// Everything the customer's directory sends at first.
+/// The events of the directory's first sync.
 fn everything(users: usize) -> Vec<Vec<u8>> {
     let groups = (users / 100).max(1);
     let directory = format!(
@@ -95,9 +95,9 @@ async fn sizes(servers: &Servers, users: usize) -> anyhow::Result<()> {
         "log",
         bytes_under(&servers.nats.store())? as f64 * scale
     );
-    let broker = rss(servers.nats.pid().context("its id")?)?;
+    let broker = rss(servers.nats.pid().context("no process id")?)?;
     println!(
-        "{:>40}  {:>7.0} (as it is, not scaled)",
+        "{:>40}  {:>7.0} (measured, not scaled)",
         "broker's memory",
         broker as f64 / 1e6
     );
@@ -115,7 +115,7 @@ async fn sizes(servers: &Servers, users: usize) -> anyhow::Result<()> {
         .fetch_one(&servers.pool)
         .await?;
         let (heap, indexes) = (heap as f64 * scale, indexes as f64 * scale);
-        println!("{what:>40}  {heap:>7.0} and {indexes:.0} of indexes");
+        println!("{what:>40}  {heap:>7.0}, and indexes {indexes:.0}");
     }
     Ok(())
 }
@@ -141,7 +141,7 @@ async fn main() -> anyhow::Result<()> {
     both.applied(count).await?;
     let whole = began.elapsed();
     let rate = |took: Duration| count as f64 / took.as_secs_f64();
-    println!("first sync: {users} people, {count} events, by {CONNECTIONS} connections\n");
+    println!("first sync: {users} people, {count} events, over {CONNECTIONS} connections\n");
     println!(
         "ingest alone {:.0}/s, projector alone {:.0}/s, both {:.0}/s",
         rate(ingest),
@@ -149,11 +149,11 @@ async fn main() -> anyhow::Result<()> {
         rate(whole)
     );
     println!(
-        "both ÷ the slower alone, in time: {:.2}",
+        "time for both ÷ time of the slower alone: {:.2}",
         whole.as_secs_f64() / ingest.max(projector).as_secs_f64()
     );
     for (name, program) in [("ingest", &both.ingest), ("projector", &running)] {
-        let pid = program.pid().context("its id")?;
+        let pid = program.pid().context("no process id")?;
         println!(
             "{name}: {:.3} CPU s per 1,000 events, peak memory {:.0} MB",
             cpu_seconds(pid)? / (count as f64 / 1e3),

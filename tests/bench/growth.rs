@@ -1,8 +1,9 @@
-//! What size does to speed: events appended and applied per second with a large log and large tables, as a ratio to the
-//! same with small ones, in turn; and the memory a log's subjects take at the broker, which is what an operator must size.
+//! How size affects speed: events appended and applied per second with a large log and large tables, as a ratio to the
+//! same with small ones, measured in turn. Also prints the memory that a log's subjects take in the broker, which
+//! operators must provide for.
 //!
-//! Run: `cargo bench -p tests --bench growth` (`USERS`, `MESSAGES` for other sizes than 5 and 10 million; the log takes
-//! 1.2 kB a message on disk, the tables 1 kB a user).
+//! Run: `cargo bench -p tests --bench growth` (`USERS`, `MESSAGES` set sizes other than 5 and 10 million; the log takes
+//! 1.2 kB of disk per message, the tables 1 kB per user).
 
 #![allow(
     clippy::unwrap_used,
@@ -11,7 +12,7 @@
     reason = "a benchmark"
 )]
 
-#[expect(dead_code, reason = "it knows other mixes and windows, too")]
+#[expect(dead_code, reason = "it has other mixes and windows, too")]
 mod events;
 mod log;
 
@@ -32,10 +33,10 @@ use events::{Mix, Numbers, applied, fill, log_with, median};
 const ROUNDS: usize = 5;
 const EVENTS: usize = 20_000;
 const SMALL: usize = 100_000;
-/// Shorter than the filling takes: what the broker remembers of ids is not what is measured here.
+/// Shorter than filling the log takes, so that the broker's memory of message ids is not part of the measurement.
 const WINDOW: Duration = Duration::from_secs(10);
 
-/// A log and tables of a size.
+/// A log and tables of a given size.
 struct World {
     nats: Nats,
     journal: Journal,
@@ -71,7 +72,7 @@ impl World {
         Ok(world)
     }
 
-    /// Messages about half as many users, some time ago: the lane is told that it read them.
+    /// Writes old messages about half as many users, and sets the lane's position as if it had read them.
     async fn write_log(&self, messages: usize) -> anyhow::Result<()> {
         let (empty, mut told) = (self.memory()?, SMALL);
         for from in (0..messages).step_by(SMALL) {
@@ -83,7 +84,7 @@ impl World {
             let there = messages.min(from + SMALL);
             if there >= told || there == messages {
                 println!(
-                    "{:>10} messages about {:>9} subjects: the broker's memory {:>5.0} MB, {:.0} MB more than empty",
+                    "{:>10} messages on {:>9} subjects: the broker's memory {:>5.0} MB, {:.0} MB more than empty",
                     there,
                     there.min(messages / 2),
                     self.memory()?,
@@ -92,7 +93,7 @@ impl World {
                 told *= 10;
             }
         }
-        let log = self.journal.identity().await?.context("the stream")?;
+        let log = self.journal.identity().await?.context("no stream")?;
         progress::begin(&self.pool, "DSYNC", log.created).await?;
         sqlx::query("update dsync.progress set seq = $1")
             .bind(i64::try_from(log.last_seq)?)
@@ -124,12 +125,12 @@ impl World {
         Ok(())
     }
 
-    /// In MB.
+    /// The broker's memory in MB.
     fn memory(&self) -> anyhow::Result<f64> {
-        Ok(rss(self.nats.pid().context("its id")?)? as f64 / 1e6)
+        Ok(rss(self.nats.pid().context("no process id")?)? as f64 / 1e6)
     }
 
-    /// Events a second: appended, and applied.
+    /// Events appended and applied per second.
     async fn round(&self, round: usize) -> anyhow::Result<[f64; 2]> {
         let began = Instant::now();
         let last = fill(&self.journal, Mix::Updates, self.numbers, round).await?;
@@ -171,7 +172,7 @@ async fn main() -> anyhow::Result<()> {
         }
     }
     println!(
-        "\n{EVENTS} updates a round, all over the users; the broker's default sync; medians of {ROUNDS} rounds in turn\n"
+        "\n{EVENTS} updates per round, spread over all users; the broker's default sync; medians of {ROUNDS} rounds in turn\n"
     );
     println!(
         "{:>12}  {:>14}  {:>14}  {:>14}",
@@ -194,9 +195,9 @@ async fn main() -> anyhow::Result<()> {
     let began = Instant::now();
     large.nats.stop().await?;
     large.nats.start_again().await?;
-    large.journal.identity().await?.context("the stream")?;
+    large.journal.identity().await?.context("no stream")?;
     println!(
-        "\nthe broker with the large log, stopped and started again, answers after {:.1} s; memory {:.0} MB",
+        "\nthe broker with the large log, stopped and started again, answered after {:.1} s; memory {:.0} MB",
         began.elapsed().as_secs_f64(),
         large.memory()?
     );

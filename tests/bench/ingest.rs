@@ -1,11 +1,11 @@
-//! What a webhook costs in ingest, as a ratio to the parts it cannot do without: a bare axum endpoint that reads and
-//! verifies, a bare publish that waits for JetStream's acknowledgement, and the load generator itself, each measured alone
-//! in the same run. On a machine of so many cores their sum is the limit of any program made of those parts. And beside what
-//! a team would write itself (`peers`), if that is installed.
+//! What a webhook costs in ingest, as a ratio to the parts that it cannot do without: a bare axum endpoint that reads
+//! and verifies, a bare publish that waits for JetStream's acknowledgement, and the load generator itself, each
+//! measured alone in the same run. On a given number of cores, the sum of their CPU times limits any program made of
+//! those parts. If `peers` are installed, the receiver that a team might write itself is measured, too.
 //!
-//! Run: `cargo build --release --bins && cargo bench -p tests --bench ingest` (`REQUESTS`, `CONNECTIONS`, `ROUNDS` for other
-//! sizes). Each round measures all of them in turn; what is told is the median of the rounds. The CPU ratio is the figure to
-//! quote: rates suffer from whatever else the machine does.
+//! Run: `cargo build --release --bins && cargo bench -p tests --bench ingest` (`REQUESTS`, `CONNECTIONS`, `ROUNDS` set
+//! other sizes). Each round measures all of them in turn; the figures are medians of the rounds. The CPU ratio is the
+//! figure to quote, because rates suffer from whatever else the machine does.
 
 #![allow(
     clippy::unwrap_used,
@@ -32,7 +32,7 @@ use load::load;
 use peers::Peer;
 use webhooks::{receiver, request};
 
-/// The other headers of the log's messages, in the length they have: the broker is given the same bytes either way.
+/// The other headers of the log's messages, with the same lengths, so that the broker gets as many bytes in both cases.
 const LIKE_OURS: [(&str, &str); 4] = [
     ("Dsync-Event", "dsync.user.updated"),
     ("Dsync-Source", "webhook"),
@@ -86,7 +86,7 @@ async fn bare_publish(nats: &Nats, count: usize, in_flight: usize) -> anyhow::Re
         ..jetstream::stream::Config::default()
     };
     context.create_stream(config).await?;
-    let broker_pid = nats.pid().context("its id")?;
+    let broker_pid = nats.pid().context("no process id")?;
     let (program, broker, began) = (cpu_seconds(own())?, cpu_seconds(broker_pid)?, Instant::now());
     stream::iter(0..count)
         .map(|n| {
@@ -133,7 +133,7 @@ async fn main() -> anyhow::Result<()> {
     .await?;
     let ingest = receiver(&nats).await?;
     let ours = Receiver {
-        pid: ingest.pid().context("its id")?,
+        pid: ingest.pid().context("no process id")?,
         address: ingest.listen_url().trim_start_matches("http://").to_owned(),
     };
     println!("ingest: {count} webhooks over {connections} connections; the broker's default sync\n");
@@ -168,7 +168,7 @@ async fn main() -> anyhow::Result<()> {
         let Some(receiver) = receiver else { continue };
         answered.sort();
         println!(
-            "{name} answered within: p50 {:.1} ms, p99 {:.1} ms; peak memory {:.0} MB",
+            "{name} answered after p50 {:.1} ms, p99 {:.1} ms; peak memory {:.0} MB",
             answered[answered.len() / 2].as_secs_f64() * 1e3,
             answered[answered.len() * 99 / 100].as_secs_f64() * 1e3,
             peak_rss(receiver.pid)? as f64 / 1e6
@@ -177,7 +177,7 @@ async fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What takes webhooks to a log: ours, or a peer.
+/// A program that takes webhooks to a log: dsync-ingest, or a peer.
 struct Receiver {
     pid: u32,
     address: String,
@@ -190,7 +190,7 @@ async fn receiving(
     connections: usize,
     answered: &mut Vec<Duration>,
 ) -> anyhow::Result<Cost> {
-    let broker_pid = nats.pid().context("its id")?;
+    let broker_pid = nats.pid().context("no process id")?;
     let before = (
         cpu_seconds(receiver.pid)?,
         cpu_seconds(own())?,
@@ -207,7 +207,7 @@ async fn receiving(
     })
 }
 
-/// All of them, measured one after the other.
+/// All measurements of a round, made one after another.
 struct Round {
     endpoint: Cost,
     publish: Cost,
@@ -216,7 +216,7 @@ struct Round {
 }
 
 impl Round {
-    /// CPU seconds for 1,000 of what cannot be done without.
+    /// CPU seconds of the indispensable parts for 1,000 requests.
     fn parts(&self) -> f64 {
         self.endpoint.program + self.endpoint.generator + self.publish.program + self.publish.broker
     }
@@ -226,7 +226,7 @@ impl Round {
     }
 }
 
-/// Which of them, if it was measured.
+/// Picks a measurement, if it was made.
 type Of = fn(&Round) -> Option<Cost>;
 
 fn told(rounds: &[Round]) -> anyhow::Result<()> {
@@ -265,17 +265,17 @@ fn told(rounds: &[Round]) -> anyhow::Result<()> {
         median(&|round| round.ours.rate * round.parts() / cores / 1e3)
     );
     println!(
-        "CPU of the parts ÷ CPU of ours: {:.2}; of the program alone: {:.2}",
+        "CPU of the parts ÷ CPU with dsync-ingest: {:.2}; of the program alone: {:.2}",
         median(&|round| round.parts() / round.whole()),
         median(&|round| (round.endpoint.program + round.publish.program) / round.ours.program)
     );
     println!(
-        "ours ÷ bare axum, by rate: {:.3}",
+        "dsync-ingest ÷ bare axum, by rate: {:.3}",
         median(&|round| round.ours.rate / round.endpoint.rate)
     );
     if rounds.iter().any(|round| round.theirs.is_some()) {
         println!(
-            "ours ÷ Node receiver, by rate: {:.2}; CPU of theirs with the broker's ÷ of ours: {:.2}",
+            "dsync-ingest ÷ Node receiver, by rate: {:.2}; Node receiver ÷ dsync-ingest, by CPU with the broker's: {:.2}",
             median(&|round| round
                 .theirs
                 .map_or(f64::NAN, |theirs| round.ours.rate / theirs.rate)),

@@ -1,8 +1,8 @@
-//! How soon a removal is visible: from the moment the webhook is sent to the first read that no longer shows the person.
-//! Without a backlog, at 500 events a second; and with a backlog of 100,000 events waiting. Then the same log again by
+//! How soon a removal is visible: the time from sending the webhook to the first read that no longer shows the person,
+//! without a backlog at 500 events a second, and with a backlog of 100,000 events. Then the same log is read by
 //! `rebuild`, as a ratio to the lane that read it live.
 //!
-//! Run: `cargo build --release --bins && cargo bench -p tests --bench latency` (`BACKLOG`, `SECONDS` for other sizes).
+//! Run: `cargo build --release --bins && cargo bench -p tests --bench latency` (`BACKLOG`, `SECONDS` set other sizes).
 
 #![allow(
     clippy::unwrap_used,
@@ -32,13 +32,13 @@ use servers::Servers;
 use webhooks::{Client, request};
 
 const PEOPLE: usize = 20_000;
-/// Events a second beside the removals that are measured.
+/// Events per second, besides the removals that are measured.
 const RATE: u32 = 500;
-/// What is looked at for its cost; the database's holds that of whoever looks whether a person is gone.
+/// The programs whose CPU time is measured. The database's includes the polling for removals.
 const PROGRAMS: [&str; 4] = ["ingest", "projector", "broker", "database"];
-/// Connections they come over.
+/// The number of connections for these events.
 const SENDERS: u32 = 16;
-/// Removals that are measured, a second.
+/// Measured removals per second.
 const PROBES: u64 = 10;
 
 fn user(n: usize, state: &str, updated: &str) -> String {
@@ -72,17 +72,17 @@ impl Bench {
         Client::to(&self.servers.address()).await
     }
 
-    /// CPU seconds each has used so far, in the order of [`PROGRAMS`]; the projector is process `pid`.
+    /// CPU seconds used so far, in the order of [`PROGRAMS`]. `pid` is the projector's process id.
     async fn used(&self, pid: u32) -> anyhow::Result<[f64; 4]> {
         Ok([
-            cpu_seconds(self.servers.ingest.pid().context("its id")?)?,
+            cpu_seconds(self.servers.ingest.pid().context("no process id")?)?,
             cpu_seconds(pid)?,
-            cpu_seconds(self.servers.nats.pid().context("its id")?)?,
+            cpu_seconds(self.servers.nats.pid().context("no process id")?)?,
             database_cpu_seconds(&self.servers.pool).await?,
         ])
     }
 
-    /// Puts events straight into the log, `count` of them from the person `from` on.
+    /// Appends `count` events directly to the log, for people numbered from `from` up.
     async fn fill(&self, kind: &str, tag: &str, from: usize, count: usize) -> anyhow::Result<()> {
         let journal = self.journal().await?;
         let journal = &journal;
@@ -107,12 +107,13 @@ impl Bench {
             .await?
             .identity()
             .await?
-            .context("the stream")?
+            .context("no stream")?
             .last_seq;
         self.servers.applied(end).await
     }
 
-    /// Deletes the person `n` by webhook and answers when the log had it, and how long that person was still shown.
+    /// Deletes person `n` by webhook. Measures the time to the webhook's answer, and until the person is no longer
+    /// shown.
     async fn removal(client: &mut Client, reader: &mut PgConnection, n: usize) -> anyhow::Result<Removal> {
         let webhook = request(&event(&format!("gone{n:020}"), "dsync.user.deleted", n));
         let began = Instant::now();
@@ -133,7 +134,7 @@ impl Bench {
         }
     }
 
-    /// Removals at their rate, of the people from `from` on, until `done` says so.
+    /// Measures removals at their rate, of people numbered from `from` up, until `done` returns true.
     async fn probe(
         &self,
         from: usize,
@@ -154,13 +155,13 @@ impl Bench {
     }
 }
 
-/// How long it took from sending a webhook on.
+/// Times since the webhook was sent.
 struct Removal {
     answered: Duration,
     visible: Duration,
 }
 
-/// One of the two.
+/// Picks one of these times.
 type Step = fn(&Removal) -> Duration;
 
 fn told(what: &str, removals: &[Removal]) {
@@ -185,7 +186,7 @@ async fn quiet(bench: &Bench, pid: u32, seconds: u64) -> anyhow::Result<()> {
     for sender in 0..SENDERS {
         let mut client = bench.client().await?;
         traffic.spawn(async move {
-            // One after the other, not all at once.
+            // Start the senders one after another.
             let first = tokio::time::Instant::now() + Duration::from_secs(1) * sender / RATE;
             let mut every = tokio::time::interval_at(first, Duration::from_secs(1) * SENDERS / RATE);
             for n in (sender..).step_by(SENDERS as usize) {
@@ -204,7 +205,7 @@ async fn quiet(bench: &Bench, pid: u32, seconds: u64) -> anyhow::Result<()> {
     );
     let times = bench.probe(0, async || Ok(Instant::now() > until)).await?;
     let after = bench.used(pid).await?;
-    ensure!(traffic.try_join_next().is_none(), "nobody stopped sending");
+    ensure!(traffic.try_join_next().is_none(), "a sender stopped early");
     traffic.abort_all();
     told(&format!("without a backlog, at {RATE} events/s"), &times);
     let thousands = seconds as f64 * f64::from(RATE) / 1e3;
@@ -227,15 +228,15 @@ async fn main() -> anyhow::Result<()> {
     let mut projector = bench.servers.projector().start().await?;
     bench.fill("dsync.user.created", "new", 0, PEOPLE).await?;
     bench.applied().await?;
-    quiet(&bench, projector.pid().context("its id")?, seconds as u64).await?;
-    // Gives its leases back: the next one need not wait for their end.
+    quiet(&bench, projector.pid().context("no process id")?, seconds as u64).await?;
+    // Gives back its leases, so that the next projector need not wait for them to expire.
     projector.terminate().await?;
 
     let from = bench.servers.position().await?;
     bench.fill("dsync.user.updated", "wait", 0, backlog).await?;
     let (end, began) = (from + backlog as u64, Instant::now());
     let mut projector = bench.servers.projector().start().await?;
-    let pid = projector.pid().context("its id")?;
+    let pid = projector.pid().context("no process id")?;
     let times = bench
         .probe(5_000, async || Ok(bench.servers.position().await? >= end))
         .await?;
@@ -244,7 +245,7 @@ async fn main() -> anyhow::Result<()> {
     bench.applied().await?;
     let live = backlog as f64 / took;
     println!(
-        "the lane read them at {live:.0}/s ({:.3} CPU s per 1,000 in the projector), peak memory {:.0} MB",
+        "the lane applied them at {live:.0}/s ({:.3} CPU s per 1,000 in the projector), peak memory {:.0} MB",
         cpu_seconds(pid)? / (backlog as f64 / 1e3),
         peak_rss(pid)? as f64 / 1e6
     );

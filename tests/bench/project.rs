@@ -1,8 +1,8 @@
-//! How fast events are applied, as a ratio to what Postgres does with the same rows: the bare set-based upsert of the
-//! final rows in batches of the same size, in turn with ours, on the same server.
+//! How fast events are applied, as a ratio to what Postgres does with the same rows: a bare set-based upsert of the
+//! final rows, in batches of the same size. Both are measured in turn on the same server.
 //!
-//! Ours is the whole way from the log: reading, decoding, folding, registers, history, position; a membership event writes
-//! its user and its group too, where the bare figure is the one membership row. Run:
+//! Dsync's figure covers the whole way from the log: reading, decoding, folding, registers, history and position. A
+//! membership event also writes its user and its group, while the bare figure counts only the membership row. Run:
 //! `cargo bench -p tests --bench project`. The ratio is the figure to quote.
 
 #![allow(
@@ -32,8 +32,8 @@ const NUMBERS: Numbers = Numbers {
     group: |round, n| round * 100 + n / 2_000,
 };
 
-/// Upserts the same final rows into a table of the same columns and indexes, last writer wins: each value a column of an
-/// array, as ours sends them.
+/// Upserts the same final rows into a table with the same columns and indexes; the last writer wins. Sends each column
+/// as an array, as dsync does.
 async fn bare(pool: &PgPool, mix: Mix, round: usize) -> anyhow::Result<f64> {
     let numbers: Vec<usize> = (0..EVENTS).collect();
     let mut took = Duration::ZERO;
@@ -121,7 +121,7 @@ const BARE_MEMBERSHIPS: &str = "
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> anyhow::Result<()> {
-    println!("project: {EVENTS} events a round, one lane; fsync on; medians of {ROUNDS} rounds in turn\n");
+    println!("project: {EVENTS} events per round, one lane; fsync on; medians of {ROUNDS} rounds in turn\n");
     println!(
         "{:>12}  {:>12}  {:>12}  {:>12}",
         "events", "ours /s", "bare rows /s", "ours ÷ bare"

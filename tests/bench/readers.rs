@@ -1,7 +1,7 @@
-//! What readers and their history cost: a tenant's login query at a million users, and events applied per second with
-//! history and without, in turn on the same server.
+//! What readers and history cost: a tenant's login query with a million users, and events applied per second with and
+//! without history, in turn on the same server.
 //!
-//! Run: `cargo bench -p tests --bench readers` (`-- login` or `-- history` for one of them; `USERS` for another size).
+//! Run: `cargo bench -p tests --bench readers` (`-- login` or `-- history` for one of them; `USERS` sets another size).
 
 #![allow(
     clippy::unwrap_used,
@@ -36,7 +36,7 @@ const NUMBERS: Numbers = Numbers {
 };
 const LOGINS: usize = 10_000;
 
-/// `users` people in directories of a thousand, ten groups each directory, four groups each person.
+/// `users` people in directories of a thousand, with ten groups for each directory and four for each person.
 fn people(users: usize) -> String {
     let directories = users.div_ceil(1000);
     format!(
@@ -86,12 +86,12 @@ fn percentile(sorted: &[Duration], of_hundred: f64) -> f64 {
     sorted[place.min(sorted.len() - 1)].as_secs_f64() * 1e3
 }
 
-/// Logins of random people, each by a tenant's connection as an application would ask, one after another.
+/// Logins of random people, one after another, through a tenant's connection, as an application would query.
 async fn login() -> anyhow::Result<()> {
     let users: usize = std::env::var("USERS").map_or(Ok(1_000_000), |text| text.parse())?;
     let postgres = Postgres::migrated().await?;
     let pool = postgres.pool().await?;
-    // One connection: the statements are one transaction, and vacuum stands outside of it.
+    // One connection, because the statements form one transaction, which vacuum must follow.
     let mut connection = pool.acquire().await?;
     for statement in people(users).split(';') {
         sqlx::raw_sql(AssertSqlSafe(statement.to_owned()))
@@ -122,7 +122,7 @@ async fn login() -> anyhow::Result<()> {
     own_time(&postgres, users, &mut rng).await
 }
 
-/// What of a login is the database's own time, binding and executing, as its log tells.
+/// The database's own time for a login, to bind and execute, from its log.
 async fn own_time(postgres: &Postgres, users: usize, rng: &mut StdRng) -> anyhow::Result<()> {
     let pool = postgres.pool().await?;
     sqlx::raw_sql(
@@ -152,11 +152,7 @@ async fn own_time(postgres: &Postgres, users: usize, rng: &mut StdRng) -> anyhow
             _ => {}
         }
     }
-    anyhow::ensure!(
-        times.len() == LOGINS + 100,
-        "the log tells of {} logins",
-        times.len()
-    );
+    anyhow::ensure!(times.len() == LOGINS + 100, "the log has {} logins", times.len());
     tell("the database's own time", times.split_off(100));
     Ok(())
 }
@@ -171,7 +167,7 @@ fn tell(name: &str, mut times: Vec<Duration>) {
     );
 }
 
-/// One login of a random person: how long the question took, and with saying who asks.
+/// Logs in a random person. Returns the time of the query alone, and with setting the tenant.
 async fn ask(
     connection: &mut PgConnection,
     users: usize,
@@ -180,7 +176,7 @@ async fn ask(
     let user = rng.random_range(0..users);
     let organization = format!("org_{}", user % users.div_ceil(1000));
     let began = Instant::now();
-    // What an application does: say who asks, then ask.
+    // As an application does: set the tenant, then query.
     sqlx::query("select set_config('dsync.organization_id', $1, false)")
         .bind(&organization)
         .execute(&mut *connection)
@@ -196,9 +192,9 @@ async fn ask(
     Ok((query, whole))
 }
 
-/// The same events, applied with history and without, round by round in turn.
+/// Applies the same events with and without history, in alternating rounds.
 async fn history() -> anyhow::Result<()> {
-    println!("history: {EVENTS} events a round, one lane; fsync on; medians of {ROUNDS} rounds in turn");
+    println!("history: {EVENTS} events per round, one lane; fsync on; medians of {ROUNDS} rounds in turn");
     for (name, mix) in Mix::EVERY {
         let (postgres, nats) = (Postgres::with(Durability::Full).await?, Nats::start().await?);
         postgres.migrate().await?;

@@ -1,11 +1,11 @@
-//! A certificate authority of a test's own, and what it certifies.
+//! A test's own certificate authority, and the certificates it issues.
 
 use std::path::{Path, PathBuf};
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use tempfile::TempDir;
 
-/// An authority that only those who are given [`Authority::certificate`] believe.
+/// An authority that is trusted only by those who are given [`Authority::certificate`].
 #[derive(Debug)]
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
@@ -22,14 +22,15 @@ pub struct Identity {
 }
 
 impl Authority {
-    /// A new one.
+    /// Creates an authority.
     pub fn new() -> anyhow::Result<Authority> {
         let dir = tempfile::Builder::new().prefix("dsync-authority-").tempdir()?;
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::new(Vec::new())?;
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        // A name of its own: of two with one name and different keys it is the signature that is wrong, not the issuer.
+        // A unique name. If two authorities shared a name, a certificate from the wrong one would fail by its
+        // signature, not by its issuer.
         let name = dir.path().display().to_string();
         params.distinguished_name.push(DnType::CommonName, name);
         std::fs::write(dir.path().join("ca.pem"), params.self_signed(&key)?.pem())?;
@@ -39,12 +40,12 @@ impl Authority {
         })
     }
 
-    /// The file that makes others believe it.
+    /// The authority's own certificate, a file for those who are to trust it.
     pub fn certificate(&self) -> PathBuf {
         self.dir.path().join("ca.pem")
     }
 
-    /// A certificate for a server that has these names or addresses; the files live as long as the authority.
+    /// Issues a certificate for a server with these names or addresses. Its files live as long as the authority.
     pub fn certify(&self, names: &[&str]) -> anyhow::Result<Identity> {
         let stem = names.join("_");
         let path = |kind: &str| self.dir.path().join(format!("{stem}.{kind}.pem"));
@@ -56,7 +57,7 @@ impl Authority {
         Ok(identity)
     }
 
-    /// Puts a new certificate and key in the place of an identity's.
+    /// Replaces an identity's certificate and key with new ones.
     pub fn renew(&self, identity: &Identity, names: &[&str]) -> anyhow::Result<()> {
         let names: Vec<String> = names.iter().map(ToString::to_string).collect();
         let key = KeyPair::generate()?;
@@ -66,7 +67,7 @@ impl Authority {
     }
 }
 
-/// Never half written.
+/// Replaces a file atomically.
 fn replace(path: &Path, text: &str) -> anyhow::Result<()> {
     let new = path.with_extension("new");
     std::fs::write(&new, text)?;

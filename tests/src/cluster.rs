@@ -1,4 +1,4 @@
-//! Three brokers that hold one log, with a line between any two that can be cut.
+//! Three brokers with one log, and a connection between any two of them that can be cut.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,25 +10,25 @@ use crate::nats::Nats;
 use crate::ports::Port;
 use crate::proxy::{Cut, Line, Proxy};
 
-/// Where servers are told to find each other if not by the lines: nowhere.
+/// The address that servers advertise to each other, where nothing listens, so that they use only the proxies.
 const NOWHERE: &str = "127.0.0.1:1";
 
-/// In which a cluster forms, or is started anew.
+/// How long a cluster may take to form before it is started again from scratch.
 const FORMS_WITHIN: Duration = Duration::from_secs(20);
 const TRIES: usize = 3;
 
 /// A cluster of servers.
 #[derive(Debug)]
 pub struct Cluster {
-    /// The servers, named `n0` and on.
+    /// The servers, named `n0`, `n1`, …
     pub servers: Vec<Nats>,
-    /// By who connects and to whom.
+    /// The proxies, by connecting server and target.
     lines: BTreeMap<(usize, usize), Proxy>,
 }
 
 impl Cluster {
-    /// Servers that form one cluster. Brokers of 2.10 that start beside each other sometimes never find room for a copy at
-    /// all of them: such a cluster is started anew.
+    /// Starts servers that form one cluster. With NATS 2.10, brokers that start at the same time sometimes never manage
+    /// to place a copy on each of them. Such a cluster is started again from scratch.
     pub async fn start(size: usize) -> anyhow::Result<Cluster> {
         let mut tries = 0;
         loop {
@@ -36,8 +36,10 @@ impl Cluster {
             tries += 1;
             match eventually(FORMS_WITHIN, || cluster.places_copies()).await {
                 Ok(()) => return Ok(cluster),
-                Err(error) if tries == TRIES => return Err(error).context("the brokers form no cluster"),
-                Err(error) => println!("a cluster did not form: {error:#}"),
+                Err(error) if tries == TRIES => {
+                    return Err(error).context("the brokers did not form a cluster");
+                }
+                Err(error) => println!("a cluster did not form, trying again: {error:#}"),
             }
         }
     }
@@ -74,7 +76,7 @@ impl Cluster {
         Ok(Cluster { servers, lines })
     }
 
-    /// Fails unless each server takes a copy of a stream.
+    /// Fails unless a stream can be created with a copy on each server.
     async fn places_copies(&self) -> anyhow::Result<()> {
         let client = async_nats::connect(self.servers[0].url()).await?;
         let context = async_nats::jetstream::new(client);
@@ -89,13 +91,13 @@ impl Cluster {
         Ok(())
     }
 
-    /// Every server's address, as programs are told of a cluster.
+    /// Every server's address, in the form of the setting `NATS_URL`.
     pub fn url(&self) -> String {
         let urls: Vec<String> = self.servers.iter().map(Nats::url).collect();
         urls.join(",")
     }
 
-    /// Splits one server off: it lives, its clients stay, and it hears nothing of the others.
+    /// Splits one server off. It stays up and keeps its clients, but is cut off from the others.
     pub fn isolate(&self, server: usize) {
         for ((from, to), line) in &self.lines {
             if *from == server || *to == server {
@@ -104,14 +106,14 @@ impl Cluster {
         }
     }
 
-    /// Ends a split that was short: what was sent meanwhile arrives late.
+    /// Ends a short split: what was sent during the split arrives late.
     pub fn rejoin(&self) {
         for line in self.lines.values() {
             line.set(Line::Open);
         }
     }
 
-    /// Ends a split. What was sent meanwhile is lost, as it is after a long one.
+    /// Ends a long split: what was sent during the split is lost.
     pub fn join(&self) {
         for line in self.lines.values() {
             line.cut(Cut::Reset);
@@ -119,7 +121,7 @@ impl Cluster {
         }
     }
 
-    /// The server that leads the stream `name`, once both others have all of it.
+    /// The server that leads the stream `name`. Fails unless all others have all of it.
     pub async fn leader(&self, name: &str) -> anyhow::Result<usize> {
         let client = async_nats::connect(self.servers[0].url()).await?;
         let stream = async_nats::jetstream::new(client).get_stream(name).await?;
@@ -137,6 +139,6 @@ impl Cluster {
         leader
             .strip_prefix('n')
             .and_then(|n| n.parse().ok())
-            .context("a leader of another cluster")
+            .context("the stream's leader is not a server of this cluster")
     }
 }

@@ -1,4 +1,4 @@
-//! Do the tables show what the source says? Reads the views as any reader would, and names every difference.
+//! Compares the tables with the source. Reads the views as any reader would, and reports every difference.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,7 +8,7 @@ use serde_json::Value;
 use sqlx::{PgPool, Row as _};
 use workos_sim::Truth;
 
-/// Differences shown in an error; there may be thousands.
+/// The number of differences shown in an error; there may be thousands.
 const SHOWN: usize = 20;
 
 /// One row, its columns by name.
@@ -16,7 +16,7 @@ type Columns = BTreeMap<String, Value>;
 /// Rows by view and id: `users/directory_user_…`.
 type Rows = BTreeMap<String, Columns>;
 
-/// One disagreement between the source and the tables.
+/// One difference between the source and the tables.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Difference {
     /// The source has this row and the tables do not.
@@ -29,9 +29,9 @@ pub enum Difference {
         row: String,
         /// The column.
         column: String,
-        /// What the source says.
+        /// The value in the source.
         source: Value,
-        /// What the table says.
+        /// The value in the table.
         table: Value,
     },
 }
@@ -53,7 +53,7 @@ impl fmt::Display for Difference {
     }
 }
 
-/// Fails unless the views show exactly what the source says; the error names the first differences.
+/// Fails unless the views show exactly what the source contains. The error lists the first differences.
 pub async fn agrees(pool: &PgPool, truth: &Truth) -> anyhow::Result<()> {
     let differences = differences(pool, truth).await?;
     if differences.is_empty() {
@@ -67,7 +67,7 @@ pub async fn agrees(pool: &PgPool, truth: &Truth) -> anyhow::Result<()> {
     )
 }
 
-/// Everything in which the views and the source differ, in the order of views and ids.
+/// All differences between the views and the source, in the order of views and ids.
 pub async fn differences(pool: &PgPool, truth: &Truth) -> anyhow::Result<Vec<Difference>> {
     Ok(compare(&rows_of_source(truth)?, &rows_of_tables(pool).await?))
 }
@@ -101,7 +101,7 @@ fn rows_of_source(truth: &Truth) -> anyhow::Result<Rows> {
     let mut rows = Rows::new();
     let mut add = |view: &str, id: &str, row: Value| -> anyhow::Result<()> {
         let Value::Object(columns) = row else {
-            bail!("a row of the source is no object")
+            bail!("a row of the source is not a JSON object")
         };
         rows.insert(
             format!("{view}/{id}"),
@@ -125,7 +125,7 @@ fn rows_of_source(truth: &Truth) -> anyhow::Result<Rows> {
     Ok(rows)
 }
 
-/// The source's values in the form the tables are read in: times with microseconds, and no roles as an empty list.
+/// Converts the source's values to the form of the views: times with microseconds, and an empty list for no roles.
 fn as_the_views_say((column, value): (String, Value)) -> (String, Value) {
     let value = match (column.as_str(), value) {
         ("created_at" | "updated_at", Value::String(time)) => Value::String(with_micros(&time)),
@@ -167,7 +167,7 @@ async fn rows_of_tables(pool: &PgPool) -> anyhow::Result<Rows> {
     let mut rows = Rows::new();
     for row in found.fetch_all(pool).await.context("cannot read the views")? {
         let Value::Object(columns) = row.try_get("columns")? else {
-            bail!("a row is no object")
+            bail!("a row is not a JSON object")
         };
         rows.insert(row.try_get("row")?, columns.into_iter().collect());
     }

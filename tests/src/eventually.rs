@@ -1,15 +1,15 @@
-//! Waiting for something to become true, or to stay so: polling with a bound, never a fixed sleep.
+//! Waiting for something to become or to stay true, by polling with a time limit instead of a fixed sleep.
 
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
-/// Between two attempts: short at first, then a tenth of what has been waited already.
+/// The pause between attempts: short at first, then a tenth of the time waited so far.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 
-/// Repeats `attempt` until it succeeds, and returns what it gave; after `bound`, its last error. An attempt that hangs is
-/// given up when the bound is reached.
+/// Repeats `attempt` until it succeeds, and returns its result. After `bound`, fails with the last error. An attempt
+/// that hangs is abandoned then.
 pub async fn eventually<T>(
     bound: Duration,
     mut attempt: impl AsyncFnMut() -> anyhow::Result<T>,
@@ -23,9 +23,9 @@ pub async fn eventually<T>(
             Ok(Err(error)) => last = Some(error),
             Err(_) => {}
         }
-        // An attempt that fails without ever waiting is not timed out, not even when no time is left.
+        // `timeout` never ends an attempt that fails without waiting, not even when no time is left.
         if start.elapsed() >= bound {
-            let error = last.unwrap_or_else(|| anyhow::anyhow!("the attempt never came back"));
+            let error = last.unwrap_or_else(|| anyhow::anyhow!("the attempt never returned"));
             return Err(error).with_context(|| format!("not within {bound:?}"));
         }
         let pause = (start.elapsed() / 10).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
@@ -33,7 +33,7 @@ pub async fn eventually<T>(
     }
 }
 
-/// Repeats `check` for as long as `span` and fails as soon as it fails: for what must *not* happen.
+/// Repeats `check` for `span`, and fails as soon as it does. For things that must *not* happen.
 pub async fn holds(span: Duration, mut check: impl AsyncFnMut() -> anyhow::Result<()>) -> anyhow::Result<()> {
     let start = Instant::now();
     loop {
@@ -71,7 +71,7 @@ mod tests {
         let error = eventually(BOUND, async || std::future::pending::<anyhow::Result<()>>().await).await;
         assert_eq!(
             format!("{:#}", error.unwrap_err()),
-            "not within 30ms: the attempt never came back"
+            "not within 30ms: the attempt never returned"
         );
     }
 }

@@ -1,9 +1,9 @@
-//! The harness: private servers, our programs as child processes, and the comparison of the tables with the source.
+//! The harness: private servers, the programs as child processes, and the comparison of the tables with the source.
 //!
-//! Every test has its own servers, on ports of its own and in directories of its own, so tests run side by side and none
-//! sees what another left. Whatever a test starts ends with it, also when the test process is killed.
+//! Every test has its own servers, ports and directories, so tests run side by side without seeing each other's state.
+//! Whatever a test starts ends with it, even if the test process is killed.
 //!
-//! What never happens here: using the programs' own code to judge them. The harness depends on none of their libraries.
+//! The harness never uses the programs' own code to judge them, and depends on none of their libraries.
 
 mod authority;
 mod cluster;

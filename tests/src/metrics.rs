@@ -1,4 +1,4 @@
-//! What a program says of itself, read from its Prometheus text.
+//! A program's metrics, parsed from its Prometheus text.
 
 use anyhow::Context as _;
 
@@ -19,13 +19,13 @@ impl Metrics {
         &self.text
     }
 
-    /// The sum of the samples of this name whose labels hold all of `labels`; an error when there is none.
+    /// The sum of the samples with this name and all of `labels`. Fails if there is none.
     pub fn get(&self, name: &str, labels: &[(&str, &str)]) -> anyhow::Result<f64> {
         self.find(name, labels)
             .with_context(|| format!("no sample of {name} with {labels:?}"))
     }
 
-    /// The same, 0 when there is none: a counter that never counted.
+    /// As [`Metrics::get`], but 0 if there is none, as for a counter that was never incremented.
     pub fn count(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         self.find(name, labels).unwrap_or_default()
     }

@@ -1,4 +1,4 @@
-//! A private NATS server with `JetStream`, every write synced to its disk before it is acknowledged.
+//! A private NATS server with `JetStream`, which syncs every write to disk before acknowledging it.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -17,55 +17,55 @@ use crate::watchdog::Watched;
 const STARTS_WITHIN: Duration = Duration::from_secs(20);
 const STOPS_WITHIN: Duration = Duration::from_secs(20);
 
-/// How the server differs from the usual.
+/// How the server differs from the default.
 #[derive(Debug, Clone, Default)]
 pub struct NatsOptions {
-    /// The largest message it takes, in bytes; else the server's default of 1 MiB.
+    /// The largest message it accepts, in bytes; if `None`, the server's default of 1 MiB.
     pub max_payload: Option<usize>,
-    /// User and password it asks for; else it asks for none.
+    /// The user and password it requires, if any.
     pub login: Option<(String, String)>,
-    /// Acknowledges before its writes are synced, as the server does by default: for benchmarks of what is around it.
+    /// Acknowledges writes before they are synced, as the server does by default: for benchmarks of what surrounds it.
     pub lazy_sync: bool,
-    /// The certificate and key it shows, and demands TLS with.
+    /// The certificate and key it presents. If set, it requires TLS.
     pub tls: Option<Identity>,
     /// Further lines of its configuration.
     pub more: Vec<String>,
 }
 
-/// A server of its own; ends when dropped.
+/// A private server. Ends when dropped.
 #[derive(Debug)]
 pub struct Nats {
     process: Option<Process>,
     port: Port,
     monitor: Port,
     options: NatsOptions,
-    /// Lines of its configuration that make it one of a cluster.
+    /// Lines of its configuration that make it a member of a cluster.
     cluster: Vec<String>,
-    /// The port its peers find it at, held as long as it lives.
+    /// The port for its peers, reserved as long as this lives.
     _peers: Option<Port>,
     dir: TempDir,
 }
 
-/// A copy of a server's store, to set it back to.
+/// A copy of a server's store, to which it can be set back.
 #[derive(Debug)]
 pub struct Store {
     dir: TempDir,
 }
 
 impl Nats {
-    /// A server with an empty store, accepting connections.
+    /// Starts a server with an empty store, and waits until it accepts connections.
     pub async fn start() -> anyhow::Result<Nats> {
         Nats::with(NatsOptions::default()).await
     }
 
-    /// The same with options.
+    /// As [`Nats::start`], with options.
     pub async fn with(options: NatsOptions) -> anyhow::Result<Nats> {
         let mut nats = Nats::absent(options)?;
         nats.start_again().await?;
         Ok(nats)
     }
 
-    /// A server that is not started yet, but has its address.
+    /// A server that has an address, but is not started yet.
     pub fn absent(options: NatsOptions) -> anyhow::Result<Nats> {
         let dir = tempfile::Builder::new().prefix("dsync-nats-").tempdir()?;
         Ok(Nats {
@@ -79,7 +79,7 @@ impl Nats {
         })
     }
 
-    /// Servers that form one cluster, which may need a moment to elect who leads it.
+    /// Starts servers that form one cluster, which may need a moment to elect its leader.
     pub async fn cluster(size: usize) -> anyhow::Result<Vec<Nats>> {
         let ports: Vec<Port> = std::iter::repeat_with(Port::reserve)
             .take(size)
@@ -102,7 +102,7 @@ impl Nats {
         Ok(servers)
     }
 
-    /// One of a cluster, not started yet: lines of its configuration, and the port its peers find it at.
+    /// A member of a cluster, not started yet, with these lines of configuration and this port for its peers.
     pub(crate) fn member(lines: Vec<String>, port: Port) -> anyhow::Result<Nats> {
         Ok(Nats {
             cluster: lines,
@@ -111,7 +111,7 @@ impl Nats {
         })
     }
 
-    /// Where programs find it, with the login if it asks for one.
+    /// Its URL, with the login if it requires one.
     pub fn url(&self) -> String {
         match &self.options.login {
             Some((user, password)) => format!("nats://{user}:{password}@{}", self.port.address()),
@@ -119,7 +119,7 @@ impl Nats {
         }
     }
 
-    /// `http://127.0.0.1:<port>` where it says how it is: `/healthz` and the like.
+    /// `http://127.0.0.1:<port>` for monitoring: `/healthz` and the like.
     pub fn monitor_url(&self) -> String {
         format!("http://{}", self.monitor.address())
     }
@@ -129,12 +129,12 @@ impl Nats {
         self.port.address()
     }
 
-    /// The same for a user of the test's own configuration.
+    /// Its URL for a user from the test's own configuration.
     pub fn url_as(&self, user: &str, password: &str) -> String {
         format!("nats://{user}:{password}@{}", self.port.address())
     }
 
-    /// The same by another name of this machine.
+    /// Its URL by another name of this machine.
     pub fn url_at(&self, host: &str) -> String {
         format!("nats://{host}:{}", self.port.number())
     }
@@ -144,7 +144,8 @@ impl Nats {
         self.dir.path().join("store")
     }
 
-    /// Turns over one bit of what it keeps of the event `id` in the log, in the file: stop it before. In how many files.
+    /// Flips one bit of the event `id` in the files of the log. The server must be stopped. Returns the number of files
+    /// changed.
     pub fn turn_over_a_bit(&self, id: &str) -> anyhow::Result<usize> {
         turn_over_a_bit(&self.store(), id)
     }
@@ -163,7 +164,7 @@ impl Nats {
             .await;
         up.with_context(|| {
             format!(
-                "nats-server does not start; its last words:\n{}",
+                "nats-server did not start. The end of its output:\n{}",
                 process.tail(20)
             )
         })?;
@@ -171,12 +172,12 @@ impl Nats {
         Ok(())
     }
 
-    /// Kills it outright.
+    /// Kills it with SIGKILL.
     pub fn kill(&mut self) {
         self.process = None;
     }
 
-    /// Asks it to stop, and waits.
+    /// Stops it with SIGTERM, and waits for its end.
     pub async fn stop(&mut self) -> anyhow::Result<()> {
         if let Some(mut process) = self.process.take() {
             process.terminate(STOPS_WITHIN).await?;
@@ -184,7 +185,7 @@ impl Nats {
         Ok(())
     }
 
-    /// Fails when it has ended by itself.
+    /// Fails if it has ended by itself.
     pub fn must_run(&mut self) -> anyhow::Result<()> {
         self.process
             .as_mut()
@@ -192,14 +193,14 @@ impl Nats {
             .must_run()
     }
 
-    /// Kills it, forgets everything it stored and starts it again.
+    /// Kills it, deletes its store and starts it again.
     pub async fn wipe(&mut self) -> anyhow::Result<()> {
         self.kill();
         std::fs::remove_dir_all(self.store())?;
         self.start_again().await
     }
 
-    /// A copy of its store as it is now: what would be left on its disk had it lost its power now, if everything is synced.
+    /// Copies its store as it is now: what a power loss at this moment would leave on disk if everything is synced.
     pub fn copy_of_store(&mut self) -> anyhow::Result<Store> {
         let dir = tempfile::Builder::new().prefix("dsync-store-").tempdir()?;
         self.pause()?;
@@ -209,8 +210,8 @@ impl Nats {
         Ok(Store { dir })
     }
 
-    /// Kills it, sets its store back to an earlier state and starts it again at the same address: what a broker does that
-    /// acknowledges before it syncs, when it loses its power.
+    /// Kills it, sets its store back to an earlier state and starts it again at the same address. This is what a power
+    /// loss does to a broker that acknowledges before it syncs.
     pub async fn set_back(&mut self, store: &Store) -> anyhow::Result<()> {
         self.kill();
         std::fs::remove_dir_all(self.store())?;
@@ -218,7 +219,7 @@ impl Nats {
         self.start_again().await
     }
 
-    /// Freezes it: connections stay open and nothing is answered.
+    /// Freezes it: connections stay open, but nothing is answered.
     pub fn pause(&mut self) -> anyhow::Result<()> {
         self.signal(Signal::STOP)
     }
@@ -269,7 +270,7 @@ impl Nats {
     }
 }
 
-/// A server that greets has read its streams already.
+/// Succeeds once the server sends its greeting, which it does after loading its streams.
 async fn greeting(address: &str) -> anyhow::Result<()> {
     let mut socket = TcpStream::connect(address).await?;
     let mut hello = [0; 5];

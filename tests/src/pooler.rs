@@ -1,4 +1,5 @@
-//! A PgBouncer in front of a private Postgres that gives a session to another client after each transaction.
+//! A PgBouncer in front of a private Postgres, in transaction mode: after each transaction, another client may get the
+//! session.
 
 use std::os::unix::process::CommandExt as _;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use crate::watchdog::Watched;
 
 const STARTS_WITHIN: Duration = Duration::from_secs(20);
 
-/// A pooler of its own; ends when dropped.
+/// A private pooler. Ends when dropped.
 #[derive(Debug)]
 pub struct Pooler {
     _process: Process,
@@ -24,7 +25,7 @@ pub struct Pooler {
 }
 
 impl Pooler {
-    /// In front of `postgres`, as the runbook sets it up. PgBouncer 1.21 or newer must be on the path.
+    /// Starts one in front of `postgres`, configured as in the runbook. PgBouncer 1.21 or newer must be on the path.
     pub async fn start(postgres: &Postgres) -> anyhow::Result<Pooler> {
         let dir = tempfile::Builder::new().prefix("dsync-pooler-").tempdir()?;
         let port = Port::reserve()?;
@@ -48,7 +49,7 @@ impl Pooler {
         std::fs::write(&settings, lines.join("\n"))?;
         let mut pooler = Watched::new("pgbouncer", "/dev/null");
         pooler.command().arg(&settings);
-        // Like Postgres it does not run as root.
+        // Like Postgres, it refuses to run as root.
         if let Some(owner) = Owner::if_root()? {
             for path in [dir.path(), &users, &settings] {
                 std::os::unix::fs::chown(path, Some(owner.uid), Some(owner.gid))?;
@@ -64,7 +65,7 @@ impl Pooler {
                 Ok(())
             })
             .await
-            .context("PgBouncer does not start")?;
+            .context("PgBouncer did not start")?;
         Ok(Pooler {
             _process: process,
             port,
@@ -72,7 +73,7 @@ impl Pooler {
         })
     }
 
-    /// Where programs find the database behind it, password included.
+    /// The URL of the database behind it, with the password.
     pub fn url(&self) -> String {
         format!("postgres://{USER}:{PASSWORD}@{}/{DATABASE}", self.port.address())
     }

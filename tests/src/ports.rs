@@ -1,4 +1,4 @@
-//! Ports for servers that must keep theirs over a restart.
+//! Ports for servers that must keep them across restarts.
 
 use std::fs::File;
 use std::net::{Ipv4Addr, TcpListener};
@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 
-/// Below the range from which systems take ports for outgoing connections, so that nobody gets ours by chance.
+/// Below the range from which systems choose ports for outgoing connections, so that no such connection takes one.
 const FIRST: u16 = 20_000;
 const COUNT: u16 = 10_000;
 
@@ -14,7 +14,7 @@ const COUNT: u16 = 10_000;
 #[derive(Debug)]
 pub struct Port {
     number: u16,
-    /// Locked; the lock goes with the process, however that ends.
+    /// Locked. The lock ends with the process, however that ends.
     _lock: Option<File>,
 }
 
@@ -23,7 +23,7 @@ impl Port {
     pub fn reserve() -> anyhow::Result<Port> {
         let locks = std::env::temp_dir().join("dsync-test-ports");
         std::fs::create_dir_all(&locks).context("cannot make the directory of port locks")?;
-        // Processes start at places far apart; within one the locks tell.
+        // Processes start far apart; within a process, the locks keep ports apart.
         let start = std::process::id().wrapping_mul(7_919);
         for step in 0..u32::from(COUNT) {
             let offset = u16::try_from(start.wrapping_add(step) % u32::from(COUNT))?;
@@ -50,7 +50,7 @@ impl Port {
                 file.try_lock().ok()?;
                 Some(file)
             }
-            // Another user's lock file: that port may be in use, so leave it.
+            // The lock file is another user's. The port may be in use, so skip it.
             Err(_) => return None,
         };
         TcpListener::bind((Ipv4Addr::LOCALHOST, number)).ok()?;

@@ -1,4 +1,5 @@
-//! A private Postgres: started in a fraction of a second, killed, frozen, and set back to an older copy.
+//! A private Postgres, which starts in a fraction of a second, and can be killed, frozen, and set back to an older
+//! copy.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -20,40 +21,40 @@ const STARTS_WITHIN: Duration = Duration::from_mins(1);
 const STOPS_WITHIN: Duration = Duration::from_mins(1);
 const DIES_WITHIN: Duration = Duration::from_secs(20);
 
-/// What a crash may cost.
+/// What a crash may lose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {
-    /// Writes are not synced to disk. What survives a killed process, as the system's cache does, survives.
+    /// Writes are not synced to disk. They survive a killed process, because they are in the system's cache.
     Quick,
-    /// As in production: synced at commit, and otherwise as Postgres comes.
+    /// As in production: synced at commit, and otherwise with Postgres's default settings.
     Full,
 }
 
-/// A server of its own with an empty database; ends when dropped.
+/// A private server. Ends when dropped.
 #[derive(Debug)]
 pub struct Postgres {
     process: Option<Process>,
     port: Port,
     durability: Durability,
-    /// The certificate and key it shows; without them it speaks no TLS.
+    /// The certificate and key it presents; without them it offers no TLS.
     identity: Option<Identity>,
     installation: Installation,
     dir: TempDir,
 }
 
-/// A copy of a whole server, to set one back to.
+/// A copy of a whole server, to which it can be set back.
 #[derive(Debug)]
 pub struct Backup {
     dir: TempDir,
 }
 
 impl Postgres {
-    /// A server with an empty database, accepting connections.
+    /// Starts a server with an empty database, and waits until it accepts connections.
     pub async fn start() -> anyhow::Result<Postgres> {
         Postgres::with(Durability::Quick).await
     }
 
-    /// The same with every commit synced to disk, or not.
+    /// As [`Postgres::start`], with every commit synced to disk, or not.
     pub async fn with(durability: Durability) -> anyhow::Result<Postgres> {
         let installation = Installation::find()?;
         let dir = tempfile::Builder::new().prefix("dsync-postgres-").tempdir()?;
@@ -72,7 +73,7 @@ impl Postgres {
         Ok(postgres)
     }
 
-    /// The same, offering TLS as `identity`.
+    /// As [`Postgres::start`], offering TLS as `identity`.
     pub async fn over_tls(identity: &Identity) -> anyhow::Result<Postgres> {
         let mut postgres = Postgres::start().await?;
         postgres.stop().await?;
@@ -91,23 +92,23 @@ impl Postgres {
         Ok(postgres)
     }
 
-    /// A server whose database has our schema.
+    /// Starts a server whose database has dsync's schema.
     pub async fn migrated() -> anyhow::Result<Postgres> {
         let postgres = Postgres::start().await?;
         postgres.migrate().await?;
         Ok(postgres)
     }
 
-    /// Brings the database up to our schema.
+    /// Migrates the database to dsync's current schema.
     pub async fn migrate(&self) -> anyhow::Result<()> {
         let pool = self.pool().await?;
-        migrations::run(&pool).await.context("the migrations fail")?;
+        migrations::run(&pool).await.context("the migrations failed")?;
         pool.close().await;
         Ok(())
     }
 
-    /// A server whose database has our schema, and whose history is written afterwards of whatever a directory takes
-    /// along, however little that is.
+    /// As [`Postgres::migrated`], but set to defer the history of the contents of every directory that ends, however
+    /// few they are.
     pub async fn deferring() -> anyhow::Result<Postgres> {
         let postgres = Postgres::migrated().await?;
         let pool = postgres.pool().await?;
@@ -117,17 +118,18 @@ impl Postgres {
         Ok(postgres)
     }
 
-    /// Where programs find its database, password included.
+    /// The URL of its database, with the password.
     pub fn url(&self) -> String {
         format!("postgres://{USER}:{PASSWORD}@{}/{DATABASE}", self.port.address())
     }
 
-    /// The same for a user of the test's own making.
+    /// The URL for a user that the test has created.
     pub fn url_as(&self, user: &str, password: &str) -> String {
         format!("postgres://{user}:{password}@{}/{DATABASE}", self.port.address())
     }
 
-    /// A standby that streams from this server, which it finds at `address`: its own, or a proxy's. It answers reads.
+    /// Starts a standby that streams from this server through `address`, the server's own or a proxy's. It answers
+    /// reads.
     pub async fn standby(&self, address: &str) -> anyhow::Result<Postgres> {
         let dir = tempfile::Builder::new().prefix("dsync-postgres-").tempdir()?;
         self.installation.own(dir.path())?;
@@ -157,7 +159,7 @@ impl Postgres {
         Ok(standby)
     }
 
-    /// Makes a standby the primary, with what it has.
+    /// Promotes a standby to primary, with the data that it has.
     pub async fn promote(&self) -> anyhow::Result<()> {
         let mut connection = sqlx::PgConnection::connect(&self.url()).await?;
         let promoted: bool = sqlx::query_scalar("select pg_promote()")
@@ -168,7 +170,7 @@ impl Postgres {
         Ok(())
     }
 
-    /// Where programs find its database by another name of this machine, with parameters after the `?`.
+    /// The URL of its database by another name of this machine, with `parameters` after the `?`.
     pub fn url_at(&self, host: &str, parameters: &str) -> String {
         format!(
             "postgres://{USER}:{PASSWORD}@{host}:{}/{DATABASE}?{parameters}",
@@ -187,7 +189,7 @@ impl Postgres {
             .context("cannot connect to the private Postgres")
     }
 
-    /// Starts it on the data it has, and waits until it takes connections.
+    /// Starts it with its existing data, and waits until it accepts connections.
     pub async fn start_again(&mut self) -> anyhow::Result<()> {
         let log = self.dir.path().join("postgres.log");
         let mut server = self.installation.server();
@@ -200,10 +202,10 @@ impl Postgres {
         let url = self.url();
         let up = process.comes_up(STARTS_WITHIN, async || {
             TcpStream::connect(&address).await?;
-            // It listens before it is ready, and says so.
+            // It listens before it is ready, and refuses sessions until then.
             Ok(sqlx::PgConnection::connect(&url).await?.close().await?)
         });
-        up.await.context("Postgres does not start")?;
+        up.await.context("Postgres did not start")?;
         self.process = Some(process);
         Ok(())
     }
@@ -213,7 +215,7 @@ impl Postgres {
         self.port.address()
     }
 
-    /// Fails when it has ended by itself.
+    /// Fails if it has ended by itself.
     pub fn must_run(&mut self) -> anyhow::Result<()> {
         self.process
             .as_mut()
@@ -221,11 +223,11 @@ impl Postgres {
             .must_run()
     }
 
-    /// Kills it outright, every process of it; back when they are gone, and the memory they shared with them.
+    /// Kills all its processes with SIGKILL. Returns when they and their shared memory are gone.
     pub fn kill(&mut self) -> anyhow::Result<()> {
         let gone = self.process.take().map_or(Ok(()), end);
-        // Also of one that ended by itself, and of one whose processes the disk holds on to for long: the machine has room
-        // for some thousands, until it is started anew.
+        // Remove the segment even if the server ended by itself, or if its processes are stuck in disk I/O: until a
+        // reboot, the machine has room for only some thousands.
         if let Some(id) = segment(&self.data()) {
             let mut remove = Command::new("ipcrm");
             remove.args(["-m", &id]).stderr(Stdio::null());
@@ -235,7 +237,7 @@ impl Postgres {
         gone
     }
 
-    /// Asks it to stop, disconnecting everyone, and waits.
+    /// Stops it, disconnecting all clients, and waits for its end.
     pub async fn stop(&mut self) -> anyhow::Result<()> {
         if let Some(mut process) = self.process.take() {
             process.signal(Signal::INT)?;
@@ -244,7 +246,7 @@ impl Postgres {
         Ok(())
     }
 
-    /// Freezes it: connections stay open and nothing is answered.
+    /// Freezes it: connections stay open, but nothing is answered.
     pub fn pause(&mut self) -> anyhow::Result<()> {
         self.signal_all(Signal::STOP)
     }
@@ -254,7 +256,7 @@ impl Postgres {
         self.signal_all(Signal::CONT)
     }
 
-    /// A copy of the server as it is now, open transactions undone: what a snapshot of its disk would hold.
+    /// Copies the server as it is now, as a snapshot of its disk would. Open transactions are lost.
     pub fn backup(&mut self) -> anyhow::Result<Backup> {
         let dir = tempfile::Builder::new().prefix("dsync-backup-").tempdir()?;
         self.pause()?;
@@ -273,7 +275,7 @@ impl Postgres {
         self.start_again().await
     }
 
-    /// Where its data are.
+    /// Its data directory.
     pub fn data(&self) -> PathBuf {
         self.dir.path().join("data")
     }
@@ -292,11 +294,11 @@ impl Postgres {
             ("full_page_writes", safe.to_owned()),
             ("max_connections", "60".to_owned()),
             ("log_min_messages", "warning".to_owned()),
-            // In its directory, with which it goes also when it is killed.
+            // In its directory, with which it is removed even if the server is killed.
             ("dynamic_shared_memory_type", "mmap".to_owned()),
         ];
         if self.durability == Durability::Quick {
-            // Many run beside each other.
+            // Many run at the same time.
             settings.push(("shared_buffers", "64MB".to_owned()));
             settings.push(("max_wal_size", "256MB".to_owned()));
         }
@@ -308,7 +310,7 @@ impl Postgres {
         settings
     }
 
-    /// The parent first when freezing, so that no worker is born meanwhile.
+    /// Signals the parent first, so that freezing it leaves no time for new workers.
     fn signal_all(&mut self, signal: Signal) -> anyhow::Result<()> {
         let process = self.process.as_mut().context("Postgres is not running")?;
         process.signal(signal)?;
@@ -331,7 +333,7 @@ fn end(mut process: Process) -> anyhow::Result<()> {
     let workers = workers(process.pid());
     process.kill();
     for pid in &workers {
-        // It may have noticed already that its parent is gone.
+        // It may have noticed that its parent is gone, and have ended.
         signal_pid(*pid, Signal::KILL).ok();
     }
     let began = Instant::now();
@@ -342,20 +344,20 @@ fn end(mut process: Process) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The id of the shared memory segment a server that is up, or did not end in order, holds its data with: the second
-/// number in the seventh line of its `postmaster.pid`.
+/// The id of the shared memory segment by which a server that is up, or did not shut down properly, marks its data
+/// directory as in use: the second number in the seventh line of its `postmaster.pid`.
 fn segment(data: &Path) -> Option<String> {
     let text = std::fs::read_to_string(data.join("postmaster.pid")).ok()?;
     let id = text.lines().nth(6)?.split_whitespace().nth(1)?;
     Some(id.to_owned())
 }
 
-/// Whether a process that was killed is still being taken down: it is no zombie yet.
+/// Whether a killed process is still ending, and not yet a zombie.
 fn holds_memory(pid: u32) -> bool {
     after_the_name(pid).is_ok_and(|fields| !fields.starts_with(['Z', 'X']))
 }
 
-/// The processes a server forked.
+/// The processes that a server has forked.
 fn workers(pid: u32) -> Vec<u32> {
     let list = Path::new("/proc")
         .join(pid.to_string())

@@ -1,4 +1,4 @@
-//! A child process that cannot outlive the test: killed when dropped, and by a watchdog when the test process dies.
+//! A child process that cannot outlive the test: it is killed when dropped, or by a watchdog if the test process dies.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -15,7 +15,7 @@ use crate::eventually::eventually;
 use crate::usage::after_the_name;
 use crate::watchdog::{Watchdog, Watched};
 
-/// How long a process may take to stop, once told: one that waits for the disk does so first.
+/// How long a process may take to stop after SIGSTOP. A process that is waiting for the disk finishes that first.
 const STOPS_WITHIN: Duration = Duration::from_secs(10);
 
 /// A running child process; its output goes to a file.
@@ -25,19 +25,20 @@ pub struct Process {
     child: Child,
     watchdog: Watchdog,
     log: PathBuf,
-    /// Set once it was waited for: its pid may be another's then.
+    /// Set once the process was waited for. From then on, its process id may be reused.
     exited: Option<ExitStatus>,
 }
 
 impl Process {
-    /// Starts a command with output appended to the file `log`. `scratch` is removed if the test process dies.
+    /// Starts a command, with its output appended to the file `log`. `scratch` is removed if the test process dies.
     pub fn start(name: &str, mut watched: Watched, log: &Path, scratch: &Path) -> anyhow::Result<Process> {
         let out = File::options()
             .create(true)
             .append(true)
             .open(log)
             .context("cannot open the log file")?;
-        // Its own group: Ctrl-C at a terminal is for the test, which then ends its servers in order.
+        // In its own process group, so that Ctrl-C in a terminal reaches only the test, which then stops its servers in
+        // order.
         watched
             .command()
             .stdout(out.try_clone()?)
@@ -64,7 +65,7 @@ impl Process {
         self.child.id()
     }
 
-    /// Sends a signal, unless it has ended already.
+    /// Sends a signal, unless the process has ended.
     pub fn signal(&mut self, signal: Signal) -> anyhow::Result<()> {
         if self.exited()?.is_none() {
             signal_pid(self.pid(), signal)?;
@@ -72,7 +73,7 @@ impl Process {
         Ok(())
     }
 
-    /// How it ended, if it did.
+    /// How it ended, if it has.
     pub fn exited(&mut self) -> anyhow::Result<Option<ExitStatus>> {
         if self.exited.is_none() {
             self.exited = self.child.try_wait()?;
@@ -83,7 +84,7 @@ impl Process {
         Ok(self.exited)
     }
 
-    /// Waits for its end, `bound` at most.
+    /// Waits for its end, at most `bound`.
     pub async fn wait(&mut self, bound: Duration) -> anyhow::Result<ExitStatus> {
         let start = Instant::now();
         loop {
@@ -92,7 +93,7 @@ impl Process {
             }
             if start.elapsed() > bound {
                 bail!(
-                    "{} still runs after {bound:?}; its last words:\n{}",
+                    "{} still runs after {bound:?}. The end of its output:\n{}",
                     self.name,
                     self.tail(30)
                 );
@@ -101,13 +102,13 @@ impl Process {
         }
     }
 
-    /// SIGTERM, then waits for its end.
+    /// Sends SIGTERM and waits for its end.
     pub async fn terminate(&mut self, bound: Duration) -> anyhow::Result<ExitStatus> {
         self.signal(Signal::TERM)?;
         self.wait(bound).await
     }
 
-    /// SIGKILL; back when it is gone.
+    /// Sends SIGKILL and waits for its end.
     pub fn kill(&mut self) {
         if self.exited.is_none() {
             // Fails only if it has ended by itself.
@@ -117,19 +118,19 @@ impl Process {
         }
     }
 
-    /// Fails when it has ended, with its last words.
+    /// Fails if it has ended, with the end of its output.
     pub fn must_run(&mut self) -> anyhow::Result<()> {
         match self.exited()? {
             None => Ok(()),
             Some(status) => bail!(
-                "{} ended ({status}); its last words:\n{}",
+                "{} ended ({status}). The end of its output:\n{}",
                 self.name,
                 self.tail(30)
             ),
         }
     }
 
-    /// Repeats `attempt` until it succeeds, `bound` at most. What has ended does not come up any more: that fails at once.
+    /// Repeats `attempt` until it succeeds, for at most `bound`. Fails at once if the process ends.
     pub(crate) async fn comes_up(
         &mut self,
         bound: Duration,
@@ -153,20 +154,20 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // A test that ends with an error does not panic. What nextest runs says its last words anyway: it shows the
-        // output of those that failed.
+        // A test that fails by returning an error does not panic. Under nextest, print the output in any case: nextest
+        // shows it only for tests that failed.
         let heard = std::thread::panicking() || std::env::var_os("NEXTEST").is_some();
         if heard && !self.tail(1).is_empty() {
-            // Nobody may listen any more. A second panic would end all at once, and what else is to be cleaned up stay.
-            let words = format!("--- last words of {}\n{}\n---\n", self.name, self.tail(30));
+            // Standard error may be closed. A second panic would abort the process and skip the rest of the cleanup.
+            let words = format!("--- end of the output of {}\n{}\n---\n", self.name, self.tail(30));
             std::io::stderr().write_all(words.as_bytes()).ok();
         }
         self.kill();
     }
 }
 
-/// Signals a process by its id. One that is told to stop has stopped when this is back: after the signal its threads go
-/// on for a moment, long enough to answer what is asked next.
+/// Sends a signal to a process. After SIGSTOP, waits until the process has stopped: its threads would otherwise run on
+/// for a moment, long enough to answer the next request.
 pub(crate) fn signal_pid(pid: u32, signal: Signal) -> anyhow::Result<()> {
     let id = i32::try_from(pid)
         .ok()
@@ -177,14 +178,14 @@ pub(crate) fn signal_pid(pid: u32, signal: Signal) -> anyhow::Result<()> {
     while signal == Signal::STOP && !has_stopped(pid) {
         ensure!(
             began.elapsed() < STOPS_WITHIN,
-            "a process that was told to stop goes on"
+            "a process still runs after SIGSTOP"
         );
         std::thread::yield_now();
     }
     Ok(())
 }
 
-/// Whether no thread of the process runs any more, be it that it is stopped or gone.
+/// Whether no thread of the process runs any more, because it is stopped or gone.
 fn has_stopped(pid: u32) -> bool {
     let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
         return true;

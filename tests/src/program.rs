@@ -1,4 +1,4 @@
-//! One of our programs, found beside the test's own build, and the settings it is run with.
+//! One of the programs, found beside the test's own build, and its settings.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -13,10 +13,10 @@ use crate::running::Running;
 use crate::template::build_dir;
 use crate::watchdog::{Watchdog, Watched};
 
-/// For subcommands.
+/// The time limit for programs that run to their end, such as subcommands.
 const ENDS_WITHIN: Duration = Duration::from_mins(2);
 
-/// A program and its settings. Nothing of the test's own environment reaches it but the path.
+/// A program and its settings. Of the test's own environment it gets only `PATH`.
 #[derive(Debug, Clone)]
 pub struct Program {
     pub(crate) name: String,
@@ -24,19 +24,19 @@ pub struct Program {
     pub(crate) env: BTreeMap<String, String>,
 }
 
-/// What a program that ran to its end left.
+/// The result of a program that ran to its end.
 #[derive(Debug)]
 pub struct Output {
     /// How it ended.
     pub status: ExitStatus,
-    /// What it printed.
+    /// Its standard output.
     pub stdout: String,
-    /// What it complained of, or logged.
+    /// Its standard error, logs included.
     pub stderr: String,
 }
 
 impl Program {
-    /// One of the workspace's programs by its name, such as `dsync-ingest`.
+    /// The program of the workspace with this name, such as `dsync-ingest`.
     pub fn new(name: &str) -> Program {
         Program {
             name: name.to_owned(),
@@ -64,7 +64,7 @@ impl Program {
         self.run_with_input(Vec::new()).await
     }
 
-    /// Runs it to its end with something to read on its standard input.
+    /// Runs it to its end with `input` on its standard input.
     pub async fn run_with_input(&self, input: Vec<u8>) -> anyhow::Result<Output> {
         let dir = tempfile::Builder::new().prefix("dsync-program-").tempdir()?;
         let file = |name| dir.path().join(name);
@@ -91,19 +91,19 @@ impl Program {
         Running::spawn(self)
     }
 
-    /// Starts it and waits until it says it is ready.
+    /// Starts it and waits until it is ready.
     pub async fn start(self) -> anyhow::Result<Running> {
         let mut running = self.spawn()?;
         running.ready().await?;
         Ok(running)
     }
 
-    /// The command that runs it, with the file `input` to read.
+    /// The command that runs it with the file `input` as its standard input.
     pub(crate) fn watched(&self, input: &Path) -> anyhow::Result<Watched> {
         let path = build_dir()?.join(&self.name);
         ensure!(
             path.is_file(),
-            "{} is not built: run `cargo build --workspace --bins` first",
+            "{} does not exist; run `cargo build --workspace --bins` first",
             path.display()
         );
         let mut watched = Watched::new(path, input);

@@ -1,7 +1,7 @@
-//! A TCP proxy between any two programs, for what goes wrong on the way: connections cut, slowed, swallowed, refused.
+//! A TCP proxy between any two programs, to simulate network faults: connections cut, slowed, black-holed or refused.
 //!
-//! It knows nothing of what it carries. What it swallows it does not lose: like a network that comes back, it passes on
-//! what was sent meanwhile, in order, unless the connection was cut.
+//! It knows nothing about the traffic. A black-holed connection loses nothing: like a network that comes back, the
+//! proxy then passes on in order what was sent in the meantime, unless the connection was cut.
 
 use std::io;
 use std::net::SocketAddr;
@@ -18,39 +18,39 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use crate::ports::Port;
 
-/// Read at a time when nothing is slowed.
+/// The most bytes read at a time, if the line is not slowed.
 const CHUNK: usize = 64 << 10;
-/// A slowed line passes so many chunks a second.
+/// The number of chunks per second that pass a slowed line.
 const BEATS: u32 = 20;
-/// How soon to try for our own port again when connections are to be taken again.
+/// The pause between attempts to listen on the proxy's port again after refusing connections.
 const BINDS_AGAIN: Duration = Duration::from_millis(20);
 
-/// What becomes of connections and of what they carry.
+/// What happens to connections and their traffic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Line {
-    /// All of it passes, at once.
+    /// Everything passes at once.
     Open,
-    /// So many bytes a second pass, in each direction of each connection.
+    /// The rate is limited, in each direction of each connection.
     Slow {
-        /// Bytes a second; at least one passes at a time, twenty times a second.
+        /// Bytes per second. At least one byte passes at a time, twenty times a second.
         bytes: u32,
     },
-    /// Connections are open, and new ones are taken, but nothing passes: neither bytes nor that a side has closed.
+    /// Connections stay open and new ones are accepted, but nothing passes: neither bytes nor the closing of a side.
     Silent,
-    /// New connections are refused; those there are go on.
+    /// New connections are refused; existing ones go on.
     Refused,
 }
 
 /// How connections are cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cut {
-    /// As if both sides had closed in good order.
+    /// Both sides see an orderly close.
     Finish,
-    /// As if both sides had lost their state.
+    /// Both sides see a reset.
     Reset,
 }
 
-/// A proxy in front of one address; ends, connections and all, when dropped.
+/// A proxy in front of one address. When dropped, it ends together with its connections.
 #[derive(Debug)]
 pub struct Proxy {
     port: Port,
@@ -68,7 +68,8 @@ struct Shared {
 }
 
 impl Proxy {
-    /// A proxy that passes everything on to `target`, an address like `127.0.0.1:4222`. Needs a tokio runtime.
+    /// Starts a proxy that passes everything on to `target`, an address such as `127.0.0.1:4222`. Needs a tokio
+    /// runtime.
     pub fn to(target: impl Into<String>) -> anyhow::Result<Proxy> {
         let port = Port::reserve()?;
         let listener = listen(&port.address()).context("cannot listen as a proxy")?;
@@ -83,12 +84,12 @@ impl Proxy {
         Ok(Proxy { port, shared, task })
     }
 
-    /// Where to connect to: `127.0.0.1:<port>`.
+    /// The proxy's own address, `127.0.0.1:<port>`.
     pub fn address(&self) -> String {
         self.port.address()
     }
 
-    /// `url` with the address of this proxy in place of the one it holds; user, password, path and the rest stay.
+    /// `url` with its address replaced by that of this proxy. User, password, path and the rest stay.
     pub fn instead_of(&self, url: &str) -> String {
         let start = url.find("://").map_or(0, |at| at + 3);
         let end = url[start..].find(['/', '?']).map_or(url.len(), |at| start + at);
@@ -96,12 +97,12 @@ impl Proxy {
         format!("{}{}{}", &url[..login], self.address(), &url[end..])
     }
 
-    /// From now on the line is like that, also for connections there are.
+    /// Sets the state of the line, for existing connections, too.
     pub fn set(&self, line: Line) {
         self.shared.line.send_replace(line);
     }
 
-    /// Cuts every connection there is.
+    /// Cuts all existing connections.
     pub fn cut(&self, how: Cut) {
         self.shared.cut.send_modify(|(count, last)| {
             *count += 1;
@@ -109,17 +110,17 @@ impl Proxy {
         });
     }
 
-    /// From now on new connections go to `target`; those there are go on.
+    /// Sends new connections to `target` from now on. Existing ones go on.
     pub fn turn_to(&self, target: impl Into<String>) {
         *self.shared.target.lock().unwrap_or_else(PoisonError::into_inner) = target.into();
     }
 
-    /// Connections that are open now.
+    /// The number of open connections.
     pub fn open(&self) -> usize {
         self.shared.open.load(Ordering::Relaxed)
     }
 
-    /// Bytes passed on so far, in both directions.
+    /// The number of bytes passed on so far, in both directions.
     pub fn passed(&self) -> usize {
         self.shared.passed.load(Ordering::Relaxed)
     }
@@ -136,7 +137,7 @@ impl Line {
         self != Line::Silent
     }
 
-    /// How much passes at a time.
+    /// The most bytes that pass at a time.
     fn chunk(self) -> usize {
         match self {
             Line::Slow { bytes } => usize::try_from(bytes / BEATS).unwrap_or(CHUNK).clamp(1, CHUNK),
@@ -153,7 +154,7 @@ fn listen(address: &str) -> anyhow::Result<TcpListener> {
     Ok(socket.listen(1_024)?)
 }
 
-/// Takes connections; without a listener they are refused. Connections end with this task.
+/// Accepts connections. Without a listener they are refused. Connections end with this task.
 async fn accept(address: String, listener: TcpListener, shared: Arc<Shared>) {
     let mut line = shared.line.subscribe();
     let mut connections = JoinSet::new();
@@ -173,12 +174,12 @@ async fn accept(address: String, listener: TcpListener, shared: Arc<Shared>) {
             changed = line.changed() => if changed.is_err() { return },
             Some(_) = connections.join_next() => {}
             client = next(listener.as_ref()) => {
-                // Out of files: whoever connects waits.
+                // Out of file descriptors: let clients wait.
                 let Ok(client) = client else {
                     tokio::time::sleep(Duration::from_millis(10)).await;
                     continue;
                 };
-                // Subscribed before the next cut can come.
+                // Subscribe before the next cut can come.
                 let cut = shared.cut.subscribe();
                 connections.spawn(carry(client, Arc::clone(&shared), cut));
             }
@@ -193,7 +194,7 @@ async fn next(listener: Option<&TcpListener>) -> io::Result<TcpStream> {
     }
 }
 
-/// One connection, from its being taken to its end.
+/// Handles one connection, from its acceptance to its end.
 async fn carry(mut client: TcpStream, shared: Arc<Shared>, mut cut: watch::Receiver<(u64, Cut)>) {
     let mut line = shared.line.subscribe();
     let target = tokio::select! {
@@ -201,7 +202,7 @@ async fn carry(mut client: TcpStream, shared: Arc<Shared>, mut cut: watch::Recei
         target = reach(&shared, &mut line) => target,
     };
     let Ok(mut server) = target else {
-        // To whoever connected it looks as if the server had gone away at once.
+        // To the client, it looks as if the server had gone away at once.
         client.set_zero_linger().ok();
         return;
     };
@@ -234,7 +235,7 @@ async fn reach(shared: &Shared, line: &mut watch::Receiver<Line>) -> io::Result<
     TcpStream::connect(target).await
 }
 
-/// Passes bytes on in one direction, then that there are no more.
+/// Passes on bytes in one direction, and then the end of the stream.
 async fn pump(
     mut from: ReadHalf<'_>,
     mut to: WriteHalf<'_>,
@@ -249,7 +250,7 @@ async fn pump(
             _ = line.changed() => continue,
             read = from.read(&mut buffer[..chunk]) => read,
         };
-        // What was read as the line fell silent is passed on when it speaks again, as is that there is no more.
+        // If the line fell silent during the read, bytes and the end of the stream are passed on once it is open again.
         passes(&mut line).await?;
         let read = read?;
         if read == 0 {
@@ -263,7 +264,7 @@ async fn pump(
     }
 }
 
-/// Waits until something passes.
+/// Waits until the line lets anything pass.
 async fn passes(line: &mut watch::Receiver<Line>) -> io::Result<()> {
     let passes = line.wait_for(|line| line.passes()).await;
     passes

@@ -1,4 +1,4 @@
-//! A program of ours that runs: watched through its admin port, and ended in every way a process can end.
+//! A running program of dsync: observed through its admin port, and ended in every way in which a process can end.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -14,7 +14,7 @@ use crate::program::Program;
 
 const READY_WITHIN: Duration = Duration::from_secs(30);
 const DRAINS_WITHIN: Duration = Duration::from_secs(30);
-/// Settings whose values may appear nowhere.
+/// Settings whose secrets must appear nowhere.
 const SECRET_SETTINGS: [&str; 5] = [
     "DATABASE_URL",
     "NATS_URL",
@@ -23,7 +23,7 @@ const SECRET_SETTINGS: [&str; 5] = [
     "WORKOS_API_URL",
 ];
 
-/// A program that runs until it is told otherwise; killed when dropped.
+/// A program that runs until it is told to stop. Killed when dropped.
 #[derive(Debug)]
 pub struct Running {
     program: Program,
@@ -76,7 +76,7 @@ impl Running {
         format!("http://{}", self.admin.address())
     }
 
-    /// `http://127.0.0.1:<port>` where it takes webhooks.
+    /// `http://127.0.0.1:<port>`, where it receives webhooks.
     pub fn listen_url(&self) -> String {
         format!("http://{}", self.listen.address())
     }
@@ -94,13 +94,13 @@ impl Running {
         Ok(())
     }
 
-    /// Waits until `/readyz` says 200. Fails at once when the program ends.
+    /// Waits until `/readyz` answers 200. Fails at once if the program ends.
     pub async fn ready(&mut self) -> anyhow::Result<()> {
         let url = format!("{}/readyz", self.admin_url());
         let process = self.process.as_mut().context("the program is not running")?;
         let ready = process.comes_up(READY_WITHIN, async || {
             let answer = reqwest::get(&url).await;
-            let answer = answer.context("nothing answers at the admin address")?;
+            let answer = answer.context("no answer from the admin address")?;
             let status = answer.status();
             ensure!(
                 status.is_success(),
@@ -109,12 +109,16 @@ impl Running {
             );
             Ok(())
         });
-        ready
-            .await
-            .with_context(|| format!("{} is not ready; it said:\n{}", self.program.name, self.tail(30)))
+        ready.await.with_context(|| {
+            format!(
+                "{} is not ready. Its output:\n{}",
+                self.program.name,
+                self.tail(30)
+            )
+        })
     }
 
-    /// Status of `/readyz` now.
+    /// The current status of `/readyz`.
     pub async fn readiness(&self) -> anyhow::Result<u16> {
         Ok(reqwest::get(format!("{}/readyz", self.admin_url()))
             .await?
@@ -122,18 +126,18 @@ impl Running {
             .as_u16())
     }
 
-    /// Its metrics now.
+    /// Its current metrics.
     pub async fn metrics(&self) -> anyhow::Result<Metrics> {
         let answer = reqwest::get(format!("{}/metrics", self.admin_url())).await?;
         Ok(Metrics::new(answer.error_for_status()?.text().await?))
     }
 
-    /// Kills it outright.
+    /// Kills it with SIGKILL.
     pub fn kill(&mut self) {
         self.process = None;
     }
 
-    /// SIGTERM; fails unless it drains and exits 0.
+    /// Sends SIGTERM. Fails unless it drains and exits with 0.
     pub async fn terminate(&mut self) -> anyhow::Result<()> {
         let Some(mut process) = self.process.take() else {
             return Ok(());
@@ -148,7 +152,7 @@ impl Running {
         Ok(())
     }
 
-    /// Fails when it has ended by itself, with its last words.
+    /// Fails if it has ended by itself, with the end of its output.
     pub fn must_run(&mut self) -> anyhow::Result<()> {
         self.process
             .as_mut()
@@ -172,7 +176,7 @@ impl Running {
             .signal(Signal::CONT)
     }
 
-    /// Waits for its end, `bound` at most.
+    /// Waits for its end, at most `bound`.
     pub async fn exit(&mut self, bound: Duration) -> anyhow::Result<ExitStatus> {
         self.process
             .as_mut()
@@ -181,12 +185,12 @@ impl Running {
             .await
     }
 
-    /// Everything it printed and logged so far, over all its starts.
+    /// Everything it has printed and logged so far, over all its starts.
     pub fn output(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
-    /// Fails when its output holds a secret among its settings, or one of `others`.
+    /// Fails if its output contains a secret from its settings, or one of `others`.
     pub fn keeps_secrets(&self, others: &[&str]) -> anyhow::Result<()> {
         let output = self.output();
         let mut secrets: Vec<String> = others.iter().map(ToString::to_string).collect();
@@ -217,30 +221,32 @@ impl Running {
         all[all.len().saturating_sub(lines)..].join("\n")
     }
 
-    /// A directory of its own, for files it is to read.
+    /// A directory of its own, for files that it is to read.
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
 }
 
-/// Every program of every test is searched when it ends: what it said may hold none of its secrets, and nobody's address.
+/// Searches the output of every program in every test when it ends. It must not contain the program's secrets or
+/// anybody's email address.
 impl Drop for Running {
     fn drop(&mut self) {
         self.process = None;
         if !std::thread::panicking() {
             let leak = self.keeps_secrets(&[]).err().map(|error| error.to_string());
-            let leak =
-                leak.or_else(|| address_in(&self.output()).map(|line| format!("an address in line {line}")));
+            let leak = leak.or_else(|| {
+                address_in(&self.output()).map(|line| format!("an email address in line {line}"))
+            });
             assert!(
                 leak.is_none(),
-                "{} gives something away: {leak:?}",
+                "{} leaks something private: {leak:?}",
                 self.program.name
             );
         }
     }
 }
 
-/// The line of a log that holds an e-mail address, if any does.
+/// The first line of a log that contains an email address, counted from 0.
 fn address_in(log: &str) -> Option<usize> {
     let of_a_name = |c: char| c.is_ascii_alphanumeric();
     log.lines().position(|line| {
@@ -255,7 +261,7 @@ fn address_in(log: &str) -> Option<usize> {
     })
 }
 
-/// What is secret in a setting: of a URL its password, else each of its parts.
+/// The secrets in a setting: the password of a URL, otherwise each of its comma-separated parts.
 fn secrets_in(value: &str) -> Vec<String> {
     if let Some((_, rest)) = value.split_once("://") {
         let login = rest.split_once('@').map(|(login, _)| login);
@@ -283,7 +289,7 @@ mod tests {
         for fine in ["", "@", "a @ b.c", "rust@1", "at main.rs:1 @ 5"] {
             assert_eq!(address_in(fine), None, "{fine}");
         }
-        // A program that prints the password it was given, as one of ours never should.
+        // A program that prints the password it was given.
         let leaked = std::panic::catch_unwind(|| {
             let dir = tempfile::tempdir().unwrap();
             let log = dir.path().join("output.log");

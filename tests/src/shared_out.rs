@@ -1,10 +1,10 @@
-//! Work that several do at the same time, each taking the next piece.
+//! Shares work among concurrent workers, each of which takes the next piece.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::task::JoinSet;
 
-/// Has so many workers do `each` of `pieces`, from the last to the first. Fails with the first that fails.
+/// Runs `each` on all `pieces`, from the last to the first, with this many workers. Fails with the first error.
 pub async fn shared_out<P, D>(
     pieces: Vec<P>,
     workers: usize,

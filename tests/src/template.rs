@@ -1,4 +1,5 @@
-//! The data directory every private Postgres starts from: made once per build directory, copied per server.
+//! The data directory from which every private Postgres starts: created once for each build directory, copied for each
+//! server.
 
 use std::fs::File;
 use std::os::unix::process::CommandExt as _;
@@ -9,21 +10,21 @@ use anyhow::{Context as _, ensure};
 
 use crate::watchdog::Watched;
 
-/// The superuser of every private Postgres. Not named like a schema of ours, which would put that on its search path and
-/// hide a name that should be qualified.
+/// The superuser of every private Postgres. It must not share its name with one of dsync's schemas: that would put the
+/// schema on its search path and hide missing qualifications.
 pub(crate) const USER: &str = "harness";
-/// Its password over TCP: a value that must never show up in a program's output.
+/// Its password over TCP, which must never appear in a program's output.
 pub(crate) const PASSWORD: &str = "private-postgres-password";
-/// The database every private Postgres has.
+/// The database in every private Postgres.
 pub(crate) const DATABASE: &str = "dsync";
-/// The oldest major version we support.
+/// The oldest supported major version.
 const OLDEST: u32 = 15;
 
-/// The machine's Postgres and who may run it.
+/// The machine's Postgres, and the user that may run it.
 #[derive(Debug, Clone)]
 pub(crate) struct Installation {
     pub(crate) bin: PathBuf,
-    /// Who runs it when we are root, which Postgres refuses to run as.
+    /// The user to run it as if this process is root, because Postgres refuses to run as root.
     pub(crate) owner: Option<Owner>,
 }
 
@@ -39,7 +40,7 @@ impl Installation {
     pub(crate) fn find() -> anyhow::Result<Installation> {
         let on_path = std::env::var_os("PATH").unwrap_or_default();
         let mut places: Vec<PathBuf> = std::env::split_paths(&on_path).collect();
-        // Debian keeps the servers' programs out of the path, one directory a version.
+        // Debian keeps the server's programs out of the path, in a directory for each version.
         let mut versions: Vec<u32> = std::fs::read_dir("/usr/lib/postgresql")
             .into_iter()
             .flatten()
@@ -58,7 +59,7 @@ impl Installation {
                 bin.join("initdb").is_file() && major_version(bin).is_some_and(|major| major >= OLDEST)
             })
             .with_context(|| {
-                format!("no Postgres {OLDEST} or newer on this machine: ops/test installs it")
+                format!("found no Postgres {OLDEST} or newer on this machine; ops/test installs it")
             })?;
         Ok(Installation {
             bin,
@@ -66,10 +67,10 @@ impl Installation {
         })
     }
 
-    /// A command of this installation, run as who may.
+    /// A command of this installation, run as the user that may.
     pub(crate) fn command(&self, program: &str) -> Command {
         let mut path = self.bin.join(program);
-        // Where only some of the programs are linked to from the path, the others stand beside what the links lead to.
+        // If the path has links to only some of the programs, the others are beside the targets of the links.
         if let (false, Ok(server)) = (path.is_file(), self.bin.join("postgres").canonicalize()) {
             path = server.with_file_name(program);
         }
@@ -95,7 +96,7 @@ impl Installation {
         }
     }
 
-    /// Gives a path to who runs Postgres.
+    /// Makes the user that runs Postgres the owner of a path.
     pub(crate) fn own(&self, path: &Path) -> anyhow::Result<()> {
         if let Some(owner) = self.owner {
             std::os::unix::fs::chown(path, Some(owner.uid), Some(owner.gid))?;
@@ -103,7 +104,7 @@ impl Installation {
         Ok(())
     }
 
-    /// The template, made if this is the first to ask for it.
+    /// The template, created by the first caller.
     pub(crate) fn template(&self) -> anyhow::Result<PathBuf> {
         let home = harness_dir()?;
         std::fs::create_dir_all(&home)?;
@@ -127,7 +128,8 @@ impl Installation {
         Ok(template)
     }
 
-    /// Made where the user that runs Postgres may write, which the build directory need not be.
+    /// Creates a cluster in a temporary directory, because the user that runs Postgres may not be allowed to write to
+    /// the build directory.
     fn make(&self) -> anyhow::Result<tempfile::TempDir> {
         let dir = tempfile::Builder::new().prefix("dsync-initdb-").tempdir()?;
         self.own(dir.path())?;
@@ -146,7 +148,7 @@ impl Installation {
             "C.UTF-8",
             "--no-sync",
         ]);
-        // Passwords in the clear, over the loopback only: hashing them is slow in a debug build.
+        // Passwords in plain text, over the loopback only, because hashing them is slow in a debug build.
         initdb.args([
             "--auth-host",
             "password",
@@ -177,7 +179,7 @@ impl Owner {
         let users = std::fs::read_to_string("/etc/passwd")?;
         let line = users.lines().find(|line| line.starts_with("postgres:"));
         let line =
-            line.context("Postgres does not run as root, and there is no user `postgres` to run it as")?;
+            line.context("Postgres refuses to run as root, and there is no user `postgres` to run it as")?;
         let mut ids = line.split(':').skip(2);
         let mut id = || {
             ids.next()
@@ -211,10 +213,10 @@ pub(crate) fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Where the build puts its programs: `target/debug` or the like.
+/// The directory into which programs are built, such as `target/debug`.
 pub(crate) fn build_dir() -> anyhow::Result<PathBuf> {
     let program = std::env::current_exe()?;
-    let mut dir = program.parent().context("a program without a directory")?;
+    let mut dir = program.parent().context("this program's path has no directory")?;
     if dir.ends_with("deps") || dir.ends_with("examples") {
         dir = dir.parent().context("no build directory")?;
     }
@@ -228,7 +230,7 @@ fn harness_dir() -> anyhow::Result<PathBuf> {
         .join("harness"))
 }
 
-/// Runs a command to its end; what it printed, or an error with what it complained of.
+/// Runs a command to its end. Returns its standard output, or an error with its standard error.
 pub(crate) fn words_of(command: &mut Command) -> anyhow::Result<String> {
     let output = command
         .stderr(Stdio::piped())

@@ -1,12 +1,13 @@
-//! What a process has used, as the kernel counts it: for benchmarks, where rates suffer from whatever else a machine does.
+//! A process's CPU time and memory, as the kernel counts them. For benchmarks, where rates suffer from whatever else
+//! the machine does.
 
 use anyhow::{Context as _, ensure};
 use sqlx::PgPool;
 
-/// The kernel's clock ticks a second, the same on every Linux that matters here.
+/// The kernel's clock ticks per second, the same on every Linux that matters here.
 const TICKS: f64 = 100.0;
 
-/// CPU seconds that process `pid` has used since it began, its threads together, in user and kernel mode.
+/// CPU seconds that all threads of process `pid` have used since it started, in user and kernel mode.
 pub fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
     let fields = stat(pid)?;
     Ok((fields[11] + fields[12]) / TICKS)
@@ -19,7 +20,7 @@ pub async fn database_cpu_seconds(pool: &PgPool) -> anyhow::Result<f64> {
         .await?;
     let (mut ticks, mut server) = (0.0, None);
     for pid in pids {
-        // One that ended meanwhile is counted by the server.
+        // If it has ended by now, the server's count includes it.
         let Ok(fields) = stat(u32::try_from(pid)?) else {
             continue;
         };
@@ -36,8 +37,8 @@ pub async fn database_cpu_seconds(pool: &PgPool) -> anyhow::Result<f64> {
     Ok(ticks / TICKS)
 }
 
-/// The fields of `/proc/<pid>/stat` after the name, numbers where they are: 1 = parent, 11 to 14 = ticks of CPU, its own
-/// and those of children that ended.
+/// The fields of `/proc/<pid>/stat` after the name, as numbers (0 for what is none): 1 is the parent, 11 to 14 are CPU
+/// ticks, the process's own and those of children that have ended.
 fn stat(pid: u32) -> anyhow::Result<Vec<f64>> {
     let fields: Vec<f64> = after_the_name(pid)?
         .split(' ')
@@ -47,12 +48,12 @@ fn stat(pid: u32) -> anyhow::Result<Vec<f64>> {
     Ok(fields)
 }
 
-/// The most memory process `pid` ever held, in bytes.
+/// The peak memory of process `pid`, in bytes.
 pub fn peak_rss(pid: u32) -> anyhow::Result<u64> {
     memory(pid, "VmHWM:")
 }
 
-/// The memory process `pid` holds now, in bytes.
+/// The current memory of process `pid`, in bytes.
 pub fn rss(pid: u32) -> anyhow::Result<u64> {
     memory(pid, "VmRSS:")
 }
@@ -67,10 +68,10 @@ fn memory(pid: u32, name: &str) -> anyhow::Result<u64> {
     Ok(kilobytes * 1024)
 }
 
-/// What `/proc/<pid>/stat` says after the name, beginning with the state. Fails when there is no such process any more.
+/// The text of `/proc/<pid>/stat` after the name, beginning with the state. Fails if the process no longer exists.
 pub(crate) fn after_the_name(pid: u32) -> anyhow::Result<String> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The name, in parentheses, may hold anything.
+    // The name, in parentheses, may contain anything.
     let (_, fields) = stat.rsplit_once(") ").context("not a process's numbers")?;
     Ok(fields.to_owned())
 }

@@ -1,10 +1,10 @@
-//! The end of a child process when the test process dies.
+//! Kills a child process when the test process dies.
 //!
-//! The watchdog is a shell that reads from a pipe only the test process can write to for long. When that process ends,
-//! however it ends, the read ends too, and the shell kills the child and removes what it leaves. It is there before the
-//! child is, and the child itself tells it its process id before it becomes the program it is to run: there is no moment
-//! at which a child is not watched. (The kernel's own "die with your parent" is tied to the parent's *thread*, and a
-//! test's threads come and go.)
+//! The watchdog is a shell that reads from a pipe, whose other end only the test process keeps open. When that process
+//! ends, however it ends, the shell reaches the end of the pipe, kills the child and removes what it leaves behind. The
+//! shell starts before the child, and the child sends it its process id before it executes its program, so a child is
+//! watched at all times. (The kernel's parent-death signal is tied to the parent's *thread*, and a test's threads come
+//! and go.)
 
 use std::ffi::OsStr;
 use std::io::{PipeWriter, Write as _};
@@ -14,8 +14,9 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::Context as _;
 
-/// What the watchdog runs, with a directory to remove or nothing. A Postgres that is killed leaves a segment of shared
-/// memory behind, of which a machine takes only some thousands: it goes with the directory that names it.
+/// The watchdog's script. Its argument is a directory to remove, or empty. A killed Postgres leaves a shared memory
+/// segment behind, and a machine has room for only some thousands, so the segment named in the directory is removed,
+/// too.
 const WATCH: &str = r#"
 trap "" INT TERM HUP
 read -r pid
@@ -30,7 +31,8 @@ segment=$(sed -n "7s/.* //p" "$1/data/postmaster.pid" 2>/dev/null)
 rm -rf -- "$1"
 "#;
 
-/// What the child runs before it becomes the program: what that reads, and the program.
+/// The child's script, which reports the child's process id and then executes the program. Its arguments are the file
+/// that the program reads, the program, and the program's own arguments.
 const REPORT: &str = r#"
 echo $$ >&0
 input=$1
@@ -50,14 +52,14 @@ pub struct Watchdog {
 pub struct Watched(Command);
 
 impl Watched {
-    /// Runs `program`, which reads the file `input`.
+    /// A command that runs `program` with the file `input` as its standard input.
     pub fn new(program: impl AsRef<OsStr>, input: impl AsRef<OsStr>) -> Watched {
         let mut command = Command::new("sh");
         command.args(["-c", REPORT, "child"]).arg(input).arg(program);
         Watched(command)
     }
 
-    /// To add arguments and settings to; its standard input is the watchdog's.
+    /// The command itself, to add arguments and settings. Its standard input is used for the watchdog.
     pub fn command(&mut self) -> &mut Command {
         &mut self.0
     }
@@ -80,13 +82,13 @@ impl Watchdog {
             shell: Some(shell),
             pipe: Some(to_it.try_clone()?),
         };
-        // The child's copy of the pipe goes when it becomes the program.
+        // The child's copy of the pipe is closed when it executes the program.
         let Watched(mut command) = watched;
         let child = command.stdin(to_it).spawn()?;
         Ok((child, watchdog))
     }
 
-    /// Sends it home: to be done while the child's pid cannot be another's yet, or at once after.
+    /// Stops the watchdog. Call this before the child's process id can be reused, or right after.
     pub fn call_off(&mut self) {
         if let Some(mut pipe) = self.pipe.take() {
             pipe.write_all(b"done\n").ok();

@@ -1,4 +1,4 @@
-//! The harness keeps its own promises: servers keep what they stored over a kill, and nothing outlives its test.
+//! The harness keeps its own promises: servers keep what they stored when killed, and nothing outlives its test.
 
 use std::io::BufRead as _;
 use std::path::Path;
@@ -50,13 +50,13 @@ async fn postgres_keeps_what_it_committed_over_kill_and_stop_and_can_be_set_back
     Ok(())
 }
 
-/// The process id of the server whose data are there.
+/// The process id of the server with this data directory.
 fn pid(data: &Path) -> anyhow::Result<String> {
     let file = std::fs::read_to_string(data.join("postmaster.pid"))?;
     Ok(file.lines().next().expect("a process id").to_owned())
 }
 
-/// How many segments of shared memory there are that this process made.
+/// The number of shared memory segments created by this process.
 fn segments(pid: &str) -> anyhow::Result<usize> {
     let all = std::fs::read_to_string("/proc/sysvipc/shm")?;
     Ok(all
@@ -65,7 +65,7 @@ fn segments(pid: &str) -> anyhow::Result<usize> {
         .count())
 }
 
-/// A machine has room for some thousands: more tests than that are run on one in a day.
+/// A machine has room for some thousands of segments, and may run more tests than that in a day.
 #[tokio::test]
 async fn a_postgres_leaves_no_shared_memory_however_it_ends() -> anyhow::Result<()> {
     let mut postgres = Postgres::start().await?;
@@ -87,19 +87,19 @@ async fn a_postgres_leaves_no_shared_memory_however_it_ends() -> anyhow::Result<
         drop(std::mem::replace(&mut postgres, Postgres::start().await?));
         assert_eq!(segments(&first)?, 0, "{how}");
     }
-    // The other kind is files, in the server's own directory.
+    // The other kind of shared memory is in files in the server's own directory.
     assert_ne!(std::fs::read_dir(postgres.data().join("pg_dynshmem"))?.count(), 0);
     Ok(())
 }
 
-/// Nor does a test that fails while nobody reads what it says of that.
+/// Nor does a test that fails while its standard error is closed.
 #[tokio::test]
 async fn a_test_that_fails_unheard_leaves_no_shared_memory() -> anyhow::Result<()> {
     const FAILS: &str = "DSYNC_TEST_FAILS_UNHEARD";
     if std::env::var_os(FAILS).is_some() {
         let postgres = Postgres::start().await?;
         println!("\n{}", pid(&postgres.data())?);
-        panic!("as it shall");
+        panic!("as intended");
     }
     let (heard, said) = std::io::pipe()?;
     drop(heard);
@@ -168,7 +168,7 @@ async fn nats_keeps_its_streams_over_a_kill_and_forgets_them_when_wiped() -> any
     Ok(())
 }
 
-/// Killed outright, so that nothing of its own can clean up.
+/// Killed with SIGKILL, so that the test process itself cannot clean up.
 #[tokio::test]
 async fn servers_end_when_their_test_is_killed() -> anyhow::Result<()> {
     let mut test = Command::new(env!("CARGO_BIN_EXE_with-servers"))
@@ -201,15 +201,15 @@ async fn servers_end_when_their_test_is_killed() -> anyhow::Result<()> {
         for address in &addresses {
             anyhow::ensure!(
                 tokio::net::TcpStream::connect(address).await.is_err(),
-                "{address} still listens"
+                "a server still listens on {address}"
             );
         }
-        anyhow::ensure!(segments(&server)? == 0, "its shared memory is left");
-        anyhow::ensure!(!Path::new(&data).exists(), "its data are left");
+        anyhow::ensure!(segments(&server)? == 0, "the server's shared memory is left");
+        anyhow::ensure!(!Path::new(&data).exists(), "the server's data directory is left");
         Ok(())
     })
     .await?;
-    // The command beside them ends too, and with it the pipe it writes to.
+    // The command ends, too, and closes the pipe that it writes to.
     let (ended, end) = std::sync::mpsc::channel();
     std::thread::spawn(move || ended.send(lines.next().is_none()));
     assert!(end.recv_timeout(BOUND)?);
@@ -225,7 +225,7 @@ fn with_servers_passes_on_the_exit_code() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The views are readable and every row of a source they do not show is named.
+/// The views are readable, and every row of the source that they lack is reported.
 #[tokio::test]
 async fn an_empty_database_lacks_every_row_of_the_source() -> anyhow::Result<()> {
     let sim = workos_sim::Sim::start(workos_sim::Options::default()).await?;
@@ -245,7 +245,7 @@ async fn an_empty_database_lacks_every_row_of_the_source() -> anyhow::Result<()>
     assert_eq!(differences.len(), truth.counts().iter().sum::<usize>());
     let complaint = tests::agrees(&pool, &truth)
         .await
-        .expect_err("nothing is there")
+        .expect_err("the tables are empty")
         .to_string();
     assert!(
         complaint.contains("in the source, not in the tables"),
@@ -254,7 +254,7 @@ async fn an_empty_database_lacks_every_row_of_the_source() -> anyhow::Result<()>
     Ok(())
 }
 
-/// Says back whatever it hears, `name` first.
+/// Starts a server that sends back whatever it receives, after `name`.
 async fn parrot(name: u8) -> anyhow::Result<String> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?.to_string();
@@ -305,7 +305,7 @@ async fn a_proxy_passes_on_and_cuts_in_two_ways() -> anyhow::Result<()> {
         assert_eq!(end.as_ref().err().map(std::io::Error::kind), kind, "{end:?}");
     }
     nobody_is_left(&proxy).await?;
-    // It is not the proxy that ends.
+    // The proxy itself goes on.
     hears(&mut TcpStream::connect(proxy.address()).await?, b"a").await
 }
 
@@ -326,12 +326,12 @@ async fn what_a_silent_line_swallowed_comes_when_it_speaks_again() -> anyhow::Re
     proxy.set(Line::Open);
     hears(&mut client, b"swallowed").await?;
     hears(&mut late, b"a").await?;
-    // That a side has closed does not pass either.
+    // The closing of a side does not pass, either.
     proxy.set(Line::Silent);
     drop(client);
     drop(late);
     holds(Duration::from_millis(300), async || {
-        anyhow::ensure!(proxy.open() == 2, "the server heard of it");
+        anyhow::ensure!(proxy.open() == 2, "the close reached the server");
         Ok(())
     })
     .await?;

@@ -1,6 +1,6 @@
-//! A client that says exactly the bytes it is told to, and waiting with a bound.
+//! A client that sends exactly the bytes it is given, and bounded waiting.
 
-#![allow(dead_code, reason = "each test program uses a part")]
+#![allow(dead_code, reason = "each test program uses only a part")]
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -10,10 +10,10 @@ use tests::Nats;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-/// Nothing here takes longer unless it is broken.
+/// Anything that takes longer is broken.
 pub(crate) const BOUND: Duration = Duration::from_secs(20);
 
-/// Polls until `probe` gives something.
+/// Polls until `probe` returns something.
 pub(crate) async fn until<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
     let found = tests::eventually(BOUND, async || {
         probe().await.with_context(|| format!("not yet: {what}"))
@@ -21,7 +21,7 @@ pub(crate) async fn until<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<
     found.await.unwrap()
 }
 
-/// Asks the broker's own interface, and waits until it was done.
+/// Sends a request to the broker's own API and waits for its success.
 pub(crate) async fn jetstream(nats: &Nats, question: &str, payload: &str) {
     let addr = nats.url().replace("nats://", "");
     let mut stream = TcpStream::connect(addr).await.unwrap();
@@ -38,11 +38,11 @@ pub(crate) async fn jetstream(nats: &Nats, question: &str, payload: &str) {
     assert!(!heard.contains("\"error\""), "{heard}");
 }
 
-/// What a server said.
+/// A server's answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Reply {
     pub(crate) status: u16,
-    /// Lower case, as they came.
+    /// Status line and headers, in lower case.
     pub(crate) head: String,
     pub(crate) body: String,
 }
@@ -54,7 +54,7 @@ impl Reply {
             .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
     }
 
-    /// Status and body of an answer in JSON.
+    /// Status and body of a JSON answer.
     pub(crate) fn json(&self) -> (u16, serde_json::Value) {
         assert!(
             self.body.ends_with('\n') && self.body.lines().count() == 1,
@@ -77,14 +77,14 @@ impl Client {
         self.0.write_all(bytes.as_ref()).await.unwrap();
     }
 
-    /// The next answer; None when the server closes instead.
+    /// The next answer, or `None` if the server closes the connection instead.
     pub(crate) async fn hear(&mut self) -> Option<Reply> {
         tokio::time::timeout(BOUND, self.read())
             .await
             .expect("an answer in time")
     }
 
-    /// Waits until the server closes; whatever it says before is thrown away.
+    /// Waits until the server closes the connection, and discards whatever it sends before.
     pub(crate) async fn closed(&mut self) {
         let mut rest = Vec::new();
         let _ = tokio::time::timeout(BOUND, self.0.read_to_end(&mut rest))

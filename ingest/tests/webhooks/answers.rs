@@ -1,4 +1,4 @@
-//! The table "Webhook answers", row by row, and the order in which it is applied.
+//! Every answer to a webhook, and the order of the checks.
 
 use ingest::signature::{HEADER, sign};
 use schema::record::Source;
@@ -18,7 +18,7 @@ async fn an_event_is_accepted_once_and_stored_byte_for_byte() {
     let first = app.post(&body).await;
     assert_eq!(first.json(), (200, json!({"status": "accepted"})));
     assert_eq!(first.header("content-type"), Some("application/json"));
-    // A retry is signed anew, and may even be written otherwise: the event's id is what counts.
+    // A retry has a new signature and may even be formatted differently: only the event's id counts.
     app.context.clock.advance(Duration::minutes(1));
     assert_eq!(
         app.post(&body).await.json(),
@@ -203,7 +203,7 @@ async fn only_one_path_and_one_method_are_there() {
         );
         assert_eq!(reply.header("allow"), Some("post"));
     }
-    // A query is no other path.
+    // A query does not change the path.
     let reply = app
         .ask(post(
             &format!("{PATH}?from=workos"),

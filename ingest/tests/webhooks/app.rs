@@ -1,4 +1,4 @@
-//! The program's parts put together in this process, so that clock and limits are the test's.
+//! The program's parts, assembled in this process so that tests control the clock and the limits.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -61,14 +61,14 @@ pub(crate) struct App {
 }
 
 impl App {
-    /// Starts it and waits until the log is there.
+    /// Starts ingest and waits until the log is set up.
     pub(crate) async fn start(broker: &Nats, setup: Setup) -> Self {
         let app = Self::begin(broker, setup).await;
         app.ready().await;
         app
     }
 
-    /// Starts it, whether or not the log is there.
+    /// Starts ingest without waiting for the log.
     pub(crate) async fn begin(broker: &Nats, setup: Setup) -> Self {
         let context = Context::new(
             "dsync-ingest",
@@ -157,7 +157,7 @@ impl App {
         post(PATH, &[(HEADER, &self.signature(body.as_ref()))], body.as_ref())
     }
 
-    /// Says `request` on a connection of its own.
+    /// Sends `request` on a connection of its own.
     pub(crate) async fn ask(&self, request: impl AsRef<[u8]>) -> Reply {
         let mut client = self.client().await;
         client.say(request).await;
@@ -179,7 +179,7 @@ impl App {
         entries
     }
 
-    /// A count, by its name and labels as Prometheus reads them.
+    /// The value of a metric, by its name and labels in Prometheus's text format.
     pub(crate) fn metric(&self, name: &str) -> u64 {
         let text = prometheus::TextEncoder::new()
             .encode_to_string(&self.context.metrics.gather())
@@ -197,7 +197,7 @@ impl App {
         self.metric(&format!("dsync_ingest_webhooks_total{{outcome=\"{outcome}\"}}"))
     }
 
-    /// Waits until so many webhooks are in flight.
+    /// Waits until exactly `count` webhooks are in flight.
     pub(crate) async fn in_flight(&self, count: u64) {
         until("in flight", async || {
             (self.metric("dsync_ingest_inflight") == count).then_some(())

@@ -1,4 +1,4 @@
-//! Sizes and numbers: too large, too many, and the end of the program.
+//! Bounds: bodies that are too large, too many requests, and shutdown.
 
 use std::sync::Arc;
 
@@ -34,12 +34,12 @@ async fn a_body_too_large_is_refused_by_its_announcement_or_as_soon_as_it_shows(
     let refused = app.post(padded("event_2", 2001)).await;
     assert_eq!(refused.json(), (413, json!({"error": "payload too large"})));
     assert_eq!(refused.header("connection"), Some("close"));
-    // Nothing of the body was sent, nor asked for.
+    // None of the body was sent, and ingest did not ask for it.
     let announced = format!(
         "POST {PATH} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 99999999999\r\n\r\n"
     );
     assert_eq!(app.ask(announced).await.status, 413);
-    // No announcement: refused at the first byte too many, though the body has no end.
+    // Without an announced length, the body is refused at the first byte too many, although it has not ended.
     let mut client = app.client().await;
     client
         .say(format!(
@@ -97,7 +97,7 @@ async fn what_the_broker_cannot_take_is_refused_up_front_and_all_below_is_stored
         (200, json!({"status": "accepted"}))
     );
     assert_eq!(app.post(padded("event_2", limit + 1)).await.status, 413);
-    // The longest headers there can be still fit.
+    // The longest possible headers still fit.
     let mut body = user_created(&format!("event_{}", "1".repeat(122)));
     body = body.replace("dsync.user.created", &format!("dsync.user.{}", "x".repeat(117)));
     body += &" ".repeat(limit - body.len());
@@ -173,7 +173,7 @@ async fn bytes_above_the_limit_are_told_to_come_again_too() {
     assert_eq!(app.post(padded("event_2", 2500)).await.status, 200);
 }
 
-/// Posts until the answer has this status: the slow request's bytes may still be on their way.
+/// Posts until the answer has this status, because the slow request's bytes may still be on their way.
 async fn until_status(app: &App, status: u16) -> crate::support::Reply {
     crate::support::until("that status", async || {
         let reply = app.post(padded("event_other", 2500)).await;

@@ -1,5 +1,5 @@
-//! The log away, frozen, full, lost, deleted: 503 each time, nothing acknowledged that is not stored, and all well again
-//! without a restart.
+//! The log is unreachable, frozen, full, lost or deleted. Each time ingest answers 503, acknowledges nothing that is
+//! not stored, and recovers without a restart.
 
 use std::time::Duration;
 
@@ -14,8 +14,8 @@ fn assert_come_again(reply: &Reply, after: &str) {
     assert_eq!(reply.header("retry-after"), Some(after));
 }
 
-/// Posts as WorkOS does, again and again until it is stored. An attempt answered 503 may have been stored all the same, so
-/// that the last one is a duplicate.
+/// Retries as WorkOS does until the event is stored. An attempt that was answered 503 may have been stored after all;
+/// then the last attempt is a duplicate.
 async fn until_stored(app: &App, event: &str) {
     until("stored", async || {
         (app.post(user_created(event)).await.status == 200).then_some(())
@@ -32,7 +32,7 @@ async fn a_broker_that_comes_late_is_waited_for() {
     let mut broker = Nats::absent(NatsOptions::default()).unwrap();
     let app = App::begin(&broker, Setup::default()).await;
     assert_come_again(&app.post(user_created("event_1")).await, "5");
-    // What needs no log is answered all the same.
+    // Requests that do not need the log are answered as usual.
     assert_eq!(
         app.post(r#"{"id":"event_2","event":"user.created","data":{}}"#)
             .await
@@ -82,7 +82,7 @@ async fn a_frozen_broker_is_not_waited_for_and_the_retry_is_recognised() {
     let app = App::start(&broker, Setup::default()).await;
     broker.pause().unwrap();
     assert_come_again(&app.post(user_created("event_1")).await, "5");
-    // A sender that hangs up does not stay in flight.
+    // The request of a sender that hangs up does not stay in flight.
     let mut gone = app.client().await;
     gone.say(app.signed(user_created("event_2"))).await;
     app.in_flight(1).await;
@@ -166,7 +166,7 @@ async fn a_log_that_was_deleted_is_made_anew_when_readiness_asks() {
 #[tokio::test]
 async fn nothing_is_stored_while_the_stream_cannot_be_what_the_settings_say() {
     let broker = Nats::start().await.unwrap();
-    // Another stream takes our subjects: an append would be acknowledged, and never read.
+    // Another stream takes our subjects: an append would be acknowledged but never read.
     jetstream(
         &broker,
         "STREAM.CREATE.OTHER",
@@ -174,7 +174,7 @@ async fn nothing_is_stored_while_the_stream_cannot_be_what_the_settings_say() {
     )
     .await;
     let app = App::begin(&broker, Setup::default()).await;
-    until("the broker's words", async || {
+    until("the broker's reason", async || {
         let missing = app.context.readiness.missing().await;
         missing
             .first()
@@ -190,8 +190,8 @@ async fn nothing_is_stored_while_the_stream_cannot_be_what_the_settings_say() {
         .unwrap();
 }
 
-/// The log deleted, and a stream of another name made for its subjects, as a restore would: that one acknowledges, and nobody
-/// reads it.
+/// The log is deleted, and a stream of another name takes its subjects, as after a restore: that stream acknowledges,
+/// but nobody reads it.
 #[tokio::test]
 async fn what_another_stream_stores_is_not_acknowledged() {
     let broker = Nats::start().await.unwrap();

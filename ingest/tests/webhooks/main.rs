@@ -1,4 +1,4 @@
-//! Webhooks over real connections into a real broker: every row of "Webhook answers", and what goes wrong around them.
+//! Webhooks over real connections into a real broker: every kind of answer, and what goes wrong on the way.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 

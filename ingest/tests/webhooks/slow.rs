@@ -1,4 +1,4 @@
-//! Clients that take their time: silent, dripping, half gone. Each is closed, and none keeps others waiting.
+//! Slow clients: silent, sending byte by byte, or half closed. Each is closed, and none keeps others waiting.
 
 use std::time::{Duration, Instant};
 
@@ -102,7 +102,7 @@ async fn a_client_that_leaves_in_the_middle_leaves_nothing() {
     let broker = Nats::start().await.unwrap();
     let app = app(&broker).await;
     let request = app.signed(user_created("event_1"));
-    // Closed altogether, or half: nothing more to say, but still listening.
+    // The connection is closed, or only half closed: nothing more is sent, but the client still listens.
     for half in [false, true] {
         let mut client = app.client().await;
         client.say(&request[..request.len() - 10]).await;

@@ -1,5 +1,5 @@
-//! The smallest program on top of `service`: it takes the shared settings, answers on its admin endpoint, and waits to be
-//! told to stop. The tests in `tests/boot.rs` run it; copy it to begin a new program.
+//! The smallest program on top of `service`: it reads the shared settings, serves its admin endpoint, and waits until
+//! it is told to stop. The tests in `tests/boot.rs` run it. Copy it to start a new program.
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -24,7 +24,7 @@ struct Cli {
     /// A secret that is never used
     #[arg(long, env = "IDLE_SECRET", hide_env_values = true)]
     idle_secret: Option<Secret>,
-    /// Ends in an error instead of waiting
+    /// Exit with an error instead of waiting
     #[arg(long)]
     fail: bool,
 }

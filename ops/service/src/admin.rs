@@ -1,7 +1,7 @@
 //! The admin endpoint: `/metrics` (Prometheus text), `/livez` and `/readyz`.
 //!
-//! It keeps answering while the program drains, and says then that it is not ready, so that balancers look elsewhere.
-//! It changes nothing and shows no secrets.
+//! It keeps answering while the program drains, but then reports that it is not ready, so that load balancers stop
+//! sending requests. It changes nothing and shows no secrets.
 
 use std::io;
 use std::net::SocketAddr;
@@ -21,7 +21,7 @@ use crate::boot::Context;
 use crate::http::{Limits, serve as serve_http};
 use crate::readiness::Missing;
 
-/// The running admin endpoint; it ends when this is dropped.
+/// The running admin endpoint. It stops when this is dropped.
 #[derive(Debug)]
 pub struct Admin {
     addr: SocketAddr,
@@ -29,7 +29,7 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// Where it listens; the port is the real one when port 0 was asked for.
+    /// The address it listens on. If port 0 was asked for, this has the actual port.
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
@@ -41,7 +41,7 @@ impl Drop for Admin {
     }
 }
 
-/// It cannot listen at the address given.
+/// The admin endpoint cannot listen on the given address.
 #[derive(Debug, thiserror::Error)]
 #[error("ADMIN_ADDR (--admin-addr): cannot listen on {addr}")]
 pub struct BindError {
@@ -49,14 +49,14 @@ pub struct BindError {
     source: io::Error,
 }
 
-/// Starts answering on `addr`; keep what is returned for as long as it should.
+/// Starts serving on `addr`. Keep the returned value for as long as it should serve.
 pub async fn serve(addr: SocketAddr, context: &Context) -> Result<Admin, BindError> {
     let bound = async {
         let listener = TcpListener::bind(addr).await?;
         io::Result::Ok((listener.local_addr()?, listener))
     };
     let (addr, listener) = bound.await.map_err(|source| BindError { addr, source })?;
-    // Its own token: it outlives the drain and ends with the handle.
+    // A token of its own: the endpoint keeps serving during the drain and stops with the handle.
     let serving = serve_http(
         listener,
         router(context.clone()),
@@ -68,7 +68,7 @@ pub async fn serve(addr: SocketAddr, context: &Context) -> Result<Admin, BindErr
     Ok(Admin { addr, task })
 }
 
-/// The routes alone, for tests and for whoever serves them otherwise.
+/// The routes alone, for tests and for other servers.
 pub fn router(context: Context) -> Router {
     Router::new()
         .route("/metrics", get(metrics))
@@ -81,7 +81,7 @@ async fn metrics(State(context): State<Context>) -> Response {
     match TextEncoder::new().encode_to_string(&context.metrics.gather()) {
         Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
         Err(error) => {
-            tracing::error!(%error, "metrics cannot be written out");
+            tracing::error!(%error, "metrics cannot be encoded");
             StatusCode::INTERNAL_SERVER_ERROR.into_response()
         }
     }

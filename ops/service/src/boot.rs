@@ -1,7 +1,7 @@
-//! From command line to exit code: the same start and the same end for every program.
+//! From command line to exit code: every program starts and ends in the same way.
 //!
-//! A program says what its command line is and what it does with it; it never installs loggers, runtimes or signal
-//! handlers itself.
+//! A program defines its command line and what to do with it. It never installs loggers, runtimes or signal handlers
+//! itself.
 
 use std::future::Future;
 use std::process::ExitCode;
@@ -19,42 +19,45 @@ use crate::readiness::Readiness;
 use crate::settings::{SettingError, refusal};
 use crate::shutdown::Signals;
 
-/// Exit code of a missing or malformed setting.
+/// Exit code for a missing or malformed setting.
 const BAD_SETTING: u8 = 2;
 
-/// How long a drain may take. Orchestrators kill after 30 s; ending by ourselves leaves a log line that says so.
+/// How long a drain may take. Orchestrators kill after 30 s; ending before that leaves a message that says why.
 const DRAIN: Duration = Duration::from_secs(25);
 
 /// A program's command line.
 pub trait Program: Parser {
-    /// Its logging settings, flattened into it.
+    /// Its logging settings.
     fn log(&self) -> &LogArgs;
 
-    /// Whether it is to run as a service, not to carry out a subcommand and end.
+    /// Whether it runs as a service, as opposed to a subcommand that does its work and exits.
     fn is_service(&self) -> bool;
 }
 
-/// What a running program is handed. Cheap to clone; clones share everything.
+/// What a running program gets. Cheap to clone; clones share everything.
 #[derive(Clone)]
 pub struct Context {
     /// The program's name, as in `dsync-ingest`.
     pub name: &'static str,
-    /// What time it is.
+    /// The clock.
     pub clock: Clock,
     /// Where metrics are registered; `/metrics` shows them.
     pub metrics: Registry,
-    /// What `/readyz` asks for.
+    /// The checks behind `/readyz`.
     pub readiness: Readiness,
-    /// Cancelled when the process is told to stop: finish what is under way and return.
+    /// Cancelled when the process is told to stop: finish work in progress and return.
     pub shutdown: CancellationToken,
 }
 
 impl Context {
-    /// A context of its own, with `dsync_build_info` registered. [`run`] makes the real one; tests make theirs.
+    /// A new context, with `dsync_build_info` registered. [`run`] makes the real one; tests make their own.
     pub fn new(name: &'static str, version: &str, clock: Clock) -> Self {
         let metrics = Registry::new();
         let info = IntGaugeVec::new(
-            Opts::new("dsync_build_info", "Always 1; the label says what runs."),
+            Opts::new(
+                "dsync_build_info",
+                "Always 1; the label is the version that runs.",
+            ),
             &["version"],
         )
         .expect("a valid metric");
@@ -72,9 +75,9 @@ impl Context {
 
 /// Runs a program from command line to exit code.
 ///
-/// `name` is the program's (`dsync-ingest`), `version` what `--version` and `dsync_build_info` show. `main` gets the
-/// parsed command line and its [`Context`]; it should return soon after [`Context::shutdown`] is cancelled. Its error is
-/// printed once: exit code 2 for a [`SettingError`], else 1.
+/// `name` is the program's name (`dsync-ingest`), and `version` is shown by `--version` and `dsync_build_info`. `main`
+/// gets the parsed command line and a [`Context`]. It should return soon after [`Context::shutdown`] is cancelled. If
+/// it returns an error, that is printed once, and the exit code is 2 for a [`SettingError`], otherwise 1.
 pub fn run<C, F>(name: &'static str, version: &'static str, main: impl FnOnce(C, Context) -> F) -> ExitCode
 where
     C: Program,
@@ -86,7 +89,7 @@ where
         Ok(cli) => cli,
         Err(error) => {
             let Some(line) = refusal(&command, &error) else {
-                // Help or version; that nobody reads it is not our failure.
+                // Help or version was asked for. It is not an error if nobody reads it.
                 let _ = error.print();
                 return ExitCode::SUCCESS;
             };
@@ -117,10 +120,10 @@ where
         tokio::spawn(Signals::listen()?.govern(shutdown.clone()));
         tokio::select! {
             code = main(context) => code,
-            () = overdue(shutdown) => anyhow::bail!("did not finish within {DRAIN:?} of being told to stop"),
+            () = overdue(shutdown) => anyhow::bail!("did not finish within {DRAIN:?} after being told to stop"),
         }
     });
-    // Blocking work (name resolution) that hangs must not keep the process.
+    // Blocking work that hangs (name resolution) must not keep the process alive.
     runtime.shutdown_timeout(Duration::from_secs(1));
     code
 }
@@ -130,7 +133,7 @@ async fn overdue(shutdown: CancellationToken) {
     tokio::time::sleep(DRAIN).await;
 }
 
-/// Prints the error that ended the program, whatever `RUST_LOG` hides.
+/// Prints the error that ended the program, whatever `RUST_LOG` says.
 fn report(name: &str, log: &LogArgs, error: &anyhow::Error) -> ExitCode {
     if let Some(setting) = error.chain().find_map(|e| e.downcast_ref::<SettingError>()) {
         eprintln!("{name}: {setting}");
@@ -148,7 +151,7 @@ fn report(name: &str, log: &LogArgs, error: &anyhow::Error) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// The setting to look at, where an error has one that its own words do not name.
+/// The setting to check, if the error has one that its own text does not name.
 #[cfg(feature = "postgres")]
 fn hint(error: &anyhow::Error) -> String {
     let database = error.chain().find_map(|e| e.downcast_ref::<sqlx::Error>());

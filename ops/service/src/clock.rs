@@ -1,21 +1,22 @@
 //! The time of day as an input.
 //!
-//! This is the only place in the workspace that asks the system what time it is (clippy forbids it elsewhere), so
-//! that every rule about age, order and retention can be tested at any moment. Measuring how long something took
-//! is another matter: that is [`std::time::Instant`]'s work, not this module's.
+//! This is the only place in the workspace that reads the system clock (clippy forbids it elsewhere), so that every
+//! rule about age, order and retention can be tested at any time. To measure how long something takes, use
+//! [`std::time::Instant`] instead.
 //!
-//! Debug builds alone can be made to believe in a clock that jumps ([`WRONG_BY`]), for tests of whole programs; a release
-//! build has no code for it.
+//! Debug builds can be given a clock that jumps ([`WRONG_BY`]), for tests of whole programs. Release builds have no
+//! code for it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use time::{Duration, OffsetDateTime};
 
-/// In debug builds: names a file that holds by how many seconds the machine's clock is wrong, read each time someone asks.
+/// In debug builds, names a file with the number of seconds to add to the machine's clock. The file is read on every
+/// call.
 #[cfg(debug_assertions)]
 pub const WRONG_BY: &str = "DSYNC_TEST_CLOCK_WRONG_BY";
 
-/// Answers what time it is. Cheap to clone; clones of a fixed clock move together.
+/// Tells the time. Cheap to clone; clones of a fixed clock move together.
 #[derive(Clone, Debug)]
 pub struct Clock(Source);
 
@@ -37,13 +38,13 @@ impl Clock {
         Self(Source::System)
     }
 
-    /// A clock that stands still at `at` until it is told otherwise. For tests.
+    /// A clock that stands still at `at` until it is moved. For tests.
     pub fn fixed(at: OffsetDateTime) -> Self {
         Self(Source::Fixed(Arc::new(Mutex::new(at))))
     }
 
     /// The time now, in UTC.
-    #[expect(clippy::disallowed_methods, reason = "the one place that may")]
+    #[expect(clippy::disallowed_methods, reason = "the only place that may")]
     pub fn now(&self) -> OffsetDateTime {
         match &self.0 {
             Source::System => OffsetDateTime::now_utc(),
@@ -56,7 +57,7 @@ impl Clock {
     /// Moves a fixed clock to `at`.
     ///
     /// # Panics
-    /// On the system clock: a test that believes it moves time must not go on as if it had.
+    /// On the system clock: a test that tries to move it must not continue as if it had.
     pub fn set(&self, at: OffsetDateTime) {
         self.change(|now| *now = at);
     }
@@ -77,7 +78,7 @@ impl Clock {
     }
 }
 
-/// What the file says; nothing while it says nothing that can be read.
+/// The offset in the file; zero if the file cannot be read or parsed.
 #[cfg(debug_assertions)]
 fn wrong_by(file: &std::path::Path) -> Duration {
     let seconds = std::fs::read_to_string(file).unwrap_or_default();

@@ -1,6 +1,6 @@
-//! A program asks its own admin endpoint how it is: for images without a shell and for whoever supervises by exit code.
+//! A program queries its own admin endpoint: for images without a shell, and for supervisors that go by exit codes.
 //!
-//! It reads nothing but `ADMIN_ADDR`, needs no secrets, and never reaches further than this machine.
+//! It uses only the setting `ADMIN_ADDR`, needs no secrets, and connects only to this machine.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -12,16 +12,16 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-/// Longer than the programs' readiness checks may take, shorter than what supervisors usually allow.
+/// Longer than the programs' readiness checks may take, but shorter than supervisors usually allow.
 const PATIENCE: Duration = Duration::from_secs(4);
 
-/// Answers are short; whatever else listens there may send what it likes.
+/// Our answers are short. Something else that listens at the address may send any amount.
 const LONGEST_ANSWER: u64 = 64 << 10;
 
-/// What to ask, and how to say the answer.
+/// What to check, and how to print the answer.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct HealthcheckArgs {
-    /// Ask whether it can do its job now (`/readyz`), not only whether it works (`/livez`)
+    /// Check whether the program can do its job now (`/readyz`), not only whether it is alive (`/livez`)
     #[arg(long)]
     ready: bool,
     /// Print JSON
@@ -35,26 +35,26 @@ impl HealthcheckArgs {
     }
 }
 
-/// What was heard of the running program.
+/// The running program's answer.
 #[derive(Debug, PartialEq, Eq)]
 struct Answer {
     status: u16,
     body: Value,
 }
 
-/// Why nothing was heard.
+/// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 enum Silence {
     #[error("nothing answers at {0}")]
     Unreachable(SocketAddr, #[source] io::Error),
     #[error("no answer from {0} within {PATIENCE:?}")]
     TooLate(SocketAddr),
-    #[error("what answers at {0} is not an admin endpoint")]
+    #[error("the server at {0} is not an admin endpoint")]
     Strange(SocketAddr),
 }
 
-/// Asks the program that runs with the same `ADMIN_ADDR`. Exit code 0 when it is well, 1 when it is not; an error, when it
-/// does not answer.
+/// Checks the program that runs with the same `ADMIN_ADDR`. Exit code 0 if it is healthy, 1 if it is not; an error if
+/// it does not answer.
 pub async fn run(admin_addr: SocketAddr, args: HealthcheckArgs) -> anyhow::Result<ExitCode> {
     let addr = from_here(admin_addr);
     let answer = tokio::time::timeout(PATIENCE, ask(addr, args.path()))
@@ -68,7 +68,7 @@ pub async fn run(admin_addr: SocketAddr, args: HealthcheckArgs) -> anyhow::Resul
     Ok(ExitCode::from(u8::from(answer.status != 200)))
 }
 
-/// Where to ask a program that listens on `addr`: "every address" is none to connect to.
+/// The address at which to reach a program that listens on `addr`. For an unspecified address, that is loopback.
 fn from_here(mut addr: SocketAddr) -> SocketAddr {
     if addr.ip().is_unspecified() {
         addr.set_ip(match addr.ip() {
@@ -107,7 +107,7 @@ pub async fn metrics(admin_addr: SocketAddr) -> anyhow::Result<(bool, Vec<String
     Ok((ready, body.lines().map(str::to_owned).collect()))
 }
 
-/// Our own admin endpoint's answers, which are short and never chunked; not HTTP at large.
+/// Parses the answers of our own admin endpoint, which are short and never chunked. Not a general HTTP parser.
 fn parse(answer: &[u8]) -> Option<Answer> {
     let (head, body) = std::str::from_utf8(answer).ok()?.split_once("\r\n\r\n")?;
     Some(Answer {
@@ -116,7 +116,7 @@ fn parse(answer: &[u8]) -> Option<Answer> {
     })
 }
 
-/// `/livez`'s `status`, or of `/readyz` either `ready` or everything that is missing, in one line.
+/// One line: the `status` of `/livez`; or, of `/readyz`, either `ready` or everything that is missing.
 fn for_people(body: &Value) -> String {
     if let Some(status) = body["status"].as_str() {
         return status.to_owned();

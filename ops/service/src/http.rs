@@ -1,7 +1,8 @@
-//! Connections of an HTTP/1 server that strangers may talk to: bounded in number, closed when slow, drained at the end.
+//! An HTTP/1 server that strangers may connect to. Connections are limited in number, closed when slow, and drained at
+//! shutdown.
 //!
-//! `axum::serve` never closes half headers, dripped headers or silent sockets; this does. What a request may hold and how
-//! long its body may take is the handlers' business: only they know.
+//! `axum::serve` never closes connections that are silent, or whose headers are incomplete or arrive byte by byte; this
+//! does. The size of a body, and the time it may take, are up to the handlers.
 
 use std::convert::Infallible;
 use std::error::Error;
@@ -26,21 +27,22 @@ use tower::ServiceExt as _;
 
 use crate::tls::Tls;
 
-/// How much is buffered of a connection before it is read no further, and so how long a request's head may be (the last read
-/// may go beyond it): no proxy adds that much. Hyper's own limit is 400 KiB, for each connection that a stranger makes.
+/// How many bytes of a connection are buffered before reading stops, and so how long a request's head may be, except
+/// that the last read may exceed it. No proxy adds that much. Hyper's own limit is 400 KiB, for every connection a
+/// stranger makes.
 const BUFFER: usize = 32 << 10;
 
-/// What one server puts up with.
+/// The limits of one server.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections at the same time; further ones wait in the system's queue.
+    /// Concurrent connections; more wait in the operating system's queue.
     pub connections: usize,
     /// How long a request's headers may take, and how long a kept-alive connection may stay silent.
     pub header_read: Duration,
-    /// How long a connection may be used: then it is finished, as at the end of the server. Bounds what nothing else
-    /// does (a peer that never reads its answers), and lets long-lived clients spread over new servers.
+    /// How long a connection may be used. After that it is drained, as at shutdown. This limits what nothing else does
+    /// (a peer that never reads its answers), and lets long-lived clients spread to new servers.
     pub lifetime: Duration,
-    /// How long connections may take to finish, once their time is up or the server stops.
+    /// How long connections may take to finish once their lifetime is over or the server stops.
     pub drain: Duration,
 }
 
@@ -54,12 +56,12 @@ impl Limits {
     };
 }
 
-/// What answers a server's requests, each with its peer's address.
+/// Answers a server's requests, each of which comes with its peer's address.
 pub trait Handler: Clone + Send + Sync + 'static {
     /// The body of an answer.
     type Body: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static;
 
-    /// Answers one request. What is returned is dropped when the client goes away first.
+    /// Answers one request. The future is dropped if the client goes away first.
     fn answer(
         &self,
         peer: SocketAddr,
@@ -80,8 +82,8 @@ impl Handler for Router {
     }
 }
 
-/// Serves on `listener` until `shutdown`, then lets requests under way finish within [`Limits::drain`], and closes what is
-/// left.
+/// Serves on `listener` until `shutdown`, then lets requests in progress finish within [`Limits::drain`], and closes
+/// the remaining connections.
 pub async fn serve(
     listener: TcpListener,
     handler: impl Handler,
@@ -91,7 +93,7 @@ pub async fn serve(
     serve_with(listener, None, handler, limits, shutdown).await;
 }
 
-/// The same over TLS, where `tls` is given. A handshake may take as long as a request's headers.
+/// Like [`serve`], but over TLS if `tls` is given. A handshake may take as long as a request's headers.
 pub async fn serve_with(
     listener: TcpListener,
     tls: Option<Tls>,
@@ -102,7 +104,7 @@ pub async fn serve_with(
     let room = Arc::new(Semaphore::new(limits.connections));
     let connections = TaskTracker::new();
     let give_up = CancellationToken::new();
-    // Also when the caller drops this future: no connection outlives its server.
+    // Even if the caller drops this future, no connection outlives its server.
     let _give_up_at_the_end = give_up.clone().drop_guard();
     loop {
         let next = async {
@@ -120,7 +122,7 @@ pub async fn serve_with(
             };
             match tokio::time::timeout(limits.header_read, tls.accept(stream)).await {
                 Ok(Ok(stream)) => converse(stream, peer, handler, limits, shutdown).await,
-                Ok(Err(error)) => tracing::debug!(%error, "no TLS"),
+                Ok(Err(error)) => tracing::debug!(%error, "the TLS handshake failed"),
                 Err(_) => tracing::debug!("the TLS handshake took too long"),
             }
         };
@@ -170,18 +172,18 @@ async fn converse(
             tokio::time::timeout(limits.drain, connection).await.unwrap_or(Ok(()))
         }
     };
-    // A peer that goes away or is too slow is its own business, not an error of ours.
+    // A peer that goes away or is too slow is not an error of ours.
     if let Err(error) = ended {
         tracing::debug!(%error, "connection closed");
     }
 }
 
-/// The next connection. Out of file descriptors is no reason to stop: it waits until some are free.
+/// Accepts the next connection. If the process is out of file descriptors, waits until some are free.
 async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
-                // Small answers leave at once; a failure costs speed only.
+                // Sends small answers at once. A failure costs only speed.
                 let _ = stream.set_nodelay(true);
                 return (stream, peer);
             }

@@ -1,7 +1,7 @@
 //! What every dsync program shares: start-up, settings, logging, clock, retries, the admin endpoint and shutdown.
 //!
-//! It knows nothing of directories, webhooks or the log. A program's `main` hands [`boot::run`] its command line type
-//! and one async function, and gets back a process that refuses bad settings in one line, logs, answers
+//! It knows nothing about directories, webhooks or the log. A program's `main` passes its command line type and one
+//! async function to [`boot::run`]. The result is a process that refuses bad settings with one line, logs, answers
 //! `/metrics`, `/livez` and `/readyz`, and drains when it is told to stop.
 
 pub mod admin;

@@ -1,5 +1,5 @@
-//! Log lines: what is logged (`RUST_LOG`) and how it looks (`LOG_FORMAT`). They go to standard error, so that what a
-//! subcommand prints stays clean.
+//! Logging: what is logged (`RUST_LOG`) and in which format (`LOG_FORMAT`). Logs go to standard error, which keeps the
+//! output of subcommands clean.
 
 use std::io::{self, IsTerminal as _};
 
@@ -14,7 +14,7 @@ use crate::settings::SettingError;
 /// Logging settings, for `#[command(flatten)]`.
 #[derive(Args, Clone, Debug)]
 pub struct LogArgs {
-    /// What is logged: a level, or levels by module (`info,projector=debug`)
+    /// What to log: a level, or levels by module (`info,projector=debug`)
     #[arg(
         long,
         env = "RUST_LOG",
@@ -23,7 +23,7 @@ pub struct LogArgs {
         value_name = "FILTER"
     )]
     pub rust_log: String,
-    /// How log lines look
+    /// Format of the log lines
     #[arg(
         long,
         env = "LOG_FORMAT",
@@ -34,17 +34,17 @@ pub struct LogArgs {
     pub log_format: LogFormat,
 }
 
-/// How log lines look.
+/// Format of the log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
     /// For people.
     Text,
-    /// One JSON object a line, for machines.
+    /// One JSON object per line, for machines.
     Json,
 }
 
-/// Starts logging for the whole process: a service tells what it does, a subcommand only what is wrong unless asked for
-/// more than `info`. An error when the filter cannot be understood.
+/// Starts logging for the whole process. A subcommand treats `info`, the default, as `warn`, so that it logs only
+/// problems. An error when the filter cannot be parsed.
 pub(crate) fn start(args: &LogArgs, is_service: bool) -> Result<(), SettingError> {
     if args.rust_log.trim().is_empty() {
         return Err(SettingError::malformed("RUST_LOG", "is empty"));
@@ -53,8 +53,8 @@ pub(crate) fn start(args: &LogArgs, is_service: bool) -> Result<(), SettingError
         "info" if !is_service => "warn",
         wanted => wanted,
     };
-    // The broker's client tells of each attempt to connect, twice, and there is one every second while it is away; the journal
-    // tells once what they come to.
+    // The broker's client logs every attempt to connect, twice, and makes one every second while the broker is away.
+    // The journal logs the outcome once.
     let wanted = if wanted.contains("async_nats") {
         wanted.to_owned()
     } else {
@@ -62,7 +62,7 @@ pub(crate) fn start(args: &LogArgs, is_service: bool) -> Result<(), SettingError
     };
     let filter = EnvFilter::try_new(wanted)
         .map_err(|e| SettingError::malformed("RUST_LOG", format!("is not a log filter: {e}")))?;
-    // Colours are for terminals: in a file they are in the way of whoever searches it.
+    // Colours are for terminals: in a file they get in the way of searching.
     let lines = tracing_subscriber::fmt::layer()
         .with_ansi(io::stderr().is_terminal())
         .with_writer(io::stderr);
@@ -71,15 +71,15 @@ pub(crate) fn start(args: &LogArgs, is_service: bool) -> Result<(), SettingError
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
     let quiet = filter_fn(is_discreet).and(filter);
-    // A second start in one process (tests) keeps the first one's choice.
+    // A second start in the same process (tests) keeps the first configuration.
     let _ = tracing_subscriber::registry()
         .with(lines.with_filter(quiet))
         .try_init();
     Ok(())
 }
 
-/// Whether an event may be logged at all, whatever the filter says: libraries write payloads and headers where they trace,
-/// and the broker's client writes them where it debugs.
+/// Whether an event may be logged at all, whatever the filter says. Libraries write payloads and headers at trace
+/// level, and the broker's client already at debug level.
 fn is_discreet(event: &Metadata<'_>) -> bool {
     const OURS: [&str; 8] = [
         "dsync_ingest",

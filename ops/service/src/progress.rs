@@ -1,4 +1,4 @@
-//! Progress of commands that take a while: a line on a terminal, nothing in a pipe.
+//! Progress bars for commands that take a while: shown on a terminal, silent in a pipe.
 
 use std::fmt;
 use std::io::IsTerminal as _;
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use indicatif::{HumanCount, ProgressBar, ProgressState, ProgressStyle};
 
-/// A bar of things counted, such as `records`, with their rate and the time that is left.
+/// A bar that counts `things`, such as `records`, with their rate and the time left.
 pub fn bar(things: &str) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
@@ -21,14 +21,14 @@ pub fn bar(things: &str) -> ProgressBar {
     bar
 }
 
-/// Whole things a second: nobody reads further digits of a number that moves.
+/// The rate per second as a whole number: nobody can read decimals of a number that keeps changing.
 fn rate(state: &ProgressState, out: &mut dyn fmt::Write) {
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
-        reason = "a rate to look at"
+        reason = "shown to people only"
     )]
     let whole = state.per_sec() as u64;
-    // Writing to the bar's own text cannot fail.
+    // Writing to the bar's text cannot fail.
     let _ = write!(out, "{}/s", HumanCount(whole));
 }

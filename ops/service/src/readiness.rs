@@ -1,4 +1,4 @@
-//! Can this process do its job now? Asked afresh on every request, so that the answer is never yesterday's.
+//! Can this process do its job now? Checked again on every request, so that the answer is never out of date.
 
 use std::fmt;
 use std::future::Future;
@@ -10,7 +10,7 @@ use futures_util::future::{BoxFuture, join_all};
 
 type Ask = Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
 
-/// The named things that must be there. Cheap to clone; clones share their checks.
+/// Named checks, all of which must pass. Cheap to clone; clones share their checks.
 #[derive(Clone, Default)]
 pub struct Readiness(Arc<Mutex<Vec<Check>>>);
 
@@ -21,7 +21,7 @@ struct Check {
     ask: Ask,
 }
 
-/// One thing that is missing.
+/// A check that failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Missing {
     /// The check's name.
@@ -31,8 +31,8 @@ pub struct Missing {
 }
 
 impl Readiness {
-    /// Adds a check: `ask` is called on every request and must answer within `limit`. Its error is shown to whoever may
-    /// read the admin endpoint: no secrets in it.
+    /// Adds a check. `ask` is called on every request and must answer within `limit`. Its error is shown on the admin
+    /// endpoint and must not contain secrets.
     pub fn check<F, E>(
         &self,
         name: &'static str,
@@ -46,7 +46,7 @@ impl Readiness {
         self.checks().push(Check { name, limit, ask });
     }
 
-    /// Runs all checks at the same time; what is missing, in the order in which checks were added.
+    /// Runs all checks concurrently. Returns those that failed, in the order in which they were added.
     pub async fn missing(&self) -> Vec<Missing> {
         let checks = self.checks().clone();
         let answers = join_all(checks.into_iter().map(|check| async move {

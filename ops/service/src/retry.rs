@@ -1,8 +1,8 @@
-//! How long to wait before the next attempt: ever longer, never in step with others, never giving up.
+//! How long to wait before the next attempt. The delays grow, are jittered, and never end.
 //!
-//! The only code that names the `backoff` crate, of which it uses the arithmetic alone (`next_backoff`). That crate is no
-//! longer maintained (see `deny.toml`); whoever replaces it changes this file and no other. What is worth retrying is
-//! not decided here.
+//! This is the only code that names the `backoff` crate, and it uses only its arithmetic (`next_backoff`). The crate is
+//! no longer maintained (see `deny.toml`). To replace it, change only this file. What is worth retrying is not decided
+//! here.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Delays that begin around `first`, grow by half each time, and are never longer than `max`.
+    /// Delays that begin around `first`, grow by half each time, and never exceed `max`.
     pub fn new(first: Duration, max: Duration) -> Self {
         let mut delays = ExponentialBackoff {
             initial_interval: first.min(max),
@@ -35,12 +35,12 @@ impl Backoff {
         self.delays.next_backoff().unwrap_or(self.max).min(self.max)
     }
 
-    /// Begins again with short delays. Call it after a success.
+    /// Starts over with short delays. Call it after a success.
     pub fn reset(&mut self) {
         self.delays.reset();
     }
 
-    /// Waits for [`Backoff::next_delay`], but not beyond a shutdown. False when `shutdown` came: stop retrying.
+    /// Waits for [`Backoff::next_delay`], or until `shutdown`. False after a shutdown: stop retrying.
     pub async fn wait(&mut self, shutdown: &CancellationToken) -> bool {
         let delay = self.next_delay();
         shutdown

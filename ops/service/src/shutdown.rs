@@ -1,4 +1,4 @@
-//! From signals to an orderly end: the first asks for a drain, the second aborts.
+//! Orderly shutdown by signals: the first starts a drain, the second aborts.
 
 use std::io;
 use std::process;
@@ -13,7 +13,7 @@ pub(crate) struct Signals {
 }
 
 impl Signals {
-    /// An error when the process may not listen for signals. Must be called within a runtime.
+    /// An error when the process cannot listen for signals. Must be called within a runtime.
     pub(crate) fn listen() -> io::Result<Self> {
         Ok(Self {
             term: signal(SignalKind::terminate())?,
@@ -21,7 +21,7 @@ impl Signals {
         })
     }
 
-    /// The exit code of the next signal, by the shell's convention: 128 + its number.
+    /// Waits for the next signal. Returns its exit code by the shell's convention: 128 + the signal's number.
     async fn next(&mut self) -> i32 {
         tokio::select! {
             _ = self.term.recv() => 128 + SignalKind::terminate().as_raw_value(),
@@ -29,10 +29,10 @@ impl Signals {
         }
     }
 
-    /// Cancels `shutdown` at the first signal; at the second ends the process at once, with a non-zero code.
+    /// Cancels `shutdown` at the first signal. At the second, ends the process at once with a non-zero code.
     pub(crate) async fn govern(mut self, shutdown: CancellationToken) {
         self.next().await;
-        tracing::info!("stopping: finishing what is under way; a second signal ends it at once");
+        tracing::info!("stopping: finishing work in progress; a second signal stops at once");
         shutdown.cancel();
         let code = self.next().await;
         tracing::warn!("stopped at once by a second signal");

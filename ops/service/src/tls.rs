@@ -1,7 +1,8 @@
-//! TLS for a server of ours: certificate and key from files, read again when they change.
+//! TLS for our servers, with certificate and key from files that are reloaded when they change.
 //!
-//! Whoever renews a certificate replaces the two files; connections made after that get the new one, none is cut. Files
-//! that cannot be used, half written ones say, leave the old certificate in place. Clients are not asked for certificates.
+//! To renew a certificate, replace the two files. New connections then get the new certificate, and existing ones
+//! continue. While the files cannot be used (half written, say), the old certificate stays. Clients are not asked for
+//! certificates.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -24,7 +25,7 @@ use crate::settings::SettingError;
 const CERT: &str = "TLS_CERT";
 const KEY: &str = "TLS_KEY";
 
-/// How often the files are looked at.
+/// How often the files are checked.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
 /// A server's side of TLS. Cheap to clone; clones share the certificate.
@@ -36,8 +37,8 @@ pub struct Tls {
 }
 
 impl Tls {
-    /// TLS with the certificate chain and the private key (both PEM) in these files; `None` when neither is given. An
-    /// error, naming `TLS_CERT` or `TLS_KEY`, for one without the other and for files that cannot be used.
+    /// TLS with the certificate chain and the private key (both PEM) in these files. `None` if neither is given. An
+    /// error, naming `TLS_CERT` or `TLS_KEY`, if only one is given or a file cannot be used.
     pub fn given(cert: Option<&Path>, key: Option<&Path>) -> Result<Option<Self>, SettingError> {
         let files = match (cert, key) {
             (None, None) => return Ok(None),
@@ -63,7 +64,7 @@ impl Tls {
         }))
     }
 
-    /// The handshake. Give it a time-out: a peer may never answer.
+    /// Performs the handshake. Call it with a timeout, because a peer may never answer.
     pub(crate) async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
         self.acceptor.accept(stream).await
     }
@@ -85,7 +86,7 @@ impl Tls {
                 }
                 Err(error) if failed.as_ref() == Some(&error) => {}
                 Err(error) => {
-                    tracing::warn!(%error, "the TLS certificate cannot be renewed; the old one stays");
+                    tracing::warn!(%error, "the TLS certificate cannot be renewed; keeping the old one");
                     failed = Some(error);
                 }
             }
@@ -107,22 +108,22 @@ impl Files {
             .and_then(Iterator::collect)
             .map_err(|error| unusable(CERT, &error))?;
         if chain.is_empty() {
-            return Err(unusable(CERT, &"it holds no certificate"));
+            return Err(unusable(CERT, &"it contains no certificate"));
         }
-        // What is wrong with a key is not told in detail.
+        // Errors about the key are not shown in detail.
         let key = PrivateKeyDer::from_pem_file(&self.key)
-            .map_err(|_| unusable(KEY, &"it cannot be read, or holds no private key"))?;
+            .map_err(|_| unusable(KEY, &"it cannot be read, or contains no private key"))?;
         CertifiedKey::from_der(chain, key, &default_provider())
             .map_err(|_| unusable(KEY, &"it is not the key of TLS_CERT's certificate"))
     }
 }
 
-/// The certificate that is shown now.
+/// The current certificate.
 #[derive(Debug)]
 struct Current(RwLock<Arc<CertifiedKey>>);
 
 impl Current {
-    /// Puts `new` in its place; whether it is another.
+    /// Replaces the certificate by `new`. Returns whether they differ.
     fn replace(&self, new: CertifiedKey) -> bool {
         let mut current = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let differs = current.cert != new.cert;

@@ -1,4 +1,4 @@
-//! A whole process from command line to exit code, as an operator meets it: `examples/idle.rs`, run for real.
+//! A whole process from command line to exit code, as an operator sees it: runs `examples/idle.rs`.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 const SECRET: &str = "whsec_hunter2";
 
-/// Arguments, environment, and the line that is said about them.
+/// Arguments, environment, and the error line they produce.
 type Slip<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], &'a str);
 
 fn idle(args: &[&str]) -> Command {
@@ -84,7 +84,7 @@ impl Running {
         );
     }
 
-    /// The exit code and what was logged.
+    /// Waits for the program to end. Returns its exit code and its log.
     fn end(mut self) -> (Option<i32>, String) {
         let began = Instant::now();
         let status = loop {
@@ -156,7 +156,7 @@ fn a_bad_setting_is_one_line_and_exit_code_2() {
             &[],
             "IDLE_DRAIN (--idle-drain) is longer than an hour",
         ),
-        (&["--idle-secrets=x"], &[], "there is no argument --idle-secrets"),
+        (&["--idle-secrets=x"], &[], "unknown argument --idle-secrets"),
         (
             &[],
             &[("LOG_FORMAT", "xml")],

@@ -1,4 +1,4 @@
-//! `service::http` against clients that are slow, silent, too many or in the middle of something.
+//! `service::http` against clients that are slow, silent, too many, or in the middle of a request.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -59,7 +59,7 @@ impl Server {
         }
     }
 
-    /// Waits until a request for `/held` is really under way.
+    /// Waits until a request for `/held` is in progress.
     async fn entered(&self) {
         bounded(self.entered.acquire()).await.unwrap().forget();
     }
@@ -76,7 +76,7 @@ async fn bounded<T>(what: impl Future<Output = T>) -> T {
 /// Reads until the server closes.
 async fn rest(stream: &mut TcpStream) -> String {
     let mut all = Vec::new();
-    // A reset is a close, too.
+    // A reset counts as a close.
     let _ = bounded(stream.read_to_end(&mut all)).await;
     String::from_utf8(all).unwrap()
 }
@@ -127,7 +127,7 @@ async fn dripping_headers_does_not_buy_time() {
     bounded(drip).await.unwrap();
 }
 
-/// Heads are buffered before anything is known of who sends them.
+/// Heads are buffered before anything is known about their sender.
 #[tokio::test]
 async fn a_head_is_taken_up_to_what_proxies_make_and_no_further() {
     let server = Server::start(LIMITS).await;
@@ -137,7 +137,7 @@ async fn a_head_is_taken_up_to_what_proxies_make_and_no_further() {
             "GET / HTTP/1.1\r\nHost: x\r\nX-Long: {}\r\n\r\n",
             "a".repeat(length)
         );
-        // What is refused is not read to its end.
+        // A refused head is not read to its end.
         let _ = stream.write_all(head.as_bytes()).await;
         let mut line = [0; 12];
         bounded(stream.read_exact(&mut line)).await.unwrap();
@@ -229,7 +229,7 @@ async fn a_connection_whose_time_is_up_finishes_its_request_and_no_other() {
         .await
         .unwrap();
     server.entered().await;
-    // The request outlasts the connection's time; nothing shows from outside that this is up.
+    // The request outlasts the connection's lifetime; nothing outside shows when that is over.
     tokio::time::sleep(HEADER_READ * 2).await;
     server.release.notify_one();
     let last = rest(&mut busy).await;
@@ -249,10 +249,10 @@ async fn a_peer_that_never_reads_is_cut_off() {
     };
     let server = Server::start(limits).await;
     let (mut read, mut write) = server.connect().await.into_split();
-    // Requests until the answers nobody reads have filled every buffer on the way, and beyond.
+    // Sends requests until the answers, which nobody reads, have filled every buffer on the way.
     let many = REQUEST.repeat(1000);
     bounded(async { while write.write_all(&many).await.is_ok() {} }).await;
-    // There is room for one connection only.
+    // There is room for only one connection.
     let mut next = server.connect().await;
     next.write_all(REQUEST).await.unwrap();
     assert!(answer(&mut next, "hello").await.starts_with("HTTP/1.1 200 OK"));

@@ -1,4 +1,4 @@
-//! `service::postgres` against a real server: what connections are set to, and what its errors mean.
+//! `service::postgres` against a real server: how connections are set up, and what its errors mean.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -182,16 +182,16 @@ async fn a_kept_connection_is_looked_at_when_it_was_idle() {
         .execute(kept.ready().await.unwrap())
         .await
         .unwrap();
-    // Used a moment ago, it is taken at its word: that spares the round trip.
+    // A connection that was used a moment ago is not checked, which saves the round trip.
     kept.ready().await.unwrap();
-    // That long it must be idle; nothing tells of it.
+    // The check happens only after this much idle time, which nothing outside shows.
     tokio::time::sleep(Duration::from_millis(2_100)).await;
     let Err(error) = kept.ready().await else {
         panic!("it is good for reading only")
     };
     assert_eq!(Trouble::of(&error), Trouble::Transient);
     drop(kept);
-    // Nor does the pool hand it out again.
+    // The pool does not hand it out again either.
     let mut another = Kept::from(&pool).await.unwrap();
     sqlx::query("create table written ()")
         .execute(another.ready().await.unwrap())
@@ -213,11 +213,11 @@ async fn what_the_server_is_at_work_on_is_waited_for_and_nothing_else() {
     let backend = kept.backend();
     let long = sqlx::query("select pg_sleep(2)").execute(kept.ready().await.unwrap());
     backend.answered(LIMIT, long).await.unwrap();
-    // An answer that was lost on the way: the server has nothing to do.
+    // The answer was lost on the way: the server has nothing to do.
     let lost = std::future::pending::<Result<(), sqlx::Error>>();
     let given_up = backend.answered(LIMIT, lost).await.unwrap_err();
     assert_eq!(Trouble::of(&given_up), Trouble::Transient);
-    // A server that is gone says nothing, of that neither.
+    // A server that is gone does not answer that question either.
     let connection = kept.ready().await.unwrap();
     server.pause().unwrap();
     let silent = backend.answered(LIMIT, sqlx::query("select 1").execute(connection));
@@ -226,7 +226,7 @@ async fn what_the_server_is_at_work_on_is_waited_for_and_nothing_else() {
     server.resume().unwrap();
 }
 
-/// The pool has one place, which the connection that is never answered holds.
+/// The pool has one place, and the connection that is never answered holds it.
 #[tokio::test]
 async fn a_connection_that_is_never_answered_is_given_up_and_gives_up_its_place() {
     let (mut silent, other) = tokio::try_join!(Postgres::start(), Postgres::start()).unwrap();

@@ -1,8 +1,8 @@
-//! History that is still to be written: of what large directories and groups took along when they ended.
+//! The history backlog: history still to be written about what large directories and groups took along when they ended.
 //!
-//! The end itself is one row, and in force with its commit. What it takes along is hidden from then on; the changes that
-//! say so follow in parts, so that nobody waits long for the lock under which changes are numbered. See
-//! `migrations/V15__history_backlog.sql`, and of groups V19, for why rows that are changed meanwhile do not matter.
+//! The end itself is one row, and takes effect when that commits: what it takes along is hidden from then on. The changes
+//! that record this follow in parts, so that nobody waits long for the lock under which change ids are drawn. See
+//! `migrations/V15__history_backlog.sql`, and V19 for groups, for why rows that change meanwhile do not matter.
 
 use std::collections::HashSet;
 
@@ -10,7 +10,7 @@ use schema::picture::Picture;
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 
-/// What a part is of.
+/// What kind of rows a part consists of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Entity {
     /// Users, which come first.
@@ -22,7 +22,7 @@ pub enum Entity {
 }
 
 impl Entity {
-    /// As it stands in `dsync.history_backlog`.
+    /// Its name in `dsync.history_backlog`.
     const fn as_str(self) -> &'static str {
         match self {
             Self::User => "user",
@@ -31,7 +31,7 @@ impl Entity {
         }
     }
 
-    /// What comes after it.
+    /// The kind that comes next.
     pub const fn next(self) -> Option<Self> {
         match self {
             Self::User => Some(Self::Group),
@@ -41,21 +41,21 @@ impl Entity {
     }
 }
 
-/// The key of a row: its id; of a membership, the group's and the user's.
+/// The key of a row: its id or, for a membership, the ids of the group and the user.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Key {
-    /// The object's id; of a membership, the group's.
+    /// The object's id; for a membership, the group's.
     pub id: String,
-    /// Of a membership, the user's id.
+    /// For a membership, the user's id.
     pub user: String,
 }
 
-/// How far a directory's backlog is written.
+/// How far a directory's backlog has been written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
     /// What is being written.
     pub entity: Entity,
-    /// The last row of it that is written; before the first, the empty key.
+    /// The last row of that kind that has been written; the empty key before the first.
     pub after: Key,
 }
 
@@ -64,13 +64,13 @@ pub struct Place {
 pub struct Untold {
     /// The directory.
     pub directory: String,
-    /// When it ended, as history has it. It may have come back and ended again since.
+    /// When it ended, according to history. It may have come back and ended again since.
     pub ended_at: OffsetDateTime,
-    /// How far it is written.
+    /// How far its history has been written.
     pub place: Place,
 }
 
-/// The directory that ended first of those whose history is still to be written.
+/// Of the directories whose history is still to be written, the one that ended first.
 pub async fn oldest(pool: &PgPool) -> sqlx::Result<Option<Untold>> {
     let found = sqlx::query!(
         "select directory_id, recorded_at, entity, after_id, after_user_id from dsync.history_backlog
@@ -95,7 +95,7 @@ pub async fn oldest(pool: &PgPool) -> sqlx::Result<Option<Untold>> {
     }))
 }
 
-/// How many directories and groups there are whose history is still to be written.
+/// How many directories and groups have history that is still to be written.
 pub async fn count(connection: impl sqlx::PgExecutor<'_>) -> sqlx::Result<i64> {
     sqlx::query_scalar!(
         r#"
@@ -107,8 +107,8 @@ pub async fn count(connection: impl sqlx::PgExecutor<'_>) -> sqlx::Result<i64> {
     .await
 }
 
-/// The next rows in the order in which they are written, `limit` at most: fewer only where no more of that entity follow.
-/// Which of them have something to be told is decided when it is written.
+/// The next rows in the order in which they are written: `limit` of them, or fewer if no more of that entity follow. Which
+/// of them have any history to write is decided when it is written.
 pub async fn next_rows(pool: &PgPool, untold: &Untold, limit: i64) -> sqlx::Result<Vec<Key>> {
     let Untold { directory, place, .. } = untold;
     let only_ids = |ids: Vec<String>| ids.into_iter().map(|id| Key { id, ..Key::default() }).collect();
@@ -131,7 +131,7 @@ pub async fn next_rows(pool: &PgPool, untold: &Untold, limit: i64) -> sqlx::Resu
         .fetch_all(pool)
         .await
         .map(only_ids),
-        // Group by group, in the order of the primary key: all of a large directory need not be sorted for each part.
+        // Group by group, in the order of the primary key, so that a large directory is not sorted whole for each part.
         Entity::Membership => {
             sqlx::query_as!(
                 Key,
@@ -163,8 +163,9 @@ pub async fn next_rows(pool: &PgPool, untold: &Untold, limit: i64) -> sqlx::Resu
     }
 }
 
-/// Writes the history of `rows`, which follow upon where `untold` stands; from then on it stands at `next`, or is done.
-/// `false`: it stands elsewhere, or is that of another end, or somebody else writes a part now.
+/// Writes the history of `rows`, which follow the place of `untold`. The backlog then stands at `next`; if there is none,
+/// the directory is done. `false` if the backlog stands elsewhere or belongs to another end of the directory, or if somebody
+/// else is writing a part.
 pub async fn write_part(
     pool: &PgPool,
     untold: &Untold,
@@ -197,15 +198,15 @@ pub async fn write_part(
     .await
 }
 
-/// Writes the next `part` rows of what a group took along, of the one that ended first. `false`: there was nothing to be
-/// written, or somebody else writes a part now.
+/// Writes the history of the next `part` rows that the group that ended first took along. `false` if there was nothing to
+/// write, or somebody else is writing a part.
 pub async fn write_part_of_group(pool: &PgPool, part: i64) -> sqlx::Result<bool> {
     sqlx::query_scalar!(r#"select dsync.write_group_history_part($1) as "written!""#, part)
         .fetch_one(pool)
         .await
 }
 
-/// Writes all that is still to be written, in one go.
+/// Writes the whole backlog at once.
 pub(super) async fn write_all(connection: &mut PgConnection) -> sqlx::Result<()> {
     sqlx::query!(
         r#"
@@ -221,8 +222,8 @@ pub(super) async fn write_all(connection: &mut PgConnection) -> sqlx::Result<()>
     Ok(())
 }
 
-/// What a transaction is about to change: ids of people and groups, and beside each the directory in which it, or a
-/// membership of it, is about to be written; and memberships.
+/// What a transaction is about to change: people and groups, each with the directory in which they, or a membership of
+/// theirs, are about to be written; and memberships.
 #[derive(Debug, Default)]
 pub(super) struct Meant<'p> {
     people: Vec<&'p str>,
@@ -234,7 +235,7 @@ pub(super) struct Meant<'p> {
 }
 
 impl<'p> Meant<'p> {
-    /// Everyone `picture` says something of.
+    /// Everything in `picture`.
     pub(super) fn by(picture: &'p Picture<'_>) -> Self {
         let users = picture.users.iter().map(|(user, row)| (user, &row.directory));
         let members = picture
@@ -266,7 +267,7 @@ impl<'p> Meant<'p> {
         }
     }
 
-    /// One person, wherever they are.
+    /// One person, in whatever directory they are.
     pub(super) fn person(id: &'p str) -> Self {
         Self {
             people: vec![id],
@@ -276,7 +277,7 @@ impl<'p> Meant<'p> {
     }
 }
 
-/// Writes what is still to be written of those `meant`, and of their memberships, before they change.
+/// Writes the outstanding history of the people `meant` (with their memberships), groups and memberships before they change.
 pub(super) async fn write_early(connection: &mut PgConnection, meant: &Meant<'_>) -> sqlx::Result<()> {
     sqlx::query!(
         r#"

@@ -1,7 +1,7 @@
-//! Batches as columns: what the statements unnest. Absent registers are nulls here and `-infinity` in the tables.
+//! Batches as columns, for the statements to unnest. Absent registers are nulls here and `-infinity` in the tables.
 //!
-//! The statements unnest them in the list of a select, side by side. As a function in `from`, each array would be written
-//! into a table of its own and read again, which is a tenth of what writing a user takes.
+//! The statements unnest them side by side in a select list. With a function in `from`, each array would be written into a
+//! table of its own and read again, which takes a tenth of the time of writing a user.
 
 use schema::directory::Text;
 use schema::observation::{Mark, Version};
@@ -31,7 +31,7 @@ impl<'r> Versions<'r> {
     }
 }
 
-/// The columns of the registers that say when a row was seen and when it was gone.
+/// The columns of the seen and gone registers.
 #[derive(Default)]
 pub(super) struct Marks<'r> {
     pub(super) seen_at: Vec<Option<OffsetDateTime>>,
@@ -53,7 +53,7 @@ impl<'r> Marks<'r> {
     }
 }
 
-/// A list of texts as a Postgres array literal: `unnest` takes no arrays of arrays.
+/// A list of strings as a Postgres array literal, because `unnest` flattens an array of arrays.
 pub(super) fn array(elements: &[Text<'_>]) -> String {
     let mut literal = String::from("{");
     for (place, element) in elements.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! Records that could not be applied. They wait here, whole, for a person; the batch they came in went on without them.
+//! Records that could not be applied. They wait here, complete, for a person; the rest of their batch was applied.
 
 use schema::record::{Record, Source};
 use schema::timestamp::Timestamp;
@@ -7,12 +7,12 @@ use sqlx::PgConnection;
 use sqlx::postgres::PgExecutor;
 use time::OffsetDateTime;
 
-/// A dead letter as a list shows it: nothing of its content.
+/// A dead letter as listed, without its content.
 #[derive(Debug, Clone, Serialize)]
 pub struct Letter {
-    /// Its number.
+    /// Its id.
     pub id: i64,
-    /// Its place in the log.
+    /// Its sequence in the log.
     pub seq: i64,
     /// Its subject.
     pub subject: String,
@@ -29,12 +29,12 @@ pub struct Letter {
     pub failed_at: OffsetDateTime,
 }
 
-/// A dead letter with what it takes to try again.
+/// A dead letter with what it takes to apply it.
 #[derive(Debug, Clone)]
 pub struct Waiting {
-    /// Its number.
+    /// Its id.
     pub id: i64,
-    /// The way it came into the log.
+    /// How it came into the log.
     pub source: Source,
     /// When it was received.
     pub received_at: Timestamp,
@@ -42,7 +42,7 @@ pub struct Waiting {
     pub body: Vec<u8>,
 }
 
-/// Puts a record aside. Reading the log again does not put it aside again, nor raise one that was dropped.
+/// Sets a record aside. Reading the log again neither duplicates a dead letter nor brings back one that was dropped.
 pub async fn put(
     connection: &mut PgConnection,
     stream_created: Timestamp,
@@ -72,14 +72,14 @@ pub async fn put(
     Ok(())
 }
 
-/// How many wait.
+/// How many are waiting.
 pub async fn count(executor: impl PgExecutor<'_>) -> sqlx::Result<i64> {
     sqlx::query_scalar!(r#"select count(*) as "count!" from dsync.dead_letters where state = 'dead'"#)
         .fetch_one(executor)
         .await
 }
 
-/// Those that wait, oldest first.
+/// Those that are waiting, oldest first.
 pub async fn list(executor: impl PgExecutor<'_>) -> sqlx::Result<Vec<Letter>> {
     sqlx::query_as!(
         Letter,
@@ -92,7 +92,7 @@ pub async fn list(executor: impl PgExecutor<'_>) -> sqlx::Result<Vec<Letter>> {
     .await
 }
 
-/// One that waits, and its body.
+/// A waiting one, and its body.
 pub async fn show(executor: impl PgExecutor<'_>, id: i64) -> sqlx::Result<Option<(Letter, Vec<u8>)>> {
     let row = sqlx::query!(
         r#"
@@ -118,7 +118,7 @@ pub async fn show(executor: impl PgExecutor<'_>, id: i64) -> sqlx::Result<Option
     }))
 }
 
-/// One that waits, locked so that nobody else tries it meanwhile.
+/// A waiting one, locked so that nobody else retries it meanwhile.
 pub async fn take(connection: &mut PgConnection, id: i64) -> sqlx::Result<Option<Waiting>> {
     let row = sqlx::query!(
         r#"
@@ -137,7 +137,7 @@ pub async fn take(connection: &mut PgConnection, id: i64) -> sqlx::Result<Option
     }))
 }
 
-/// Strikes out one that was applied after all.
+/// Deletes one that was applied after all.
 pub async fn settle(connection: &mut PgConnection, id: i64) -> sqlx::Result<()> {
     sqlx::query!("delete from dsync.dead_letters where id = $1", id)
         .execute(connection)
@@ -145,7 +145,7 @@ pub async fn settle(connection: &mut PgConnection, id: i64) -> sqlx::Result<()> 
     Ok(())
 }
 
-/// Notes that one failed again.
+/// Records that one failed again.
 pub async fn failed_again(connection: &mut PgConnection, id: i64, reason: &str) -> sqlx::Result<()> {
     sqlx::query!(
         r#"
@@ -160,7 +160,7 @@ pub async fn failed_again(connection: &mut PgConnection, id: i64, reason: &str) 
     Ok(())
 }
 
-/// Gives one up: its body goes, its place stays known. `false`: none such waits.
+/// Drops one: its body is deleted, but its sequence is remembered. `false` if no such dead letter is waiting.
 pub async fn discard(executor: impl PgExecutor<'_>, id: i64) -> sqlx::Result<bool> {
     let dropped = sqlx::query!(
         "update dsync.dead_letters set state = 'dropped', body = null where id = $1 and state = 'dead'",

@@ -1,5 +1,5 @@
-//! Where the live projection is not what was built beside it: found row by row, kept in a temporary table, so that
-//! neither memory nor the network knows how many there are.
+//! Where the live projection differs from the one built beside it. Differences are found row by row and kept in a temporary
+//! table, so their number affects neither memory nor the network.
 
 use serde::Serialize;
 use sqlx::{AssertSqlSafe, PgConnection, Row as _};
@@ -7,28 +7,28 @@ use time::OffsetDateTime;
 
 use super::shadow::Table;
 
-/// How a row is not what the log says.
+/// How a row differs from what the log says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
-    /// The log speaks of it, and it is not there.
+    /// The log has it, but the live table does not.
     Missing,
-    /// It is there, and the log does not speak of it.
+    /// The live table has it, but the log does not.
     Extra,
     /// Some of its columns differ.
     Differs,
 }
 
-/// A row that is not what the log says. No values: they are personal data.
+/// A row that is not what the log says. Without values, which are personal data.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Difference {
     /// directory, user, group or membership.
     pub entity: String,
-    /// The object's id; of a membership `<group_id>/<user_id>`.
+    /// The object's id; for a membership, `<group_id>/<user_id>`.
     pub id: String,
-    /// In which way.
+    /// How it differs.
     pub kind: Kind,
-    /// The columns that differ; none unless the row is on both sides.
+    /// The columns that differ; empty unless both sides have the row.
     pub columns: Vec<String>,
 }
 
@@ -37,16 +37,16 @@ pub struct Difference {
 pub struct Counts {
     /// In all.
     pub all: i64,
-    /// Rows that the log speaks of and that are not there.
+    /// Rows that the log has but the live table does not.
     pub missing: i64,
-    /// Rows that are there and of which the log does not speak.
+    /// Rows that the live table has but the log does not.
     pub extra: i64,
-    /// Rows of which some columns differ.
+    /// Rows in which some columns differ.
     pub differs: i64,
 }
 
-/// Finds the rows of `table` that are not what was built beside. Those erased are left out; answers how many were
-/// scrubbed, which is none either.
+/// Finds the rows of `table` that differ from those built beside. Rows of erased people are left out. Rows that were only
+/// scrubbed are no differences either; returns how many there were.
 pub async fn find(connection: &mut PgConnection, table: Table) -> sqlx::Result<u64> {
     let (name, keys) = (table.name, table.key.join(", "));
     let first = table.key[0];
@@ -59,7 +59,7 @@ pub async fn find(connection: &mut PgConnection, table: Table) -> sqlx::Result<u
     judge(connection, table, &source).await
 }
 
-/// The same among the candidates alone.
+/// The same among the candidates only.
 pub async fn find_among_candidates(connection: &mut PgConnection, table: Table) -> sqlx::Result<u64> {
     let (name, entity) = (table.name, table.entity);
     let source = format!(
@@ -73,10 +73,10 @@ pub async fn find_among_candidates(connection: &mut PgConnection, table: Table) 
     judge(connection, table, &source).await
 }
 
-/// Notes how the rows of `source` (id, `user_id`, live, told) differ. Answers how many were only scrubbed.
+/// Records how the rows of `source` (id, `user_id`, live, told) differ. Returns how many were only scrubbed.
 async fn judge(connection: &mut PgConnection, table: Table, source: &str) -> sqlx::Result<u64> {
     let (entity, person) = (table.entity, table.person("d.id", "d.user_id"));
-    // What follows from other columns differs where they do.
+    // Generated columns are not compared: they differ where the columns they derive from do.
     let written = table.columns(&mut *connection).await?;
     let written: Vec<String> = written.iter().map(|name| format!("'{name}'")).collect();
     let written = written.join(", ");
@@ -94,7 +94,7 @@ async fn judge(connection: &mut PgConnection, table: Table, source: &str) -> sql
             table.name
         ),
     };
-    // Of rows, `is not null` asks whether every column is there; `is distinct from null` whether the row is.
+    // For a row, `is not null` tests whether every column has a value, and `is distinct from null` whether there is a row.
     let statement = format!(
         "with d as materialized ({source}), judged as (
              select d.id, d.user_id,
@@ -121,7 +121,7 @@ async fn judge(connection: &mut PgConnection, table: Table, source: &str) -> sql
     Ok(scrubbed.unsigned_abs())
 }
 
-/// Makes candidates of what was found, and forgets it.
+/// Turns the differences found into candidates, and deletes them.
 pub async fn into_candidates(connection: &mut PgConnection) -> sqlx::Result<()> {
     sqlx::raw_sql(
         "insert into pg_temp.candidates select entity, id, user_id from pg_temp.differing on conflict do nothing;
@@ -155,9 +155,9 @@ pub async fn note_candidates(
     Ok(())
 }
 
-/// Sets apart, of the rows that the log does not speak of, those in directories where deletions are held back: whether
-/// they are gone, a person decides. And all that are there of directories that were `unlisted`: of those the log may say
-/// half.
+/// Marks rows to be held, that is, not replaced. First, rows that the log does not have, in directories where deletions are
+/// held back: a person decides whether those are gone. Second, every live row in the directories that are `unlisted`: the
+/// log may have only half of those.
 pub async fn hold(connection: &mut PgConnection, table: Table, unlisted: &[String]) -> sqlx::Result<()> {
     let directory = if table.entity == "directory" {
         "l.id"
@@ -181,7 +181,7 @@ pub async fn hold(connection: &mut PgConnection, table: Table, unlisted: &[Strin
     Ok(())
 }
 
-/// How many were found, those held or those not.
+/// How many differences were found: those held, or those not held.
 pub async fn count(connection: &mut PgConnection, held: bool) -> sqlx::Result<Counts> {
     let row = sqlx::query(
         "select count(*) as a, count(*) filter (where kind = 'missing') as m,
@@ -199,7 +199,7 @@ pub async fn count(connection: &mut PgConnection, held: bool) -> sqlx::Result<Co
     })
 }
 
-/// The first `limit` found, those held or those not, in the order of tables and keys.
+/// The first `limit` differences, those held or those not held, in the order of tables and keys.
 pub async fn list(connection: &mut PgConnection, held: bool, limit: usize) -> sqlx::Result<Vec<Difference>> {
     let rows = sqlx::query(
         "select entity, case user_id when '' then id else id || '/' || user_id end as id, kind, columns
@@ -227,7 +227,7 @@ pub async fn list(connection: &mut PgConnection, held: bool, limit: usize) -> sq
         .collect()
 }
 
-/// How many rows of `table` the log speaks of.
+/// How many rows of `table` the log yields.
 pub async fn rows(connection: &mut PgConnection, table: Table) -> sqlx::Result<u64> {
     let count = format!("select count(*) from pg_temp.{}", table.name);
     let rows: i64 = sqlx::query_scalar(AssertSqlSafe(count))
@@ -236,7 +236,8 @@ pub async fn rows(connection: &mut PgConnection, table: Table) -> sqlx::Result<u
     Ok(rows.unsigned_abs())
 }
 
-/// Live rows of which nothing newer than `cut` is known, where the log lacks its beginning: how many, and some of them.
+/// If the log lacks its beginning: the live rows about which nothing newer than `cut` is known. Returns how many there are,
+/// and up to `some` of them.
 pub async fn older(
     connection: &mut PgConnection,
     table: Table,

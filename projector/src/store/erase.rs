@@ -1,4 +1,4 @@
-//! Forgetting one person in the database: the rows, what history showed of them, what waits in the dead letters.
+//! Erases one person from the database: their rows, the values in their history, and their dead letters.
 
 use sqlx::postgres::PgExecutor;
 use sqlx::{PgConnection, PgPool};
@@ -6,30 +6,30 @@ use time::OffsetDateTime;
 
 use super::backlog;
 
-/// What the database knew of a person, and lost.
+/// What the database knew about a person and has erased.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Forgotten {
-    /// Whether there was a row for the user.
+    /// Whether the user had a row.
     pub row: bool,
-    /// Rows of memberships.
+    /// Membership rows.
     pub memberships: u64,
-    /// Rows of history whose values were blanked.
+    /// History rows whose values were blanked.
     pub history: u64,
-    /// Texts by which records that name no id are recognised as this person's: addresses, the provider's ids.
+    /// Texts by which records without an id are recognised as this person's: addresses, user names, the provider's ids.
     pub marks: Vec<String>,
 }
 
-/// What came of [`forget`].
+/// The result of [`forget`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// The person is live: nothing was done.
     Live,
-    /// The person is forgotten.
+    /// The person is erased.
     Forgotten(Forgotten),
 }
 
-/// Forgets the user `id`: leaves out from now on what is said of it, and takes away what is there. Someone live only if
-/// `force`. Writers of the projection wait meanwhile, so none of them can bring back what it read before.
+/// Erases the user `id`: from now on records about the user are left out, and what is there is removed. A live user is
+/// erased only if `force`. Writers of the projection wait meanwhile, so none of them can bring back what it read before.
 pub async fn forget(pool: &PgPool, id: &str, force: bool, now: OffsetDateTime) -> sqlx::Result<Outcome> {
     let mut transaction = pool.begin().await?;
     super::lock::limit(&mut transaction).await?;
@@ -69,7 +69,7 @@ pub async fn forget(pool: &PgPool, id: &str, force: bool, now: OffsetDateTime) -
     )
     .execute(&mut *transaction)
     .await?;
-    // Undoing a rebuild takes all rows that it replaced: of this one there is nothing to put back.
+    // Undoing a rebuild requires every row that it replaced, so this one stays, with nothing to restore.
     sqlx::query!("update dsync.replaced set image = null where user_id = $1", id)
         .execute(&mut *transaction)
         .await?;
@@ -85,7 +85,7 @@ pub async fn forget(pool: &PgPool, id: &str, force: bool, now: OffsetDateTime) -
     }))
 }
 
-/// Notes by what the person is recognised until they are erased whole; then by nothing.
+/// Stores the texts by which the person is recognised, until they are completely erased; then stores none.
 pub async fn keep_marks(executor: impl PgExecutor<'_>, id: &str, marks: &[String]) -> sqlx::Result<()> {
     sqlx::query!("update dsync.erased set marks = $2 where user_id = $1", id, marks)
         .execute(executor)
@@ -93,7 +93,7 @@ pub async fn keep_marks(executor: impl PgExecutor<'_>, id: &str, marks: &[String
     Ok(())
 }
 
-/// Texts that stand for this person and hardly for another, from the row and from history, and from an attempt before this.
+/// Texts that identify this person, from the row, from history, and from an earlier attempt.
 async fn marks(connection: &mut PgConnection, id: &str) -> sqlx::Result<Vec<String>> {
     sqlx::query_scalar!(
         r#"
@@ -130,10 +130,10 @@ async fn blank_history(connection: &mut PgConnection, id: &str) -> sqlx::Result<
     Ok(blanked.rows_affected())
 }
 
-/// A dead letter, whole.
+/// A dead letter with its body.
 #[derive(Debug, Clone)]
 pub struct Letter {
-    /// Its number.
+    /// Its id.
     pub id: i64,
     /// Its subject.
     pub subject: String,
@@ -141,7 +141,7 @@ pub struct Letter {
     pub body: Vec<u8>,
 }
 
-/// The dead letters after number `after`, a few at a time.
+/// The next few dead letters whose id is above `after`.
 pub async fn letters(pool: &PgPool, after: i64) -> sqlx::Result<Vec<Letter>> {
     sqlx::query_as!(
         Letter,
@@ -155,7 +155,7 @@ pub async fn letters(pool: &PgPool, after: i64) -> sqlx::Result<Vec<Letter>> {
     .await
 }
 
-/// Takes a dead letter away.
+/// Deletes a dead letter.
 pub async fn drop_letter(pool: &PgPool, id: i64) -> sqlx::Result<()> {
     sqlx::query!("delete from dsync.dead_letters where id = $1", id)
         .execute(pool)
@@ -163,7 +163,7 @@ pub async fn drop_letter(pool: &PgPool, id: i64) -> sqlx::Result<()> {
     Ok(())
 }
 
-/// Other directory users with one of these addresses or provider's ids: the same person before or after, likely.
+/// Other directory users with one of these email addresses or provider's ids: probably the same person, earlier or later.
 pub async fn namesakes(pool: &PgPool, marks: &[String]) -> sqlx::Result<Vec<String>> {
     sqlx::query_scalar!(
         r#"
@@ -177,7 +177,7 @@ pub async fn namesakes(pool: &PgPool, marks: &[String]) -> sqlx::Result<Vec<Stri
     .await
 }
 
-/// Takes back that the user `id` is left out. `false`: it was not erased.
+/// Lets records about the user `id` be applied again. `false` if the user was not erased.
 pub async fn undo(pool: &PgPool, id: &str) -> sqlx::Result<bool> {
     let undone = sqlx::query!("delete from dsync.erased where user_id = $1", id)
         .execute(pool)

@@ -1,4 +1,4 @@
-//! People who were erased: what is said of them is left out of every write, and noted to be purged from the log.
+//! People who were erased. Records about them are left out of every write, and queued to be purged from the log.
 
 use std::collections::HashSet;
 
@@ -22,7 +22,7 @@ pub async fn among(connection: &mut PgConnection, ids: &[&str]) -> sqlx::Result<
     Ok(erased.into_iter().collect())
 }
 
-/// Notes that these messages of the log made at `stream_created` are to be purged.
+/// Queues these messages of the log created at `stream_created` to be purged.
 pub async fn note_purges(
     connection: &mut PgConnection,
     stream_created: Timestamp,
@@ -42,7 +42,7 @@ pub async fn note_purges(
     Ok(())
 }
 
-/// Messages of the log made at `stream_created` that are to be purged, oldest first.
+/// Messages of the log created at `stream_created` that are queued to be purged, oldest first.
 pub async fn due_purges(pool: &PgPool, stream_created: Timestamp) -> sqlx::Result<Vec<u64>> {
     let seqs = sqlx::query_scalar!(
         "select seq from dsync.purges where stream_created = $1 order by seq",
@@ -53,7 +53,7 @@ pub async fn due_purges(pool: &PgPool, stream_created: Timestamp) -> sqlx::Resul
     Ok(seqs.into_iter().map(i64::unsigned_abs).collect())
 }
 
-/// Strikes out a purge that is done.
+/// Removes a purge that is done from the queue.
 pub async fn purged(pool: &PgPool, stream_created: Timestamp, seq: u64) -> sqlx::Result<()> {
     sqlx::query!(
         "delete from dsync.purges where stream_created = $1 and seq = $2",
@@ -65,15 +65,15 @@ pub async fn purged(pool: &PgPool, stream_created: Timestamp, seq: u64) -> sqlx:
     Ok(())
 }
 
-/// Sequences as Postgres holds them.
+/// Sequences as Postgres stores them.
 fn entries(seqs: &[u64]) -> Vec<i64> {
     seqs.iter()
         .map(|seq| i64::try_from(*seq).unwrap_or(i64::MAX))
         .collect()
 }
 
-/// Notes that the log made at `stream_created` lacks the messages `seqs`, and nothing is lost by that: an erasure takes them, or
-/// they were gone before anything was projected.
+/// Records that the messages `seqs` are missing from the log created at `stream_created` without being lost: an erasure
+/// takes them, or they were gone before anything was projected.
 pub async fn overwritten(pool: &PgPool, stream_created: Timestamp, seqs: &[u64]) -> sqlx::Result<()> {
     sqlx::query!(
         r#"
@@ -89,8 +89,8 @@ pub async fn overwritten(pool: &PgPool, stream_created: Timestamp, seqs: &[u64])
     Ok(())
 }
 
-/// What of `holes` in the log made at `stream_created` neither erasures explain nor notes of what it lost before. To the message:
-/// what was erased beside something that is noted, or between two such, makes a wider hole of it, in which nothing else was lost.
+/// The parts of `holes`, in the log created at `stream_created`, that neither erasures nor recorded losses explain. Exact to
+/// the message: an erasure next to a recorded loss, or between two, makes a wider hole in which nothing else was lost.
 pub async fn unexplained(
     connection: &mut PgConnection,
     stream_created: Timestamp,
@@ -135,7 +135,7 @@ pub async fn unexplained(
     Ok(rows.into_iter().map(|row| hole(row.after, row.before)).collect())
 }
 
-/// Whether erasures took every message before `first` from the log made at `stream_created`: then it lost nothing else.
+/// Whether erasures took every message before `first` from the log created at `stream_created`, so that none was lost.
 pub async fn took_all_before(
     connection: &mut PgConnection,
     stream_created: Timestamp,
@@ -152,7 +152,7 @@ pub async fn took_all_before(
     Ok(taken == first - 1)
 }
 
-/// The newest of these `missing` messages of the log made at `stream_created` that no erasure took.
+/// The newest of these `missing` messages of the log created at `stream_created` that no erasure took.
 pub async fn newest_lost(
     connection: &mut PgConnection,
     stream_created: Timestamp,

@@ -1,9 +1,10 @@
-//! How a transaction that writes the projection begins: which tables it means, locks that it holds to its end, so that
-//! writes within one directory are serial and none runs beside an erasure or a rebuild, and whom it must leave out.
+//! How a transaction that writes the projection begins. It chooses the tables to write, takes locks that it holds to its
+//! end, so that writes within one directory are serialized and none runs during an erasure or while a rebuild replaces
+//! rows, and learns whom it must leave out.
 //!
-//! The statements that write the projection name its tables without a schema: live they are those of schema `dsync`, for
-//! a rebuild temporary ones of the same shape. So there is one set of statements, and a rebuild cannot differ from what
-//! it rebuilds.
+//! The statements that write the projection name its tables without a schema. For the lanes these are the tables of schema
+//! `dsync`, for a rebuild temporary ones of the same shape. So there is only one set of statements, and a rebuild cannot
+//! write anything else than the lanes would.
 
 use std::collections::HashSet;
 
@@ -12,14 +13,14 @@ use sqlx::PgConnection;
 
 /// What a writer knows once it has its locks.
 pub(super) struct Entered {
-    /// Those of the people it means who are erased.
+    /// Which of the people it is about to write are erased.
     pub erased: HashSet<String>,
     /// Whether history of the end of some directory or group is still to be written: see [`super::backlog`].
     pub has_backlog: bool,
 }
 
-/// Has the server end the transaction should its program fall silent: others wait for it. The connection's own setting may
-/// have got lost in a pooler.
+/// Has the server end the transaction if its program falls silent, because others wait for it. The connection's own setting
+/// may have been lost in a pooler.
 pub(super) async fn limit(connection: &mut PgConnection) -> sqlx::Result<()> {
     sqlx::query!(
         r#"select set_config('idle_in_transaction_session_timeout', $1, true) as "limit!""#,
@@ -30,9 +31,9 @@ pub(super) async fn limit(connection: &mut PgConnection) -> sqlx::Result<()> {
     Ok(())
 }
 
-/// Takes the lock of each directory, and shares the one that erasures hold alone; then answers which of `people` are
-/// erased, and locks what of the backlog is of them or of `groups`. Limited as by [`limit`]. For the order of the locks see
-/// `dsync.lock_directories` (V15) and `dsync.entering_deferring_groups` (V19).
+/// Locks each directory, and shares the lock that erasures hold exclusively. Then returns which of `people` are erased, and
+/// locks the history backlog of these directories and of `groups`. Also sets what [`limit`] sets. For the order of the
+/// locks, see `dsync.lock_directories` (V15) and `dsync.entering_deferring_groups` (V19).
 pub(super) async fn enter(
     connection: &mut PgConnection,
     directories: &[&str],
@@ -59,7 +60,7 @@ pub(super) async fn enter(
     })
 }
 
-/// For a transaction that writes temporary tables instead, which nobody else sees: no locks.
+/// Like [`enter`], for a transaction that writes temporary tables instead. Nobody else sees those, so it takes no locks.
 pub(super) async fn beside(connection: &mut PgConnection) -> sqlx::Result<()> {
     sqlx::query!("select set_config('search_path', 'pg_temp, dsync', true) as path")
         .fetch_one(connection)
@@ -67,8 +68,8 @@ pub(super) async fn beside(connection: &mut PgConnection) -> sqlx::Result<()> {
     Ok(())
 }
 
-/// Waits until no writer is at work and keeps all out: an erased person cannot be brought back by a batch that was read
-/// before, and a rebuild replaces what nobody is changing.
+/// Waits until no writer is at work, and keeps all writers out to the end of the transaction. So a batch that was read
+/// earlier cannot bring back an erased person, and a rebuild replaces rows that nobody is changing.
 pub(super) async fn erasures(connection: &mut PgConnection) -> sqlx::Result<()> {
     sqlx::query!(r#"select pg_advisory_xact_lock(hashtext('dsync erasures'), 0) as "locked: ()""#)
         .fetch_one(connection)

@@ -1,6 +1,6 @@
-//! Memberships: one statement that takes a batch's registers and keeps, per row and register, the greater.
+//! Memberships: one statement takes a batch's registers and, row by row, keeps the greater of each.
 //!
-//! A membership has no attributes; the organization it names is the greatest ever named, and counts only while the
+//! A membership has no attributes. Its own organization is the greatest that was ever named, and counts only while the
 //! directory's is unknown.
 
 use schema::ids::{GroupId, UserId};
@@ -10,14 +10,14 @@ use time::OffsetDateTime;
 
 use super::columns::Marks;
 
-/// Which event a changed row was last seen or gone by.
+/// The events by which a changed row was last seen and last gone.
 pub(super) struct MembershipRow {
     pub(super) seen_event: String,
     pub(super) gone_event: String,
 }
 
-/// Writes what a batch knows of memberships, ordered by group and user. Returns the rows that changed.
-#[expect(clippy::too_many_lines, reason = "one statement, a line a column")]
+/// Writes what a batch says about memberships, ordered by group and user. Returns the rows that changed.
+#[expect(clippy::too_many_lines, reason = "one statement, one line per column")]
 pub(super) async fn write<'r>(
     connection: &mut PgConnection,
     rows: impl Iterator<Item = (&'r (GroupId<'r>, UserId<'r>), &'r Registers<'r, ()>)>,

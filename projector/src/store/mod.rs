@@ -1,8 +1,8 @@
-//! The projection in Postgres: the only place that writes it.
+//! The projection in Postgres. Nothing else writes it.
 //!
-//! A picture (what a batch knows, folded) is written with one statement a table, inside the caller's transaction. The
-//! statements keep the greater of every register, so that writing twice, late or in another order changes nothing.
-//! Nothing is read, compared here and written back: the comparison is in the statement.
+//! A picture (what a batch says, folded) is written with one statement per table, in the caller's transaction. The
+//! statements keep the greater of every register, so writing twice, late or in another order changes nothing. Rows are
+//! never read, compared here and written back: the comparison is in the statement.
 
 pub mod backlog;
 mod columns;
@@ -33,10 +33,10 @@ use sqlx::PgConnection;
 use backlog::Meant;
 pub use written::Effects;
 
-/// Writes `picture`, but for what it says of erased people, and answers which events had an effect.
+/// Writes `picture`, except what it says about erased people, and returns which events had an effect.
 ///
-/// `connection` must be in a transaction. It is left holding the locks of the directories touched, so that writes
-/// within one directory are serial: exact history needs that, the registers do not.
+/// `connection` must be in a transaction, which from then on holds the locks of the directories touched. So writes within
+/// one directory are serialized: exact history needs that, the registers do not.
 pub async fn write(connection: &mut PgConnection, picture: &Picture<'_>) -> sqlx::Result<Effects> {
     let lock::Entered { erased, has_backlog } = lock::enter(
         connection,
@@ -54,7 +54,7 @@ pub async fn write(connection: &mut PgConnection, picture: &Picture<'_>) -> sqlx
         backlog::write_early(connection, &Meant::by(picture)).await?;
     }
     write_objects(connection, picture, &erased, &mut effects).await?;
-    // And so may a group, before its memberships are written.
+    // So may a group, whose memberships are not written yet.
     if !picture.memberships.is_empty() && picture.groups.values().any(|row| row.gone.is_some()) {
         backlog::write_early(connection, &Meant::by(picture)).await?;
     }
@@ -62,7 +62,7 @@ pub async fn write(connection: &mut PgConnection, picture: &Picture<'_>) -> sqlx
     Ok(effects)
 }
 
-/// The same into the temporary tables that [`shadow::create`] made. No locks, no history.
+/// Like [`write`], but into the temporary tables that [`shadow::create`] made: no locks, no history.
 pub async fn write_beside(connection: &mut PgConnection, picture: &Picture<'_>) -> sqlx::Result<Effects> {
     lock::beside(connection).await?;
     let erased = erased::among(connection, &people(picture)).await?;
@@ -115,7 +115,7 @@ async fn write_memberships(
     Ok(())
 }
 
-/// Takes the locks that writing `picture` takes. For whoever writes in parts: locks are always taken in one order, and
+/// Takes the locks that writing `picture` takes. For writing in parts: locks must always be taken in the same order, and
 /// before the one that history takes with the first change.
 pub async fn lock(connection: &mut PgConnection, picture: &Picture<'_>) -> sqlx::Result<()> {
     lock::enter(
@@ -128,7 +128,7 @@ pub async fn lock(connection: &mut PgConnection, picture: &Picture<'_>) -> sqlx:
     .map(drop)
 }
 
-/// The directories a picture says something of or in.
+/// The directories of everything in a picture, each once.
 fn touched<'p>(picture: &'p Picture<'_>) -> Vec<&'p str> {
     let directories = picture.directories.keys();
     let users = picture.users.values().map(|row| &row.directory);
@@ -142,14 +142,14 @@ fn touched<'p>(picture: &'p Picture<'_>) -> Vec<&'p str> {
     all.into_iter().map(DirectoryId::as_str).collect()
 }
 
-/// The people a picture says something of, each once.
+/// The people in a picture, each once.
 fn people<'p>(picture: &'p Picture<'_>) -> Vec<&'p str> {
     let members = picture.memberships.keys().map(|(_, user)| user);
     let people: HashSet<&UserId<'_>> = picture.users.keys().chain(members).collect();
     people.into_iter().map(UserId::as_str).collect()
 }
 
-/// The groups a picture says something of, or of a membership of theirs, each once.
+/// The groups in a picture, including those of its memberships, each once.
 fn groups_of<'p>(picture: &'p Picture<'_>) -> Vec<&'p str> {
     let joined = picture.memberships.keys().map(|(group, _)| group);
     let groups: HashSet<&GroupId<'_>> = picture.groups.keys().chain(joined).collect();

@@ -1,7 +1,8 @@
-//! The organization of what a directory holds: the directory's own, as soon as it is known, over what the objects say.
+//! The organization of a directory's contents: the directory's own as soon as that is known, and until then
+//! whatever the objects say.
 //!
-//! It is written with each row; here is what happens to the rows that were there before their directory said it
-//! belongs to an organization, or to another one.
+//! It is written with each row. This module updates the rows that were there before their directory was known to belong to
+//! an organization, or moved to another one.
 
 use std::collections::HashMap;
 
@@ -10,7 +11,7 @@ use sqlx::PgConnection;
 
 use super::written::DirectoryRow;
 
-/// The organization of each of these directories, as it is now. A directory not known yet is not in it.
+/// The current organization of each of these directories. Directories that are not known yet are left out.
 pub(super) async fn of<'p>(
     connection: &mut PgConnection,
     directories: impl Iterator<Item = &'p DirectoryId<'p>>,
@@ -31,7 +32,7 @@ pub(super) async fn of<'p>(
         .collect())
 }
 
-/// Gives what is in the directories whose organization changed the new one.
+/// Writes the new organization into the contents of directories whose organization changed.
 pub(super) async fn spread(
     connection: &mut PgConnection,
     before: &HashMap<String, Option<String>>,

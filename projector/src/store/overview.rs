@@ -1,19 +1,19 @@
-//! What a status screen shows of the database.
+//! What a status screen shows about the database.
 
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
-/// A lane as its row says.
+/// A lane, as its row has it.
 pub struct LaneRow {
     /// Its name.
     pub lane: String,
-    /// When the stream it stands in was made.
+    /// When the stream in which it stands was created.
     pub stream_created: OffsetDateTime,
     /// The last sequence it applied.
     pub seq: i64,
     /// Who works it.
     pub holder: Option<String>,
-    /// Until when, unless renewed.
+    /// Until when the lease lasts, unless renewed.
     pub held_until: Option<OffsetDateTime>,
     /// When it last moved.
     pub advanced_at: OffsetDateTime,
@@ -29,17 +29,17 @@ pub async fn lanes(connection: &mut PgConnection) -> sqlx::Result<Vec<LaneRow>> 
     .await
 }
 
-/// What there is about, and what happened last.
+/// About how much there is, and what happened last.
 pub struct Totals {
-    /// Rows of users, gone ones too, by the planner's estimate.
+    /// User rows, including those that are gone, by the planner's estimate.
     pub users: i64,
-    /// Rows of memberships, the same.
+    /// Membership rows, likewise.
     pub memberships: i64,
-    /// Rows of history, the same.
+    /// History rows, likewise.
     pub changes: i64,
-    /// Directories and groups that ended and whose history is still to be written.
+    /// Deleted directories and groups whose history is still to be written.
     pub history_backlog: i64,
-    /// When the log was last found to have lost entries, or to be another one.
+    /// When the log was last found to have lost entries or to be another log.
     pub rewound_at: Option<OffsetDateTime>,
     /// When the projection was last rebuilt.
     pub rebuilt_at: Option<OffsetDateTime>,
@@ -47,7 +47,7 @@ pub struct Totals {
     pub rebuilt_rows: Option<i64>,
 }
 
-/// The totals. Estimates: to count rows would read all of them.
+/// The totals. Estimates, because counting rows would read all of them.
 pub async fn totals(connection: &mut PgConnection) -> sqlx::Result<Totals> {
     sqlx::query_as!(
         Totals,
@@ -74,10 +74,10 @@ pub async fn totals(connection: &mut PgConnection) -> sqlx::Result<Totals> {
     .await
 }
 
-/// How far dead letters and held deletions are counted: a failure may leave more than a screen has time for.
+/// How far dead letters and held deletions are counted: a failure may leave more than a screen has time to count.
 pub const COUNTED: i64 = 10_000;
 
-/// How many dead letters wait, at most one more than [`COUNTED`].
+/// How many dead letters are waiting, at most one more than [`COUNTED`].
 pub async fn dead_letters(connection: &mut PgConnection) -> sqlx::Result<i64> {
     sqlx::query_scalar!(
         r#"
@@ -93,20 +93,20 @@ pub async fn dead_letters(connection: &mut PgConnection) -> sqlx::Result<i64> {
 pub struct DirectoryRow {
     /// Its id.
     pub directory_id: String,
-    /// When the newest thing applied happened.
+    /// When the newest event that was applied happened.
     pub last_event_at: Option<OffsetDateTime>,
-    /// When the last whole sweep began.
+    /// When the last complete sweep began.
     pub last_swept_at: Option<OffsetDateTime>,
-    /// How many differences that found.
+    /// How many differences that sweep found.
     pub last_drift: Option<i64>,
-    /// Deletions that wait for approval, at most one more than [`COUNTED`].
+    /// Deletions waiting for approval, at most one more than [`COUNTED`].
     pub held_deletions: i64,
     /// How many directories there are.
     pub of: i64,
 }
 
-/// `limit` directories, the most worrying first. As `directory.sync_status` has them, which counts all that is held. The
-/// primary key's order keeps the planner from reading all of that for each directory.
+/// `limit` directories, the most worrying first. Like `directory.sync_status`, except that the view counts all held
+/// deletions. The primary key's order keeps the planner from reading all of those for each directory.
 pub async fn directories(connection: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<DirectoryRow>> {
     sqlx::query_as!(
         DirectoryRow,

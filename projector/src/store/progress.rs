@@ -1,8 +1,8 @@
-//! How far each lane has read the log: one row a lane, moved only by compare-and-set.
+//! How far each lane has read the log: one row per lane, moved only by compare-and-set.
 //!
-//! The position is what is applied, because it moves in the transaction that applies. The lease in the same row is no
-//! lock: a holder that lost it can do no harm, its compare-and-set fails. Along with the position goes a note of when
-//! something of each directory was last applied, in the one statement that every batch ends with.
+//! The position is exactly what has been applied, because it moves in the transaction that applies. The lease in the same
+//! row is not a lock: a holder that lost it can do no harm, because its compare-and-set fails. The statement that moves the
+//! position, with which every batch ends, also records when something was last applied in each directory.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,18 +17,18 @@ use super::erased;
 use crate::holes::Hole;
 use crate::lane::Lane;
 
-/// Where a lane stands in which log.
+/// Where a lane stands, and in which log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Position {
-    /// When the stream was made, by the broker.
+    /// When the broker created the stream.
     pub stream_created: Timestamp,
-    /// The last sequence that is applied; 0 before the first.
+    /// The last sequence that was applied; 0 before the first.
     pub seq: u64,
     /// When the broker stored that message.
     pub seq_appended_at: Option<Timestamp>,
 }
 
-/// Makes the row of each lane, at the beginning of the log, where there is none yet.
+/// Creates the row of each lane that has none yet, at the beginning of the log.
 pub async fn begin(pool: &PgPool, stream: &str, created: Timestamp) -> sqlx::Result<()> {
     sqlx::query!(
         r#"
@@ -55,7 +55,7 @@ pub async fn position(executor: impl PgExecutor<'_>, lane: Lane) -> sqlx::Result
     Ok(row.map(|row| at(row.stream_created, row.seq, row.seq_appended_at)))
 }
 
-/// Takes or renews the lease of `lane` for `holder`, and answers where the lane stands; nothing while another holds it.
+/// Takes or renews the lease of `lane` for `holder`, and returns where the lane stands; `None` while another holds it.
 pub async fn hold(
     executor: impl PgExecutor<'_>,
     lane: Lane,
@@ -77,7 +77,7 @@ pub async fn hold(
     Ok(row.map(|row| at(row.stream_created, row.seq, row.seq_appended_at)))
 }
 
-/// Gives the lease of `lane` back, so that another need not wait for its end.
+/// Releases the lease of `lane`, so that another projector need not wait until it expires.
 pub async fn release(pool: &PgPool, lane: Lane, holder: &str) -> sqlx::Result<()> {
     sqlx::query!(
         "update dsync.progress set holder = null, held_until = null where lane = $1 and holder = $2",
@@ -89,17 +89,17 @@ pub async fn release(pool: &PgPool, lane: Lane, holder: &str) -> sqlx::Result<()
     Ok(())
 }
 
-/// When something of each directory was last applied. Not part of the projection: it says when, not what.
+/// When something was last applied in each directory. Not part of the projection: it says when, not what.
 #[derive(Debug)]
 pub struct News {
-    /// Of each directory, by its id, the time of the newest event applied (`created_at`, by WorkOS's clock).
+    /// By directory id, the time of the newest event applied (`created_at`, by WorkOS's clock).
     pub newest: BTreeMap<String, Timestamp>,
     /// When they were applied, by this machine's clock.
     pub applied_at: OffsetDateTime,
 }
 
 impl News {
-    /// Takes note of an event of `directory` that happened `at`.
+    /// Adds an event of `directory` that happened `at`.
     pub fn add(&mut self, directory: &str, at: Timestamp) {
         match self.newest.get_mut(directory) {
             Some(newest) => *newest = at.max(*newest),
@@ -110,8 +110,8 @@ impl News {
     }
 }
 
-/// Moves `lane` from `from` to `to`, if it still stands there, and notes the `news`; renews the lease if it is still the
-/// `holder`'s. `false`: another was faster; undo the batch.
+/// Moves `lane` from `from` to `to` if it still stands at `from`, records the `news`, and renews the lease if `holder` still
+/// has it. `false` if another projector was faster: roll the batch back.
 pub async fn advance(
     connection: &mut PgConnection,
     lane: Lane,
@@ -121,7 +121,7 @@ pub async fn advance(
 ) -> sqlx::Result<bool> {
     let directories: Vec<&str> = news.newest.keys().map(String::as_str).collect();
     let newest: Vec<OffsetDateTime> = news.newest.values().map(|at| (*at).into()).collect();
-    // One statement, for it is one round trip of the five that a removal waits for at least.
+    // One statement, and so one round trip: a removal waits for five of them at least.
     let moved = sqlx::query!(
         r#"
         with noted as (
@@ -153,10 +153,10 @@ pub async fn advance(
     Ok(moved.rows_affected() == 1)
 }
 
-/// What the log looked like when it was found shorter than what was applied.
+/// What the log looked like when it was found not to continue from where a lane stood.
 #[derive(Debug, Clone, Copy)]
 pub struct Found {
-    /// When the stream that is there now was made.
+    /// When the stream that is there now was created.
     pub created: Timestamp,
     /// The first sequence that is still there.
     pub first_seq: u64,
@@ -164,8 +164,8 @@ pub struct Found {
     pub last_seq: u64,
 }
 
-/// Sends every lane back to the beginning of the log that is there now, and keeps a note of it. `false`: the lane no
-/// longer stands at `from`; someone else noticed first.
+/// Moves every lane back to the beginning of the log that is there now, and records that. `false` if the lane no longer
+/// stands at `from`, because someone else noticed first.
 pub async fn rewind(pool: &PgPool, lane: Lane, from: Position, found: Found) -> sqlx::Result<bool> {
     let mut transaction = pool.begin().await?;
     super::lock::limit(&mut transaction).await?;
@@ -182,8 +182,7 @@ pub async fn rewind(pool: &PgPool, lane: Lane, from: Position, found: Found) -> 
     Ok(true)
 }
 
-/// Sends `lane` over records that the log dropped before they were applied, and keeps a note of it. `false` as in
-/// [`rewind`].
+/// Moves `lane` past records that the log dropped before they were applied, and records that. `false` as in [`rewind`].
 pub async fn skip_gap(pool: &PgPool, lane: Lane, from: Position, found: Found) -> sqlx::Result<bool> {
     let mut transaction = pool.begin().await?;
     super::lock::limit(&mut transaction).await?;
@@ -201,8 +200,8 @@ pub async fn skip_gap(pool: &PgPool, lane: Lane, from: Position, found: Found) -
     Ok(true)
 }
 
-/// Keeps a note of each of `holes` in the log made at `created` that is one when this is asked: the messages in them were
-/// lost before `lane` came by. Answers those.
+/// Records those of `holes` in the log created at `created` that nothing explains by now: the messages in them were lost
+/// before `lane` reached them. Returns those holes.
 pub async fn note_lost(
     connection: &mut PgConnection,
     lane: Lane,
@@ -231,7 +230,7 @@ pub async fn note_lost(
     Ok(lost)
 }
 
-/// Keeps a note that the log is not what it was, if `lane` still stands at `from`. Locks the lane's row.
+/// Records that the log is not what it was, if `lane` still stands at `from`. Locks the lane's row.
 async fn note(
     connection: &mut PgConnection,
     lane: Lane,
@@ -260,8 +259,8 @@ async fn note(
     Ok(noted.rows_affected() == 1)
 }
 
-/// Keeps a note that the log lost what nobody had applied: it once ended at `seen` and does not any more, while every lane
-/// stands at what is still there. `false`: someone else has just noticed it.
+/// Records that the log lost entries that nobody had applied: it once ended at `seen` and no longer does, although every
+/// lane stands at an entry that is still there. `false` if someone else has just noticed it.
 pub async fn note_unread_loss(pool: &PgPool, seen: Position, found: Found) -> sqlx::Result<bool> {
     let noted = sqlx::query!(
         r#"
@@ -283,13 +282,13 @@ pub async fn note_unread_loss(pool: &PgPool, seen: Position, found: Found) -> sq
 fn at(created: OffsetDateTime, seq: i64, appended_at: Option<OffsetDateTime>) -> Position {
     Position {
         stream_created: created.into(),
-        // The table refuses negative ones.
+        // The table rejects negative sequences.
         seq: seq.unsigned_abs(),
         seq_appended_at: appended_at.map(Into::into),
     }
 }
 
-/// A sequence as Postgres holds it: JetStream's end is beyond what any stream reaches.
+/// A sequence as Postgres stores it. No stream reaches the ones that do not fit.
 pub(super) fn seq(seq: u64) -> i64 {
     i64::try_from(seq).unwrap_or(i64::MAX)
 }

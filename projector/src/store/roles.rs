@@ -1,4 +1,4 @@
-//! Role rules, version by version: the newest, a newer one, and who has which role by either.
+//! Role rules in versions: reads the newest, adds a newer one, and compares who has which role under each.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -11,14 +11,14 @@ pub async fn lock(connection: &mut PgConnection) -> sqlx::Result<()> {
     sqlx::query!(r#"select pg_advisory_xact_lock(hashtext('dsync roles'), 0) as "locked: ()""#)
         .fetch_one(&mut *connection)
         .await?;
-    // Comparing the roles of everybody may take long.
+    // Comparing everybody's roles may take a long time.
     sqlx::query!("set local statement_timeout = 0")
         .execute(connection)
         .await?;
     Ok(())
 }
 
-/// The rules that hold, and their version.
+/// The rules in force, and their version.
 pub async fn current(connection: &mut PgConnection) -> sqlx::Result<(i64, Rules)> {
     let version =
         sqlx::query_scalar!(r#"select coalesce(max(version), 0) as "version!" from dsync.role_versions"#)
@@ -88,7 +88,7 @@ fn scalar(value: Option<&Value>) -> Scalar {
         Some(Value::Bool(value)) => Scalar::Bool(*value),
         Some(Value::Number(value)) => Scalar::Integer(value.as_i64().unwrap_or_default()),
         Some(Value::String(value)) => Scalar::Text(value.clone()),
-        // The table holds what `insert` wrote.
+        // The table contains only what `insert` wrote.
         _ => Scalar::Text(String::new()),
     }
 }
@@ -176,7 +176,7 @@ impl<'r> Columns<'r> {
     }
 }
 
-/// Writes `rules` as the version after `before`. A rule that stood there keeps the time since when it stands.
+/// Writes `rules` as the version after `before`. A rule that was already in `before` keeps its `since`.
 pub async fn insert(connection: &mut PgConnection, before: i64, rules: &Rules) -> sqlx::Result<i64> {
     let version = before + 1;
     sqlx::query!("insert into dsync.role_versions (version) values ($1)", version)
@@ -243,7 +243,7 @@ pub async fn insert(connection: &mut PgConnection, before: i64, rules: &Rules) -
     Ok(version)
 }
 
-/// A user who has a role by one version of the rules and not by another.
+/// A user who has a role under one version of the rules but not under another.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Difference {
     /// The user.
@@ -252,11 +252,11 @@ pub struct Difference {
     pub organization_id: Option<String>,
     /// The role.
     pub role: String,
-    /// Whether the user gains it; else loses it.
+    /// Whether the user gains the role; otherwise the user loses it.
     pub gained: bool,
 }
 
-/// Who gains and who loses which role when version `after` takes the place of `before`.
+/// Who gains and who loses which role when version `after` replaces `before`.
 pub async fn differences(
     connection: &mut PgConnection,
     before: i64,
@@ -283,7 +283,7 @@ pub async fn differences(
     .await
 }
 
-/// Rules of `version` for groups that are not there (yet): by what, and which.
+/// The groups in rules of `version` that do not exist (yet): by what each is named (`id`, `name`, `idp_id`), and its value.
 pub async fn unknown_groups(
     connection: &mut PgConnection,
     version: i64,

@@ -1,28 +1,29 @@
-//! The projection built again beside the live one: temporary tables of the same shape.
+//! The projection built again beside the live one, in temporary tables of the same shape.
 //!
-//! Temporary, so that whatever ends a rebuild takes them away, and because nothing of them need survive a crash; so all
-//! of it happens on one connection. What reads them here names them `pg_temp.…` and the live ones `dsync.…`.
+//! The tables are temporary so that they disappear however a rebuild ends; nothing in them need survive a crash. So
+//! everything happens on one connection. Statements here name them `pg_temp.…`, and the live ones `dsync.…`.
 //!
-//! What never happens here: writing the live tables, which is [`super::swap`]'s.
+//! Nothing here writes the live tables: that is the task of [`super::swap`].
 
 use schema::timestamp::Timestamp;
 use sqlx::{AssertSqlSafe, PgConnection};
 use time::OffsetDateTime;
 
-/// A table of the projection, and what of it is what.
+/// A table of the projection, and what its columns are for.
 #[derive(Debug, Clone, Copy)]
 pub struct Table {
-    /// Its name, in `dsync` and beside it.
+    /// Its name, in `dsync` and in `pg_temp`.
     pub name: &'static str,
-    /// What a row of it is called in history.
+    /// What history calls a row of it.
     pub entity: &'static str,
-    /// The columns of its key: the object's id, and of a membership the user's.
+    /// The columns of its key: the object's id; for a membership, the group's and the user's.
     pub key: &'static [&'static str],
-    /// What the attributes' version covers, but for the register itself; scrubbing empties these, but for times.
+    /// What the attributes' version covers, except the register itself. Scrubbing empties these columns, except times and
+    /// the organization.
     pub(super) attributes: &'static [&'static str],
 }
 
-/// All of them; what others depend on first.
+/// All of them; those on which others depend come first.
 pub const TABLES: [Table; 4] = [
     Table {
         name: "directories",
@@ -92,7 +93,7 @@ const SEEN: &[&str] = &["seen_at", "seen_event", "seen_source"];
 const GONE: &[&str] = &["gone_at", "gone_event", "gone_source"];
 
 impl Table {
-    /// The columns that a row is written with: not those that follow from others.
+    /// The columns with which a row is written: all but the generated ones.
     pub(super) async fn columns(&self, connection: &mut PgConnection) -> sqlx::Result<Vec<String>> {
         sqlx::query_scalar(
             "select attname::text from pg_attribute
@@ -104,14 +105,14 @@ impl Table {
         .await
     }
 
-    /// The key's second column of the row `alias`, or an empty text.
+    /// The second key column of the row `alias`, or an empty text, as SQL.
     pub(super) fn second(&self, alias: &str) -> String {
         self.key
             .get(1)
             .map_or_else(|| "''".to_owned(), |column| format!("{alias}.{column}"))
     }
 
-    /// The condition that the row `alias` is that of the key in `c.id` and `c.user_id`.
+    /// The condition that the row `alias` has the key in `c.id` and `c.user_id`, as SQL.
     pub(super) fn is_of(&self, alias: &str) -> String {
         match self.key {
             [first, second] => format!("{alias}.{first} = c.id and {alias}.{second} = c.user_id"),
@@ -119,7 +120,7 @@ impl Table {
         }
     }
 
-    /// The person that the row of a key belongs to, as SQL; null for none.
+    /// The person to whom the row with this key belongs, as SQL; null for none.
     pub(super) fn person(&self, id: &str, user_id: &str) -> String {
         match self.entity {
             "user" => id.to_owned(),
@@ -129,9 +130,9 @@ impl Table {
     }
 }
 
-/// Makes the tables, empty. The connection is this build's from here on: its time-outs are lifted.
+/// Creates the tables, empty. The connection belongs to the build from here on: its timeouts are relaxed.
 pub async fn create(connection: &mut PgConnection) -> sqlx::Result<()> {
-    // Before the first temporary table: later it is refused.
+    // `temp_buffers` can be set only before the first use of a temporary table.
     let begin = "set temp_buffers = '64MB'; set statement_timeout = 0; set idle_in_transaction_session_timeout = '5min';
          create temp table candidates (
              entity text not null, id text collate \"C\" not null, user_id text collate \"C\" not null,
@@ -161,16 +162,16 @@ pub async fn create(connection: &mut PgConnection) -> sqlx::Result<()> {
     Ok(())
 }
 
-/// What of the live rows a log that lacks its beginning is completed with.
+/// Which part of the live rows makes up for a log's missing beginning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Seed {
-    /// Every register that is not newer than the log: to compare what the log can speak of.
+    /// Every register that is older than the log, so that only what the log can know is compared.
     Everything,
-    /// Only that objects were gone: what was there, a sweep must say again.
+    /// Only that objects were gone. What exists must be listed again by a sweep.
     Gone,
 }
 
-/// Puts what the live rows knew until `cut` into the tables, and nothing else.
+/// Fills the tables with what the live rows knew up to `cut`, and nothing else.
 pub async fn seed(connection: &mut PgConnection, cut: OffsetDateTime, seed: Seed) -> sqlx::Result<()> {
     for table in TABLES {
         let columns = table.columns(connection).await?;
@@ -224,7 +225,7 @@ pub async fn seed(connection: &mut PgConnection, cut: OffsetDateTime, seed: Seed
     Ok(())
 }
 
-/// What a column holds while its register was never written.
+/// The value of a column whose register was never written, as SQL.
 fn never(column: &str) -> &'static str {
     match column {
         "version_updated_at" | "version_observed_at" | "seen_at" | "gone_at" => "'-infinity'",
@@ -237,7 +238,7 @@ fn never(column: &str) -> &'static str {
     }
 }
 
-/// When the log was last found to have lost entries, or to be another one: what was applied before may be in no log.
+/// When the log was last found to have lost entries or to be another log. What was applied before may be in no log.
 pub async fn last_rewind(connection: &mut PgConnection) -> sqlx::Result<Option<Timestamp>> {
     let at = sqlx::query_scalar!("select max(noticed_at) from dsync.rewinds")
         .fetch_one(connection)

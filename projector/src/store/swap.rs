@@ -1,8 +1,8 @@
-//! Replacing live rows by those built beside, keeping what they were, and putting it back.
+//! Replaces live rows with those built beside, keeps the old ones, and restores them on request.
 //!
-//! Rows are replaced, not tables: views, policies, triggers and whoever reads stay as they are, and a reader sees either
-//! all of it or nothing. Only rows that differ are written, so the transaction is short. History does not record it:
-//! nothing happened in the directories.
+//! Rows are replaced, not tables. So views, policies, triggers and readers are not affected, and a reader sees either the
+//! whole replacement or none of it. Only rows that differ are written, so the transaction is short. History does not
+//! record it, because nothing happened in the directories.
 
 use schema::timestamp::Timestamp;
 use sqlx::{AssertSqlSafe, PgConnection};
@@ -22,26 +22,26 @@ pub struct Stand {
     pub removals: Position,
 }
 
-/// Waits until nobody writes the projection, and keeps everybody from it to the end of the transaction. Answers where
-/// the lanes stand; nothing if they have not begun.
+/// Waits until nobody writes the projection, and keeps all writers out to the end of the transaction. Returns where the
+/// lanes stand; `None` if they have not begun.
 pub async fn stop_writers(connection: &mut PgConnection) -> sqlx::Result<Option<Stand>> {
     sqlx::raw_sql("set local lock_timeout = '60s'; set local dsync.history = 'off'")
         .execute(&mut *connection)
         .await?;
     lock::erasures(connection).await?;
-    // As long as the rows are what it is about.
+    // While the rows are still the ones that this history is about.
     backlog::write_all(connection).await?;
     stand(connection).await
 }
 
-/// Where the lanes stand; nothing if they have not begun.
+/// Where the lanes stand; `None` if they have not begun.
 pub async fn stand(connection: &mut PgConnection) -> sqlx::Result<Option<Stand>> {
     let all = progress::position(&mut *connection, Lane::All).await?;
     let removals = progress::position(connection, Lane::Removals).await?;
     Ok(all.zip(removals).map(|(all, removals)| Stand { all, removals }))
 }
 
-/// Forgets what rebuilds before `newest` replaced: only the newest can be undone.
+/// Deletes the rows kept from rebuilds before `newest`: only the newest can be undone.
 pub async fn forget_earlier(connection: &mut PgConnection, newest: i64) -> sqlx::Result<()> {
     sqlx::query!("delete from dsync.replaced where rebuild_id < $1", newest)
         .execute(connection)
@@ -49,7 +49,7 @@ pub async fn forget_earlier(connection: &mut PgConnection, newest: i64) -> sqlx:
     Ok(())
 }
 
-/// Notes a rebuild that replaces `rows` rows while the lanes stand at `stand`. Answers its number.
+/// Records a rebuild that replaces `rows` rows while the lanes stand at `stand`. Returns its number.
 pub async fn begin(connection: &mut PgConnection, stand: Stand, rows: i64) -> sqlx::Result<i64> {
     sqlx::query_scalar!(
         r#"
@@ -65,7 +65,7 @@ pub async fn begin(connection: &mut PgConnection, stand: Stand, rows: i64) -> sq
     .await
 }
 
-/// Replaces the rows of `table` that were found to differ and are not held by those beside, keeping what they were.
+/// Replaces the rows of `table` that differ and are not held with those built beside, and keeps the old ones.
 pub async fn replace(connection: &mut PgConnection, table: Table, rebuild: i64) -> sqlx::Result<()> {
     let (name, entity) = (table.name, table.entity);
     let columns = table.columns(connection).await?;
@@ -109,7 +109,7 @@ pub struct Rebuild {
     pub id: i64,
     /// When it replaced rows.
     pub done_at: OffsetDateTime,
-    /// How many rows' images are kept.
+    /// How many of the old rows are still kept.
     pub kept: i64,
     /// How many rows it replaced.
     pub rows: i64,
@@ -131,8 +131,8 @@ pub async fn newest(connection: &mut PgConnection) -> sqlx::Result<Option<Rebuil
     .await
 }
 
-/// Puts back what `rebuild` replaced, and sends the lanes back to where they stood then, so that what was applied since
-/// is applied again to the rows that were put back.
+/// Restores what `rebuild` replaced, and moves the lanes back to where they stood then, so that what was applied since is
+/// applied again to the restored rows.
 pub async fn undo(connection: &mut PgConnection, rebuild: i64) -> sqlx::Result<()> {
     for table in TABLES {
         let (name, entity) = (table.name, table.entity);
@@ -186,7 +186,7 @@ pub async fn undo(connection: &mut PgConnection, rebuild: i64) -> sqlx::Result<(
     Ok(())
 }
 
-/// Asks the reconciler to list every directory whole. Answers when that was asked.
+/// Asks the reconciler to list every directory completely. Returns the time of the request.
 pub async fn ask_for_lists(connection: &mut PgConnection) -> sqlx::Result<Timestamp> {
     let asked = sqlx::query_scalar!(
         r#"
@@ -201,8 +201,9 @@ pub async fn ask_for_lists(connection: &mut PgConnection) -> sqlx::Result<Timest
     Ok(asked.into())
 }
 
-/// How many directories were listed whole since `asked`, and how many were to be. One that was connected since is in the log
-/// from its first day; one whose own deletion is held back is not there to be listed, and counts as done.
+/// How many directories were listed completely since `asked`, and how many were to be. A directory connected since then is
+/// not among them: the log has it from its first day. One whose own deletion is held back cannot be listed, and counts as
+/// done.
 pub async fn listed(connection: &mut PgConnection, asked: Timestamp) -> sqlx::Result<(u64, u64)> {
     let row = sqlx::query!(
         r#"

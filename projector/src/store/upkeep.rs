@@ -1,13 +1,14 @@
-//! What time does to the tables: attributes of what is long gone are scrubbed, months of history are made ahead and
-//! dropped when they are old.
+//! Periodic work on the tables: scrubs the attributes of objects long gone, creates monthly partitions of history ahead,
+//! and drops old ones.
 //!
-//! Scrubbing takes values and leaves every register: an old event that is read again still loses against the version
-//! that is kept, so it cannot bring the values back; and what is scrubbed is not shown, so it changes nothing that is.
+//! Scrubbing removes values and leaves every register. An old event that is read again still loses to the version that is
+//! kept, so it cannot bring the values back. Scrubbed objects are not live, so no row that is shown
+//! changes. Their history is blanked with them.
 
 use sqlx::{PgConnection, PgPool, Postgres, Transaction};
 use time::OffsetDateTime;
 
-/// Rows that one statement scrubs: short transactions, which writers hardly notice.
+/// Rows scrubbed by one statement: short transactions, which writers hardly notice.
 const AT_ONCE: i64 = 1_000;
 
 /// How many objects were scrubbed.
@@ -30,7 +31,7 @@ impl Scrubbed {
     };
 }
 
-/// Forgets what rebuilds before `done_before` replaced; how many rows.
+/// Deletes the rows kept from rebuilds done before `done_before`. Returns how many.
 pub async fn forget_replaced(pool: &PgPool, done_before: OffsetDateTime) -> sqlx::Result<u64> {
     let forgotten = sqlx::query!(
         r#"
@@ -44,7 +45,7 @@ pub async fn forget_replaced(pool: &PgPool, done_before: OffsetDateTime) -> sqlx
     Ok(forgotten.rows_affected())
 }
 
-/// Scrubs what has been gone since before `gone_before`: first what directories hold, then directories.
+/// Scrubs objects that have been gone since before `gone_before`: first the contents of directories, then directories.
 pub async fn scrub(pool: &PgPool, gone_before: OffsetDateTime) -> sqlx::Result<Scrubbed> {
     let mut all = Scrubbed::default();
     loop {
@@ -62,8 +63,8 @@ pub async fn scrub(pool: &PgPool, gone_before: OffsetDateTime) -> sqlx::Result<S
     Ok(all)
 }
 
-/// The conditions of `for update` are those of the index that finds the rows: one that came back meanwhile is left alone.
-/// What history is still to be written of keeps its values until then.
+/// Rows are locked under the conditions of the index that finds them, so one that came back meanwhile is left alone. Rows
+/// whose history is still to be written keep their values until then.
 async fn users(connection: &mut PgConnection, gone_before: OffsetDateTime) -> sqlx::Result<u64> {
     let row = sqlx::query!(
         r#"
@@ -160,7 +161,7 @@ async fn directories(connection: &mut PgConnection, gone_before: OffsetDateTime)
     Ok(row.count.unsigned_abs())
 }
 
-/// Makes the partitions of history up to `until`; the names of those made.
+/// Creates the partitions of history up to `until`. Returns the names of those created.
 pub async fn make_partitions(pool: &PgPool, until: OffsetDateTime) -> sqlx::Result<Vec<String>> {
     let Some(mut transaction) = alone(pool).await? else {
         return Ok(Vec::new());
@@ -172,7 +173,7 @@ pub async fn make_partitions(pool: &PgPool, until: OffsetDateTime) -> sqlx::Resu
     Ok(made)
 }
 
-/// Drops the partitions of history that end before `before`; the names of those dropped.
+/// Drops the partitions of history that end before `before`. Returns the names of those dropped.
 pub async fn drop_partitions(pool: &PgPool, before: OffsetDateTime) -> sqlx::Result<Vec<String>> {
     let Some(mut transaction) = alone(pool).await? else {
         return Ok(Vec::new());
@@ -184,9 +185,9 @@ pub async fn drop_partitions(pool: &PgPool, before: OffsetDateTime) -> sqlx::Res
     Ok(dropped)
 }
 
-/// A transaction for changing partitions, unless another projector is at it. It waits two seconds at most for readers
-/// that are in the way: it is tried again later. One transaction makes or drops, never both: it would hold the lock on
-/// one partition while it waits for all readers, who may be waiting for that one.
+/// A transaction for changing partitions; `None` if another projector is at it. It waits at most two seconds for readers
+/// that are in the way, and is tried again later. One transaction creates or drops partitions, never both: it would hold
+/// the lock on one partition while it waits for all readers, who may be waiting for that partition.
 async fn alone(pool: &PgPool) -> sqlx::Result<Option<Transaction<'static, Postgres>>> {
     let mut transaction = pool.begin().await?;
     super::lock::limit(&mut transaction).await?;
@@ -204,7 +205,7 @@ async fn alone(pool: &PgPool) -> sqlx::Result<Option<Transaction<'static, Postgr
     Ok(Some(transaction))
 }
 
-/// Gives the readers' roles their rights. Returns the statements an administrator must run first, if any.
+/// Grants the reader roles their privileges. Returns the statements that an administrator must run first, if any.
 pub async fn grant_readers(pool: &PgPool) -> sqlx::Result<Vec<String>> {
     sqlx::query_scalar!(r#"select dsync.grant_readers() as "statements!""#)
         .fetch_one(pool)

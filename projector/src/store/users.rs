@@ -1,7 +1,7 @@
-//! Users: one statement that takes a batch's registers and keeps, per row and register, the greater.
+//! Users: one statement takes a batch's registers and, row by row, keeps the greater of each.
 //!
-//! That is the whole guarantee, and it is in the statement: a row never goes back, whatever is written in whatever
-//! order. The comparisons are those of `schema::observation`, moment by moment and byte by byte.
+//! That statement is the whole guarantee: a row never goes back, whatever is written in whatever order. It compares as
+//! `schema::observation` does: times exactly, texts byte by byte.
 
 use schema::directory::User;
 use schema::ids::UserId;
@@ -64,8 +64,8 @@ impl<'r> Columns<'r> {
     }
 }
 
-/// Writes what a batch knows of users, ordered by id. Returns the rows that changed.
-#[expect(clippy::too_many_lines, reason = "one statement, a line a column")]
+/// Writes what a batch says about users, ordered by id. Returns the rows that changed.
+#[expect(clippy::too_many_lines, reason = "one statement, one line per column")]
 pub(super) async fn write<'r>(
     connection: &mut PgConnection,
     rows: impl Iterator<Item = (&'r UserId<'r>, &'r Registers<'r, User<'r>>)>,

@@ -1,4 +1,4 @@
-//! What a write changed: the events whose observations now stand in a row.
+//! What a write changed: the events whose observations are now in a row.
 
 use std::collections::HashSet;
 
@@ -13,7 +13,7 @@ pub(super) struct Row {
     pub(super) gone_event: String,
 }
 
-/// The same of a directory, with what its contents depend on.
+/// The same for a directory, with the organization, on which its contents depend.
 pub(super) struct DirectoryRow {
     pub(super) id: String,
     pub(super) version_event: String,
@@ -22,11 +22,11 @@ pub(super) struct DirectoryRow {
     pub(super) organization_id: Option<String>,
 }
 
-/// The ids of events that had an effect. An event whose observations all lost against newer ones is not in it.
+/// The ids of events that had an effect. An event whose observations all lost to newer ones is not among them.
 #[derive(Debug, Default)]
 pub struct Effects {
     events: HashSet<String>,
-    /// The erased people of whom something was said; it was left out.
+    /// Erased people who occurred in what was to be written. What it said about them was left out.
     pub erased: HashSet<String>,
 }
 
@@ -41,7 +41,7 @@ impl Effects {
         }
     }
 
-    /// Whether the event of this id changed a row.
+    /// Whether the event with this id changed a row.
     pub fn has(&self, event: &str) -> bool {
         self.events.contains(event)
     }

@@ -1,11 +1,11 @@
-//! What must be read apart from sweeps: objects in doubt, which follow from the registers (`dsync.checks`), and what a
-//! sweep found too young to judge (`dsync.rereads`).
+//! What must be read outside of sweeps: objects in doubt, which follow from the registers (the view `dsync.checks`),
+//! and what a sweep found too young to judge (`dsync.rereads`).
 
 use schema::timestamp::Timestamp;
 use sqlx::PgPool;
 use time::OffsetDateTime;
 
-/// What is read.
+/// What to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum What {
     /// A directory.
@@ -29,7 +29,7 @@ impl What {
         Self::MembershipsOfGroup,
     ];
 
-    /// As in the tables.
+    /// The name used in the tables.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Directory => "directory",
@@ -45,14 +45,14 @@ impl What {
     }
 }
 
-/// What is read, and of whom.
+/// What to read, and of which object.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Target {
     /// The directory it is in.
     pub directory: String,
-    /// What is read.
+    /// What to read.
     pub what: What,
-    /// Whose id.
+    /// The object's id.
     pub id: String,
 }
 
@@ -63,12 +63,12 @@ pub struct Check {
     pub target: Target,
     /// Only a reading later than this can show that it is there.
     pub after: Timestamp,
-    /// A reading of this moment or later settles it.
+    /// A reading that speaks for this time or later settles it.
     pub settled_at: Timestamp,
 }
 
-/// Objects in doubt that a reading of the moment `at` could say something about: a thousand, of each directory the first,
-/// the second, and so on, so that many of one do not hide those of another.
+/// Objects in doubt that a reading of the time `at` could say something about. At most a thousand, taken from the
+/// directories in turn, so that many of one do not hide those of another.
 pub async fn in_doubt(pool: &PgPool, at: OffsetDateTime) -> sqlx::Result<Vec<Check>> {
     let mut transaction = pool.begin().await?;
     // The planner cannot know how few rows are in doubt, and would read whole tables, every second.
@@ -104,8 +104,8 @@ pub async fn in_doubt(pool: &PgPool, at: OffsetDateTime) -> sqlx::Result<Vec<Che
         .collect())
 }
 
-/// What is to be read again, and is due at `now`: a thousand, of each directory the first, the second, and so on. Of very
-/// many only those due longest are looked at, as that is done every second: far more than one directory has.
+/// What is due at `now` to be read again. At most a thousand, taken from the directories in turn. Because this is asked
+/// every second, only the 10,000 that were due first are looked at, far more than one directory has.
 pub async fn due(pool: &PgPool, now: OffsetDateTime) -> sqlx::Result<Vec<Target>> {
     let rows = sqlx::query!(
         r#"
@@ -132,7 +132,7 @@ pub async fn due(pool: &PgPool, now: OffsetDateTime) -> sqlx::Result<Vec<Target>
         .collect())
 }
 
-/// Has these read again, each when it is due. One that is there already is put off to the later moment.
+/// Has these read again, each when it is due. If one is there already, the later time counts.
 pub async fn again(pool: &PgPool, targets: &[(Target, OffsetDateTime)]) -> sqlx::Result<()> {
     let whats: Vec<&str> = targets.iter().map(|(target, _)| target.what.as_str()).collect();
     let ids: Vec<&str> = targets.iter().map(|(target, _)| target.id.as_str()).collect();
@@ -160,7 +160,7 @@ pub async fn again(pool: &PgPool, targets: &[(Target, OffsetDateTime)]) -> sqlx:
     Ok(())
 }
 
-/// A target was read: it is no longer due, unless it was put off meanwhile to a moment after `now`.
+/// Records that a target was read: it is no longer due, unless it was put off meanwhile to a time after `now`.
 pub async fn done(pool: &PgPool, target: &Target, now: OffsetDateTime) -> sqlx::Result<()> {
     sqlx::query!(
         "delete from dsync.rereads where target = $1 and id = $2 and due_at <= $3",

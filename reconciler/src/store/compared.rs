@@ -1,12 +1,12 @@
-//! Objects compared with the rows that readers see, by Postgres: only it knows what it would store, and when two values
-//! of JSON are one. What is equal is not even sent back. (Of users, who are many, those that are as they were listed
-//! are settled before: see `unchanged`.)
+//! Compares objects with the rows that readers see, in Postgres: only Postgres knows what it would store, and when
+//! two JSON values are equal. Objects that are equal are not even sent back. (Users are many, so those that are shown
+//! as they were listed are settled before that: see `unchanged`.)
 //!
-//! Each object is looked up by itself (`lateral … limit 1`): given a few hundred of them, the planner would sometimes
-//! rather read the whole table, once a statement.
+//! Each object is looked up by itself (`lateral … limit 1`): for a few hundred of them, the planner would sometimes
+//! rather read the whole table, in every statement.
 //!
-//! A few pages of the walk are one statement: no temporary table is written and cleaned up after, memory is bounded, and
-//! the database works while the walk goes on.
+//! Each statement covers a few pages of the walk: there is no temporary table to write and clean up, memory is bounded,
+//! and the database works while the walk goes on.
 
 use std::borrow::Cow;
 
@@ -21,7 +21,7 @@ use super::{directories, groups, users};
 use crate::difference::Entity;
 use crate::plan::Known;
 
-/// An object whose row is not shown, or not as the object looks.
+/// An object whose row is not shown, or differs from it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Suspect {
     /// Its place among the objects compared.
@@ -30,13 +30,13 @@ pub struct Suspect {
     pub known: Known,
     /// The object's own `updated_at`, or what stands in for it.
     pub updated_at: Option<Timestamp>,
-    /// The columns that differ, where it is shown.
+    /// The columns that differ, if it is shown.
     pub columns: Vec<String>,
-    /// What those columns hold and should hold, if asked for.
+    /// The values of those columns, in the tables and at `WorkOS`, if asked for.
     pub values: Option<Value>,
 }
 
-/// A row of the statements that compare.
+/// A row that the comparing statements return.
 pub(super) struct Row {
     pub(super) place: i64,
     pub(super) shown: bool,
@@ -49,36 +49,36 @@ pub(super) struct Row {
     pub(super) after: Option<Value>,
 }
 
-/// What is compared with what.
+/// What to compare.
 #[derive(Clone, Copy, Debug)]
 pub struct Comparison<'a> {
-    /// What kind of objects.
+    /// The kind of the objects.
     pub entity: Entity,
     /// The directory they are in.
     pub directory: &'a str,
-    /// Whether values are wanted for what differs.
+    /// Whether to return the values that differ.
     pub values: bool,
-    /// Whether what is listed is appended, be it different or not.
+    /// Whether everything that is listed is appended, different or not.
     pub whole: bool,
 }
 
-/// What came of comparing.
+/// The outcome of comparing.
 #[derive(Debug, Default)]
 pub struct Compared {
-    /// Those that are not as they should be, in their order.
+    /// Those that are not shown, or differ, in their order.
     pub suspects: Vec<Suspect>,
     /// Places of objects that no row could hold: without a readable id, or refused by Postgres.
     pub unreadable: Vec<usize>,
 }
 
-/// Compares `objects`, JSON texts, with what is shown. A value that Postgres refuses is one object's trouble.
+/// Compares `objects` (JSON texts) with what is shown. A value that Postgres refuses affects its own object only.
 pub async fn compare(pool: &PgPool, comparison: Comparison<'_>, objects: &[&str]) -> sqlx::Result<Compared> {
     let texts: Vec<Option<Cow<'_, str>>> = objects
         .iter()
         .map(|object| json::storable(object.as_bytes()).ok())
         .collect();
     let mut compared = Compared::default();
-    // The part to compare next is on top, so that the suspects come out in their order.
+    // The part to compare next is last, so that the suspects come out in order.
     let mut parts = Vec::new();
     parts.push(0..objects.len());
     while let Some(part) = parts.pop() {
@@ -116,10 +116,10 @@ pub async fn compare(pool: &PgPool, comparison: Comparison<'_>, objects: &[&str]
     Ok(compared)
 }
 
-/// What one statement answered.
+/// What one statement returned.
 pub(super) struct Part {
     pub(super) rows: Vec<Row>,
-    /// Per object sent: its place among all, and what it speaks for.
+    /// For each object sent: its place among all, and the time it speaks for.
     pub(super) times: Vec<(usize, Option<Timestamp>)>,
     pub(super) unreadable: Vec<usize>,
 }

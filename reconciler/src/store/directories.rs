@@ -1,4 +1,4 @@
-//! Directories as readers see them, beside directories as they were listed.
+//! Compares directories as readers see them with directories as they were listed.
 
 use std::collections::HashMap;
 
@@ -35,7 +35,7 @@ impl Columns {
     }
 }
 
-/// Compares directories, each with its place among all.
+/// Compares directories, each given with its place among all.
 pub(super) async fn compare(
     pool: &PgPool,
     comparison: Comparison<'_>,
@@ -119,7 +119,7 @@ pub async fn shown(pool: &PgPool) -> sqlx::Result<HashMap<String, OffsetDateTime
     .await
 }
 
-/// When this directory, if readers see it, was last seen.
+/// When this directory was last seen. `None` if readers do not see it.
 pub async fn seen_at(pool: &PgPool, id: &str) -> sqlx::Result<Option<OffsetDateTime>> {
     sqlx::query_scalar!(
         r#"

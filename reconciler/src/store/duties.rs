@@ -1,4 +1,5 @@
-//! What one reconciler does for all of them: the catch-up, and the list of directories. A row each in `dsync.duties`.
+//! The duties that one reconciler performs for all: the catch-up and the list of directories. Each has a row in
+//! `dsync.duties`.
 
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ impl Duty {
     }
 }
 
-/// Takes or renews a duty's lease. `false`: another holds it.
+/// Takes or renews a duty's lease. `false`: another reconciler holds it.
 pub async fn hold(pool: &PgPool, duty: Duty, holder: &str, lease: Duration) -> sqlx::Result<bool> {
     let held = sqlx::query!(
         r#"
@@ -42,7 +43,7 @@ pub async fn hold(pool: &PgPool, duty: Duty, holder: &str, lease: Duration) -> s
     Ok(held.rows_affected() == 1)
 }
 
-/// Gives a duty's lease back.
+/// Releases a duty's lease.
 pub async fn release(pool: &PgPool, duty: Duty, holder: &str) -> sqlx::Result<()> {
     sqlx::query!(
         "update dsync.duties set holder = null, held_until = null where duty = $1 and holder = $2",
@@ -54,7 +55,7 @@ pub async fn release(pool: &PgPool, duty: Duty, holder: &str) -> sqlx::Result<()
     Ok(())
 }
 
-/// Takes the lease of the list of directories if it was not read for `every`, or not since the log lost entries.
+/// Takes the lease of the list of directories, if the list was not read for `every`, or not since the log lost entries.
 pub async fn claim_directories(
     pool: &PgPool,
     holder: &str,
@@ -88,7 +89,7 @@ pub async fn now(pool: &PgPool) -> sqlx::Result<OffsetDateTime> {
         .await
 }
 
-/// Notes that a duty that was begun at `began` came to its end.
+/// Records that a duty that began at `began` was completed.
 pub async fn done(pool: &PgPool, duty: Duty, began: OffsetDateTime) -> sqlx::Result<()> {
     sqlx::query!(
         "update dsync.duties set done_at = $2 where duty = $1",
@@ -100,16 +101,17 @@ pub async fn done(pool: &PgPool, duty: Duty, began: OffsetDateTime) -> sqlx::Res
     Ok(())
 }
 
-/// Where the catch-up stands.
+/// The position of the catch-up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Position {
-    /// Everything that happened before it was read, but for what was still held back then. None: it never began.
+    /// Everything that happened before it has been read, except what was still held back then. `None`: it never began.
     pub at: Option<Timestamp>,
-    /// The newest note of entries the log lost after which it began anew.
+    /// The id of the newest row of `dsync.rewinds` (entries that the log lost) after which the catch-up started over.
     pub rewind: i64,
 }
 
-/// Where the catch-up stands, and whether the log lost entries since it last began anew: the note to acknowledge.
+/// The position of the catch-up and, if the log lost entries since it last started over, the id of the rewind to
+/// acknowledge.
 pub async fn position(pool: &PgPool) -> sqlx::Result<(Position, Option<i64>)> {
     let row = sqlx::query!(
         r#"
@@ -126,8 +128,8 @@ pub async fn position(pool: &PgPool) -> sqlx::Result<(Position, Option<i64>)> {
     Ok((position, row.rewound))
 }
 
-/// Moves the catch-up from where `holder` saw it, if it still has the lease. `false`: another has the lease now, or had
-/// it meanwhile and moved it.
+/// Moves the catch-up from the position that `holder` saw, if `holder` still has the lease. `false`: another reconciler
+/// has the lease now, or had it meanwhile and moved the position.
 pub async fn advance(pool: &PgPool, holder: &str, from: Position, to: Position) -> sqlx::Result<bool> {
     let moved = sqlx::query!(
         r#"

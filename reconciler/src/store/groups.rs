@@ -1,4 +1,4 @@
-//! Groups as readers see them, beside groups as they were listed.
+//! Compares groups as readers see them with groups as they were listed.
 
 use std::collections::HashMap;
 
@@ -33,7 +33,7 @@ impl Columns {
     }
 }
 
-/// Compares groups, each with its place among all.
+/// Compares groups, each given with its place among all.
 pub(super) async fn compare(
     pool: &PgPool,
     comparison: Comparison<'_>,
@@ -126,7 +126,7 @@ pub async fn shown(pool: &PgPool, directory: &str) -> sqlx::Result<HashMap<Strin
     .await
 }
 
-/// When this one, if readers see it, was last seen.
+/// When this group was last seen. `None` if readers do not see it.
 pub async fn seen_at(pool: &PgPool, id: &str) -> sqlx::Result<Option<OffsetDateTime>> {
     sqlx::query_scalar!(
         r#"

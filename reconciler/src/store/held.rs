@@ -1,4 +1,4 @@
-//! Deletions that the guard holds back: kept until someone approves them, or a later pass no longer finds them.
+//! Deletions that the guard holds back, until someone approves them or a later pass no longer finds them.
 
 use sqlx::PgPool;
 
@@ -7,13 +7,13 @@ use crate::difference::Entity;
 /// A deletion held back.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Held {
-    /// The group's id, of groups and memberships; else empty.
+    /// The group's id, for groups and memberships; otherwise empty.
     pub group_id: String,
-    /// The user's id, of users and memberships; else empty.
+    /// The user's id, for users and memberships; otherwise empty.
     pub user_id: String,
 }
 
-/// Puts `held` in the place of what was held of this kind in this directory. Those held already keep their time.
+/// Replaces what was held of this kind in this directory by `held`. Deletions that were held already keep their time.
 pub async fn replace(pool: &PgPool, directory: &str, entity: Entity, held: &[Held]) -> sqlx::Result<()> {
     let groups: Vec<&str> = held.iter().map(|held| held.group_id.as_str()).collect();
     let users: Vec<&str> = held.iter().map(|held| held.user_id.as_str()).collect();
@@ -57,7 +57,7 @@ pub async fn of(pool: &PgPool, directory: &str, entity: Entity) -> sqlx::Result<
     .await
 }
 
-/// Forgets that these are held.
+/// No longer holds these.
 pub async fn remove(pool: &PgPool, directory: &str, entity: Entity, held: &[Held]) -> sqlx::Result<()> {
     let groups: Vec<&str> = held.iter().map(|held| held.group_id.as_str()).collect();
     let users: Vec<&str> = held.iter().map(|held| held.user_id.as_str()).collect();
@@ -77,7 +77,7 @@ pub async fn remove(pool: &PgPool, directory: &str, entity: Entity, held: &[Held
     Ok(())
 }
 
-/// Forgets everything held in a directory.
+/// No longer holds anything in a directory.
 pub async fn clear(pool: &PgPool, directory: &str) -> sqlx::Result<()> {
     sqlx::query!(
         "delete from dsync.held_deletions where directory_id = $1",
@@ -88,7 +88,7 @@ pub async fn clear(pool: &PgPool, directory: &str) -> sqlx::Result<()> {
     Ok(())
 }
 
-/// Holds these directories' own deletions, and no other directory's any more.
+/// Holds the deletions of these directories themselves, and no longer those of any others.
 pub async fn replace_directories(pool: &PgPool, directories: &[String]) -> sqlx::Result<()> {
     sqlx::query!(
         r#"

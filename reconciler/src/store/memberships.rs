@@ -38,7 +38,7 @@ impl From<Shown> for Held {
     }
 }
 
-/// Hands every membership of a directory that readers see to `each`, in no order.
+/// Calls `each` with every membership of a directory that readers see, in no particular order.
 pub async fn shown(pool: &PgPool, directory: &str, mut each: impl FnMut(Shown)) -> sqlx::Result<()> {
     let mut rows = sqlx::query_as!(
         Shown,
@@ -55,7 +55,7 @@ pub async fn shown(pool: &PgPool, directory: &str, mut each: impl FnMut(Shown)) 
     Ok(())
 }
 
-/// How many members that readers see each group of a directory has.
+/// How many members readers see in each group of a directory.
 pub async fn counts(pool: &PgPool, directory: &str) -> sqlx::Result<Vec<(String, usize)>> {
     let rows = sqlx::query!(
         r#"
@@ -72,7 +72,7 @@ pub async fn counts(pool: &PgPool, directory: &str) -> sqlx::Result<Vec<(String,
         .collect())
 }
 
-/// What is known of these memberships (group, user) of a directory, in their order.
+/// What is known of these memberships (group, user) of a directory, in the same order.
 pub async fn known(pool: &PgPool, directory: &str, pairs: &[(&str, &str)]) -> sqlx::Result<Vec<Known>> {
     let groups: Vec<&str> = pairs.iter().map(|(group, _)| *group).collect();
     let users: Vec<&str> = pairs.iter().map(|(_, user)| *user).collect();
@@ -145,7 +145,7 @@ pub async fn of_user(pool: &PgPool, user: &str) -> sqlx::Result<Vec<(String, Kno
     Ok(known.collect())
 }
 
-/// The same of a group's memberships, by user.
+/// The same for a group's memberships, by user.
 pub async fn of_group(pool: &PgPool, group: &str) -> sqlx::Result<Vec<(String, Known)>> {
     let rows = sqlx::query!(
         r#"

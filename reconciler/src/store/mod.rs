@@ -1,4 +1,4 @@
-//! Postgres: what the tables show (read only), and the reconciler's own notes. Nothing here writes a projected row.
+//! Postgres: what the tables show (read only), and the reconciler's own tables. Nothing here writes a projected row.
 
 pub mod applied;
 pub mod checks;

@@ -1,19 +1,19 @@
-//! What a status screen shows of the reconciler's work.
+//! What `status` shows of the reconciler's work.
 
 use sqlx::{Connection as _, PgConnection};
 use time::OffsetDateTime;
 
-/// What one reconciler does for all.
+/// A duty that one reconciler performs for all.
 pub struct DutyRow {
     /// Its name.
     pub duty: String,
-    /// Until when the Events API was read.
+    /// Up to when the Events API was read.
     pub position: Option<OffsetDateTime>,
     /// When it was last done.
     pub done_at: Option<OffsetDateTime>,
-    /// Who does it.
+    /// Who holds its lease.
     pub holder: Option<String>,
-    /// Until when, unless renewed.
+    /// When that lease expires unless it is renewed.
     pub held_until: Option<OffsetDateTime>,
 }
 
@@ -27,37 +27,37 @@ pub async fn duties(connection: &mut PgConnection) -> sqlx::Result<Vec<DutyRow>>
     .await
 }
 
-/// How far rereads and held deletions are counted: a failure may leave more than a screen has time for.
+/// How far rereads and held deletions are counted: a failure may leave more than there is time to count.
 pub const COUNTED: i64 = 10_000;
-/// How far doubts are counted: each costs a look into other tables.
+/// How far doubts are counted: each costs lookups in other tables.
 pub const DOUBTS_COUNTED: i64 = 1_000;
 
-/// How much waits for what.
+/// How much is waiting, by kind.
 pub struct Waiting {
     /// Directories that are swept.
     pub directories: i64,
-    /// Of them, those that never were.
+    /// Of those, the directories that never were.
     pub never_swept: i64,
-    /// The oldest last sweep of the others, but for those that are gone: no sweep renews theirs.
+    /// The oldest last sweep of the others, except of those that are gone, which are no longer swept.
     pub oldest: Option<OffsetDateTime>,
-    /// Directories that a reconciler works on now.
+    /// Directories that a reconciler is working on now.
     pub running: i64,
-    /// Directories whose last sweep could not read all of them.
+    /// Directories whose last sweep could not read everything.
     pub failing: i64,
-    /// Directories a rebuild wants to be listed whole.
+    /// Directories that a rebuild wants listed in full.
     pub to_list: i64,
-    /// What is read again once the margin has passed, at most one more than [`COUNTED`].
+    /// What is to be read again once the margin has passed; counted to at most one more than [`COUNTED`].
     pub rereads: i64,
-    /// What fails closed in doubt, at most one more than [`DOUBTS_COUNTED`].
+    /// Objects in doubt, which fail closed; counted to at most one more than [`DOUBTS_COUNTED`].
     pub checks: i64,
-    /// Deletions held back, at most one more than [`COUNTED`].
+    /// Deletions held back; counted to at most one more than [`COUNTED`].
     pub held: i64,
 }
 
-/// How much waits. A row a directory, and what is looked for every second anyway.
+/// How much is waiting. This reads a row per directory, and what is queried every second anyway.
 pub async fn waiting(connection: &mut PgConnection) -> sqlx::Result<Waiting> {
     let mut transaction = connection.begin().await?;
-    // As where they are read: the planner would go through whole tables for what a few indexes hold.
+    // As in `checks::in_doubt`: the planner would read whole tables for what a few indexes hold.
     sqlx::raw_sql("set local enable_seqscan = off")
         .execute(&mut *transaction)
         .await?;
@@ -86,20 +86,20 @@ pub async fn waiting(connection: &mut PgConnection) -> sqlx::Result<Waiting> {
     Ok(waiting)
 }
 
-/// Deletions of a directory that wait for a person.
+/// Deletions of a directory that wait for approval.
 pub struct HeldRow {
     /// The directory.
     pub directory_id: String,
-    /// How many, at most one more than [`COUNTED`].
+    /// How many; counted to at most one more than [`COUNTED`].
     pub deletions: i64,
-    /// Since when, of those that were counted.
+    /// When the oldest of those that were counted was held.
     pub since: OffsetDateTime,
     /// How many directories have any.
     pub of: i64,
 }
 
-/// Directories with held deletions, `limit` at most. They are looked up one after another in the primary key, and counted
-/// in its order, as each may have any number.
+/// Directories with held deletions, at most `limit`. They are looked up one after another in the primary key, and the
+/// deletions are counted in its order, because each directory may have any number.
 pub async fn held(connection: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<HeldRow>> {
     sqlx::query_as!(
         HeldRow,
@@ -138,19 +138,19 @@ pub async fn held(connection: &mut PgConnection, limit: i64) -> sqlx::Result<Vec
 pub struct SweepRow {
     /// The directory.
     pub directory_id: String,
-    /// When the last whole one began.
+    /// When the last complete one began.
     pub swept_at: Option<OffsetDateTime>,
-    /// What it found.
+    /// How many differences it found.
     pub drift: Option<i64>,
-    /// Sweeps in a row that could not read all of it.
+    /// How many sweeps in a row could not read all of it.
     pub failures: i32,
-    /// Not before this is it tried again.
+    /// It is not tried again before this.
     pub retry_at: Option<OffsetDateTime>,
     /// How many directories there are.
     pub of: i64,
 }
 
-/// `limit` directories, the most worrying first.
+/// At most `limit` directories, the most worrying first.
 pub async fn sweeps(connection: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<SweepRow>> {
     sqlx::query_as!(
         SweepRow,

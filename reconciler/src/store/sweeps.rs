@@ -1,7 +1,8 @@
-//! Whose turn which directory is, and who works on it: one row a directory in `dsync.sweeps`.
+//! Which directory is due for a sweep, and who works on it: one row per directory in `dsync.sweeps`.
 //!
-//! The lease says who may send requests for a directory. It ends by itself, so a reconciler that died or froze keeps
-//! others waiting for no longer than that; and it is no lock: whoever lost it has nothing to write that could do harm.
+//! The lease says who may send requests for a directory. It expires on its own, so a reconciler that died or froze
+//! keeps others waiting for no longer than that. It is not a lock: a reconciler that lost it can write nothing that
+//! does harm.
 
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use time::OffsetDateTime;
 
 use super::interval;
 
-/// Adds rows for these directories, and for those that readers see, where there is none yet.
+/// Adds rows for these directories, and for those that readers see, if they have none yet.
 pub async fn add(pool: &PgPool, directories: &[String]) -> sqlx::Result<()> {
     sqlx::query!(
         r#"
@@ -39,16 +40,16 @@ pub async fn remove(pool: &PgPool, directory: &str) -> sqlx::Result<()> {
 /// When directories are due.
 #[derive(Clone, Copy, Debug)]
 pub struct Cadence {
-    /// How often each.
+    /// How often each is swept.
     pub every: Duration,
-    /// Only this long after a directory was gone can what came back be seen.
+    /// How long after a directory was gone a sweep can first see what came back.
     pub margin: Duration,
 }
 
-/// Takes the lease of the directory that is most overdue, but none of `busy`; nothing while none is due.
+/// Takes the lease of the directory that is most overdue and not in `busy`. `None` while none is due.
 ///
-/// Due is one that was never swept or not for a whole interval, one for which that was asked, one not swept since the
-/// log lost entries, and one that came back after it was gone.
+/// A directory is due if it was never swept, or not for a whole interval; if another sweep was asked for; if it was not
+/// swept since the log lost entries; or if it came back after it was gone.
 pub async fn claim(
     pool: &PgPool,
     holder: &str,
@@ -97,7 +98,7 @@ pub async fn claim(
     .await
 }
 
-/// Takes the lease of one directory, adding its row if need be. `false`: another holds it.
+/// Takes the lease of one directory, adding its row if need be. `false`: another reconciler holds it.
 pub async fn take(pool: &PgPool, directory: &str, holder: &str, lease: Duration) -> sqlx::Result<bool> {
     let taken = sqlx::query!(
         r#"
@@ -115,7 +116,7 @@ pub async fn take(pool: &PgPool, directory: &str, holder: &str, lease: Duration)
     Ok(taken.rows_affected() == 1)
 }
 
-/// Renews leases, and answers which of them are still held.
+/// Renews leases, and returns which of them are still held.
 pub async fn renew(
     pool: &PgPool,
     directories: &[String],
@@ -136,7 +137,8 @@ pub async fn renew(
     .await
 }
 
-/// Gives a lease back. Others may take it a moment later, when what was sent under it no longer counts.
+/// Releases a lease. Others may take it 1.1 s later, when what was sent under it no longer counts against the rate
+/// limit.
 pub async fn release(pool: &PgPool, directory: &str, holder: &str) -> sqlx::Result<()> {
     sqlx::query!(
         r#"
@@ -154,13 +156,13 @@ pub async fn release(pool: &PgPool, directory: &str, holder: &str) -> sqlx::Resu
 /// A sweep that begins.
 #[derive(Clone, Copy, Debug)]
 pub struct Started {
-    /// When, by the database's clock.
+    /// When it began, by the database's clock.
     pub at: OffsetDateTime,
-    /// Whether it is asked to append everything it reads.
+    /// Whether it was asked to append everything it reads.
     pub whole: bool,
 }
 
-/// Notes that a sweep begins. None: the lease is another's.
+/// Records that a sweep begins. `None`: another reconciler holds the lease.
 pub async fn start(pool: &PgPool, directory: &str, holder: &str) -> sqlx::Result<Option<Started>> {
     sqlx::query_as!(
         Started,
@@ -176,8 +178,8 @@ pub async fn start(pool: &PgPool, directory: &str, holder: &str) -> sqlx::Result
     .await
 }
 
-/// Notes that the sweep `started` read all of the directory and found `drift` differences. With `again_in`, the directory
-/// is due again after that time.
+/// Records that the sweep `started` read all of the directory and found `drift` differences. With `again_in`, the
+/// directory is due again after that time.
 pub async fn finish(
     pool: &PgPool,
     directory: &str,
@@ -204,7 +206,7 @@ pub async fn finish(
     Ok(())
 }
 
-/// Notes that a sweep could not read all of the directory. It is tried again after a while, which doubles each time up
+/// Records that a sweep could not read all of the directory. It is tried again after a delay that doubles each time, up
 /// to a quarter of an hour.
 pub async fn fail(pool: &PgPool, directory: &str) -> sqlx::Result<()> {
     sqlx::query!(
@@ -240,8 +242,8 @@ pub async fn all_again(pool: &PgPool) -> sqlx::Result<()> {
     Ok(())
 }
 
-/// For the gauges: when the directory that was swept longest ago was (or was first known), and how many deletions are
-/// held.
+/// For the gauges: when the least recently swept directory was swept (or first known, if it never was), and how many
+/// deletions are held.
 pub async fn summary(pool: &PgPool) -> sqlx::Result<(Option<OffsetDateTime>, i64)> {
     let row = sqlx::query!(
         r#"

@@ -1,9 +1,9 @@
-//! Users that readers see just as they were listed: nearly all that a sweep reads. They are settled here, and Postgres is
-//! asked only of the others what it would store and how that differs.
+//! Finds the users that readers see just as they were listed, which is nearly all that a sweep reads. They are settled
+//! here; only for the others is Postgres asked what it would store and how that differs.
 //!
-//! Sent are ids, times and roles; what is shown comes back. That costs the database two thirds of what it costs to
-//! receive, unnest and parse all that was listed. "Just as listed" is said only of what is so for certain: where it is
-//! not, the price is a second question, never a difference overlooked.
+//! Ids, times and roles are sent, and what is shown comes back. That costs the database two thirds of what it costs to
+//! receive, unnest and parse everything that was listed. A user counts as just as listed only if that is certain: any
+//! doubt costs a second query, but no difference is overlooked.
 
 use std::collections::HashSet;
 
@@ -33,7 +33,7 @@ struct Shown {
 }
 
 impl Shown {
-    /// Whether this is for certain what `user` would be shown as.
+    /// Whether this is certainly how `user` would be shown.
     fn is(&self, user: &User<'_>) -> bool {
         let organization = self.directory_organization_id.as_deref();
         let texts: [(&Option<String>, &Option<Text<'_>>); 9] = [
@@ -56,12 +56,12 @@ impl Shown {
     }
 }
 
-/// Whether two texts of JSON are for certain one value to Postgres.
+/// Whether two JSON texts are certainly the same value to Postgres.
 fn is_json(shown: Option<&str>, listed: Option<&str>) -> bool {
     let (Some(shown), Some(listed)) = (shown, listed) else {
         return shown == listed;
     };
-    // What is nested too deeply to be read here is left to Postgres.
+    // JSON that is nested too deeply to be read here is left to Postgres.
     match (
         serde_json::from_str::<Value>(shown),
         serde_json::from_str::<Value>(listed),
@@ -71,7 +71,7 @@ fn is_json(shown: Option<&str>, listed: Option<&str>) -> bool {
     }
 }
 
-/// Whether no number lost digits when it was read: whole ones of 64 bits do not.
+/// Whether no number lost digits when it was read. Integers of 64 bits do not.
 fn is_exact(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(_) | Value::String(_) => true,
@@ -81,17 +81,18 @@ fn is_exact(value: &Value) -> bool {
     }
 }
 
-/// What is sent: ids, and what Postgres compares, as values that do not fit a type of ours may stand in these columns.
+/// What is sent: ids, and what Postgres itself compares, because those columns may hold values that fit no type of
+/// ours.
 #[derive(Default)]
 struct Columns<'u> {
     id: Vec<&'u str>,
     created_at: Vec<Option<OffsetDateTime>>,
     updated_at: Vec<Option<OffsetDateTime>>,
-    /// As array literals: `unnest` takes no arrays of arrays.
+    /// Array literals, because `unnest` takes no arrays of arrays.
     roles: Vec<String>,
 }
 
-/// Which of `users`, by their place among them, readers see just as they were listed in `directory`.
+/// The places, among `users`, of those that readers see just as they were listed in `directory`.
 pub(super) async fn places(
     pool: &PgPool,
     directory: &str,
@@ -156,7 +157,7 @@ mod tests {
             (Some(shown), Some(r#"{"cc":"e","a":[1,{"b":null}]}"#)),
             (Some(shown), None),
             (None, Some(shown)),
-            // One to Postgres, or perhaps one: it is asked.
+            // Equal to Postgres, or perhaps equal: Postgres is asked.
             (Some("1.0"), Some("1.0")),
             (Some("1"), Some("1e0")),
             (Some("18446744073709551616"), Some("18446744073709551616")),

@@ -1,4 +1,4 @@
-//! Users as readers see them, beside users as they were listed.
+//! Compares users as readers see them with users as they were listed.
 
 use std::collections::HashMap;
 
@@ -23,7 +23,7 @@ struct Columns {
     job_title: Vec<Option<String>>,
     state: Vec<Option<String>>,
     role: Vec<Option<String>>,
-    /// As array literals: `unnest` takes no arrays of arrays.
+    /// Array literals, because `unnest` takes no arrays of arrays.
     roles: Vec<String>,
     custom_attributes: Vec<Option<String>>,
     raw_attributes: Vec<Option<String>>,
@@ -63,8 +63,8 @@ pub(super) fn array(elements: &[Text<'_>]) -> String {
     format!("{{{}}}", quoted.collect::<Vec<_>>().join(","))
 }
 
-/// Compares users, each with its place among all.
-#[expect(clippy::too_many_lines, reason = "one statement, a line a column")]
+/// Compares users, each given with its place among all.
+#[expect(clippy::too_many_lines, reason = "one statement, with a line per column")]
 pub(super) async fn compare(
     pool: &PgPool,
     comparison: Comparison<'_>,
@@ -239,7 +239,7 @@ pub async fn count(pool: &PgPool, directory: &str) -> sqlx::Result<usize> {
     Ok(usize::try_from(count).unwrap_or_default())
 }
 
-/// When this one, if readers see it, was last seen.
+/// When this user was last seen. `None` if readers do not see it.
 pub async fn seen_at(pool: &PgPool, id: &str) -> sqlx::Result<Option<OffsetDateTime>> {
     sqlx::query_scalar!(
         r#"

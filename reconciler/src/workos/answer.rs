@@ -1,5 +1,5 @@
-//! What an answer is, and a list read from one: leniently in everything but its completeness. A body that is not
-//! clearly a list is an error, never an empty list.
+//! Answers, and lists read from them. Reading is lenient in everything but completeness: a body that is not clearly a
+//! list is an error, never an empty list.
 
 use bytes::Bytes;
 use schema::json::{self, Malformed};
@@ -24,7 +24,7 @@ pub struct Page {
     pub at: Timestamp,
     /// The objects, as JSON text.
     pub objects: Vec<String>,
-    /// Where the next page begins; none: this was the last one.
+    /// The cursor of the next page; `None` on the last one.
     pub after: Option<String>,
 }
 
@@ -55,7 +55,7 @@ impl Page {
 const HTTP_DATE: StaticFormatDescription =
     format_description!("[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT");
 
-/// A moment in the form of the HTTP header `Date`.
+/// Reads a time in the format of the HTTP header `Date`.
 pub fn http_date(text: &str) -> Option<Timestamp> {
     let moment = PrimitiveDateTime::parse(text.trim(), HTTP_DATE).ok()?;
     Some(moment.assume_utc().into())

@@ -1,7 +1,7 @@
-//! One GET: waits its turn, is sent, and is sent again while that may help. Everything that could pass (429, 5xx,
-//! time-outs, a lost connection) is waited out with jitter up to [`ClientSettings::patience`]; everything else is the
-//! caller's to judge. A 429 holds back whoever asks the same, whether or not this question is asked again. What a 429 or a
-//! 503 tells us to wait is no trial of our patience.
+//! One GET: waits its turn, is sent, and is retried while that may help. Everything that may pass (429, 5xx,
+//! time-outs, a lost connection) is retried with jitter for up to [`ClientSettings::patience`]; everything else is
+//! left to the caller. A 429 pauses all requests under the same limit, whether or not this one is retried. Waiting
+//! that a 429 or a 503 asks for does not count against the patience.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,25 +21,26 @@ use super::answer::{Answer, http_date};
 use super::limits::Limits;
 use crate::metrics::Metrics;
 
-/// How many times its patience a question is asked while the answer only says when to ask again: nothing is wrong then,
-/// and what was read so far is worth the wait. But one that is told so for ever must not keep its place for ever.
+/// How many times its patience a request is retried while the answers only say when to ask again. Nothing is wrong
+/// then, and what was read so far is worth the wait. But a request that is put off forever must not keep its place
+/// forever.
 const TOLD_TO_WAIT: u32 = 10;
 
-/// Where the API is, and how long we bear with it.
+/// Where the API is, and how patient we are with it.
 #[derive(Clone, Debug)]
 pub struct ClientSettings {
-    /// `https://api.workos.com`, or what stands in for it.
+    /// `https://api.workos.com`, or a stand-in.
     pub url: reqwest::Url,
     /// `sk_…`.
     pub key: Secret,
     /// How long one request may take.
     pub timeout: Duration,
-    /// How long one question is asked again and again, not counting its turns and what it was told to wait.
+    /// How long one request is retried, not counting the waits for its turn and those that the answers asked for.
     pub patience: Duration,
 }
 
 impl ClientSettings {
-    /// As in production.
+    /// The settings for production.
     pub fn new(url: reqwest::Url, key: Secret) -> Self {
         Self {
             url,
@@ -50,7 +51,7 @@ impl ClientSettings {
     }
 }
 
-/// What can be asked. Its name is the label of the metric.
+/// What can be requested. Its name is the metric's label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Endpoint {
     /// `/directories`
@@ -91,44 +92,44 @@ impl Endpoint {
         }
     }
 
-    /// Whether the limit per directory counts it.
+    /// Whether it counts against the limit per directory.
     const fn is_limited(self) -> bool {
         matches!(self, Self::Users | Self::User)
     }
 }
 
-/// One question.
+/// One request.
 #[derive(Clone, Debug)]
 pub struct Ask<'a> {
-    /// What is asked.
+    /// The endpoint.
     pub endpoint: Endpoint,
-    /// Of which object; none for lists.
+    /// The id of the object; `None` for lists.
     pub id: Option<&'a str>,
-    /// How.
+    /// The query parameters.
     pub query: Vec<(&'a str, String)>,
-    /// In which directory, where the answer is of one.
+    /// The directory, if the answer is about one.
     pub directory: Option<&'a str>,
 }
 
-/// Why there is no answer. None of them repeats a body, a query or the key.
+/// Why there is no answer. No message repeats a body, a query or the key.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
-    /// There is no such object, at this moment by the server's clock.
+    /// There is no such object, at this time by the server's clock.
     #[error("WorkOS: not found")]
     NotFound(Timestamp),
-    /// It does not take the question (a cursor that is no longer known, say).
+    /// It refuses the request, for example because of a cursor that it no longer knows.
     #[error("WorkOS refuses the request with status {0}")]
     Refused(u16),
-    /// The key is wrong, or may not.
+    /// The key is wrong, or lacks permission.
     #[error("WorkOS does not accept the API key (status {0})")]
     Unauthorized(u16),
-    /// It could not be had, for as long as we had patience.
+    /// It kept failing until our patience ran out.
     #[error("WorkOS: {0}")]
     Unavailable(Trouble),
-    /// The answer is not what it should be.
-    #[error("WorkOS answered what cannot be read: {0}")]
+    /// The answer cannot be read.
+    #[error("WorkOS's answer cannot be read: {0}")]
     Malformed(#[from] Malformed),
-    /// A list whose pages lead in a circle.
+    /// The pages of a list lead in a circle.
     #[error("WorkOS's list does not end")]
     Circle,
 }
@@ -139,7 +140,7 @@ pub enum Trouble {
     /// Too many requests.
     #[error("too many requests (status 429)")]
     TooMany,
-    /// Its own trouble.
+    /// An error status.
     #[error("status {0}")]
     Status(u16),
     /// No answer in time.
@@ -150,7 +151,8 @@ pub enum Trouble {
     Disconnected,
 }
 
-/// The client. Cheap to clone; clones share connections and limits, and count requests together unless told otherwise.
+/// The client. Cheap to clone; clones share connections and limits, and count requests together, except those made by
+/// [`Api::counting`].
 #[derive(Clone)]
 pub struct Api {
     http: reqwest::Client,
@@ -162,17 +164,17 @@ pub struct Api {
     health: Arc<watch::Sender<Option<Health>>>,
 }
 
-/// How the last request went.
+/// The outcome of the last request.
 #[derive(Clone, Debug)]
 pub struct Health {
     /// When.
     pub at: Instant,
-    /// Whether it was answered sensibly; else what was wrong.
+    /// Whether it was answered properly; if not, what was wrong.
     pub answered: Result<(), String>,
 }
 
 impl Api {
-    /// A client with connections and limits of its own.
+    /// Creates a client with its own connections and limits.
     pub fn new(settings: ClientSettings, clock: Clock, metrics: Metrics) -> reqwest::Result<Self> {
         let http = reqwest::Client::builder()
             .user_agent(concat!("dsync-reconciler/", env!("CARGO_PKG_VERSION")))
@@ -192,7 +194,7 @@ impl Api {
         })
     }
 
-    /// The same client, which counts its requests anew.
+    /// The same client with a new counter of requests.
     #[must_use]
     pub fn counting(&self) -> Self {
         Self {
@@ -201,22 +203,22 @@ impl Api {
         }
     }
 
-    /// Requests sent so far by this client and its plain clones, repeated ones included.
+    /// Requests sent so far by this client and its plain clones, retries included.
     pub fn requests(&self) -> u64 {
         self.asked.load(Ordering::Relaxed)
     }
 
-    /// Counts requests that a client of [`Api::counting`] sent for this one.
+    /// Adds the requests that a client made by [`Api::counting`] sent for this one.
     pub fn add_requests(&self, requests: u64) {
         self.asked.fetch_add(requests, Ordering::Relaxed);
     }
 
-    /// How the last request of any clone went; none yet: `None`.
+    /// The outcome of the last request of any clone; `None` before the first.
     pub fn health(&self) -> Option<Health> {
         self.health.borrow().clone()
     }
 
-    /// Asks until there is an answer, or no hope of one.
+    /// Sends the request until there is an answer, or no hope of one.
     pub async fn get(&self, ask: &Ask<'_>) -> Result<Answer, ApiError> {
         let lane = ask.directory.filter(|_| ask.endpoint.is_limited());
         let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(20));
@@ -231,13 +233,13 @@ impl Api {
                 Attempt::Answered(answer) => return Ok(answer),
                 Attempt::Failed(trouble, told) => (trouble, told),
             };
-            // What was told is a lower bound; the jitter on top keeps those who were told the same apart.
+            // The wait asked for is a lower bound; jitter on top spreads those who were told the same.
             let pause = match told {
                 Some(told) => told + backoff.next_delay().min(told / 4),
                 None => backoff.next_delay(),
             };
             if trouble == Trouble::TooMany {
-                // Before we give up: the next to ask was told so too.
+                // Even if we then give up: the next request under this limit must wait, too.
                 self.limits.pause(lane, pause);
             }
             let since = match failing_since {
@@ -247,7 +249,7 @@ impl Api {
                 }
                 None => *failing_since.insert(Instant::now()),
             };
-            // Others that say so are broken, not busy.
+            // Other statuses that ask us to wait mean broken, not busy.
             if told.is_none() || !matches!(trouble, Trouble::TooMany | Trouble::Status(503)) {
                 borne += pause;
             }
@@ -255,7 +257,7 @@ impl Api {
             if borne > patience || since.elapsed() + pause > patience * TOLD_TO_WAIT {
                 return Err(ApiError::Unavailable(trouble));
             }
-            tracing::debug!(endpoint = ask.endpoint.as_str(), %trouble, ?pause, "asking WorkOS again");
+            tracing::debug!(endpoint = ask.endpoint.as_str(), %trouble, ?pause, "retrying the request");
             if trouble != Trouble::TooMany {
                 tokio::time::sleep(pause).await;
             }
@@ -324,7 +326,7 @@ fn judge(status: StatusCode, headers: &HeaderMap, answer: Answer) -> Result<Atte
         200 => return Ok(Attempt::Answered(answer)),
         429 => Trouble::TooMany,
         code @ (408 | 425 | 500..) => Trouble::Status(code),
-        // WorkOS says so in JSON; anybody else's 404 is no word about an object.
+        // WorkOS's own 404 is JSON; anybody else's says nothing about an object.
         404 if is_json_object(&answer.body) => return Err(ApiError::NotFound(answer.at)),
         code @ (401 | 403) => return Err(ApiError::Unauthorized(code)),
         code => return Err(ApiError::Refused(code)),
@@ -336,8 +338,8 @@ fn is_json_object(body: &[u8]) -> bool {
     std::str::from_utf8(body).is_ok_and(|text| json::members(text, &[]).is_ok())
 }
 
-/// How long to wait, where the header says so, in seconds or as a moment: a minute at most, as that is how limits are
-/// counted. None is no word of when.
+/// How long the header asks us to wait, in seconds or until a time. At most a minute, because limits are counted by the
+/// minute. `None`: it does not say.
 fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     let until = || http_date(text).map(|until| until.as_micros().saturating_sub(now.as_micros()) / 1_000_000);

@@ -1,7 +1,7 @@
-//! The Events API, asked in whichever of its ways is taken. Documents, SDKs and the live API disagree (facts of the wire):
-//! types as `events[]=a&events[]=b` or `events=a,b`, a cursor with `range_start` or without, `order` obeyed or ignored.
-//! What was refused once is not tried again. A cursor goes first without `range_start`: that form is the documented one,
-//! and an API that ignored one of the two would be asked for its first page for ever.
+//! The Events API, asked in whichever form it accepts. The documentation, the SDKs and the live API disagree: types as
+//! `events[]=a&events[]=b` or `events=a,b`, a cursor with `range_start` or without, `order` obeyed or ignored. A form
+//! that was refused once is not tried again. A cursor is first sent without `range_start`: that form is the documented
+//! one, and an API that ignored the cursor beside it would return its first page forever.
 
 use schema::timestamp::Timestamp;
 use time::OffsetDateTime;
@@ -11,7 +11,7 @@ use super::answer::Page;
 use super::client::{Api, ApiError, Ask, Endpoint};
 use super::pages::PAGE;
 
-/// The types of events that are ours, as documented. An API that does not know one of the older ones refuses them all.
+/// The types of our events, as documented. An API that does not know one of the older ones refuses the whole request.
 pub const TYPES: &[&str] = &[
     "dsync.activated",
     "dsync.deactivated",
@@ -27,7 +27,7 @@ pub const TYPES: &[&str] = &[
     "dsync.token.created",
     "dsync.token.revoked",
 ];
-/// Those that every API knows.
+/// The types that every API knows.
 const CORE: &[&str] = &[
     "dsync.activated",
     "dsync.deleted",
@@ -41,28 +41,28 @@ const CORE: &[&str] = &[
     "dsync.group.user_removed",
 ];
 
-/// Which part of the events is asked for.
+/// The time range of the events asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Range {
-    /// From this moment on.
+    /// From this time on.
     pub start: Timestamp,
-    /// Up to that moment; none: up to now.
+    /// Up to this time; `None`: up to now.
     pub end: Option<Timestamp>,
 }
 
-/// How the API wants to be asked, as far as it was found out.
+/// The form of request that the API accepts, as far as is known.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Ways {
-    /// Types joined by commas, not one parameter each.
+    /// Types are joined by commas instead of sent as one parameter each.
     joined: bool,
-    /// Only the types that every API knows.
+    /// Only the types that every API knows are sent.
     core_only: bool,
-    /// A cursor with `range_start`.
+    /// A cursor is sent with `range_start`.
     ranged_cursor: bool,
 }
 
 impl Ways {
-    /// The next way to ask for a first page; none: all were refused.
+    /// The next form in which to ask for a first page; `None`: all were refused.
     fn other(self) -> Option<Self> {
         match (self.joined, self.core_only) {
             (false, _) => Some(Self { joined: true, ..self }),
@@ -96,17 +96,18 @@ impl Ways {
     }
 }
 
-/// A page of events, or that a cursor is no longer known.
+/// A page of events, or a refused cursor.
 #[derive(Debug)]
 pub enum Listed {
     /// The page.
     Page(Page),
-    /// The cursor is refused: its event is out of retention.
+    /// The cursor was refused: its event is no longer kept.
     CursorRefused,
 }
 
 impl Api {
-    /// The events of `range` after the event `after`, oldest first. Finds out how to ask, and keeps that in `ways`.
+    /// The events of `range` after the event `after`, oldest first. Finds out which form is accepted, and keeps that in
+    /// `ways`.
     pub async fn events(
         &self,
         ways: &mut Ways,
@@ -130,7 +131,7 @@ impl Api {
                 Err(error) => return Err(error),
             };
             way = match after {
-                // The first page was taken so: it is the cursor, or the cursor by itself.
+                // The first page was accepted in this form. So the API refuses the cursor, or a cursor alone.
                 Some(_) if way.ranged_cursor => return Ok(Listed::CursorRefused),
                 Some(_) => Ways {
                     ranged_cursor: true,
@@ -142,7 +143,7 @@ impl Api {
     }
 }
 
-/// A moment in the one form the API takes: with `Z`, in milliseconds.
+/// A time in the only format that the API accepts: with `Z`, in milliseconds.
 fn zulu(moment: Timestamp) -> String {
     let format = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
     OffsetDateTime::from(moment).format(format).unwrap_or_default()

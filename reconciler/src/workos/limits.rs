@@ -1,11 +1,11 @@
-//! How fast we may ask. `WorkOS` allows 4 requests/s per directory on `/directory_users` and 6,000 a minute in all.
+//! Rate limits. `WorkOS` allows 4 requests/s per directory on `/directory_users` and 6,000 a minute in total.
 //!
-//! What is sent evenly does not arrive evenly: a request that was held up on its way arrives closer to the next ones. So
-//! besides being spaced, the fifth request waits until a second has passed since the first can have arrived: its answer,
-//! less the quickest way there ever was. On a quiet line that costs nothing.
+//! Requests sent evenly do not arrive evenly: one that was held up on its way arrives closer to the next ones. So
+//! besides being spaced, each request waits until a second has passed since the fourth request before it can have
+//! arrived: the time of its answer, less the shortest round trip so far. On a quiet line that costs nothing.
 //!
-//! One [`Limits`] is shared by everything a process does. Whoever waits for the same directory is served in the order
-//! it came, so that one long walk is not starved by many short ones.
+//! One [`Limits`] is shared by everything a process does. Requests that wait for the same directory are served in the
+//! order they came, so that one long walk is not starved by many short ones.
 
 use std::collections::{HashMap, VecDeque};
 use std::num::NonZeroU32;
@@ -21,33 +21,33 @@ use tokio::time::Instant;
 
 /// Requests a second to `/directory_users` of one directory.
 const PER_SECOND: usize = 4;
-/// Between two of them: never two at once, and 3.98 a second.
+/// The time between two of them: never two at once, and 3.98 a second.
 const PERIOD: Duration = Duration::from_millis(251);
-/// The second in which no more than four may arrive, and a little for clocks.
+/// The second in which no more than four may arrive, plus a little for differences between clocks.
 const SECOND: Duration = Duration::from_millis(1_003);
-/// An unanswered request counts as arrived by then.
+/// After this long, an unanswered request counts as arrived.
 const ARRIVED_WITHIN: Duration = Duration::from_secs(1);
-/// How often it is looked whether an unanswered request was answered.
+/// How often to check whether an unanswered request was answered.
 const LOOK: Duration = Duration::from_millis(5);
-/// Requests in all: 98 a second, and `BURST` more at most in any minute.
+/// Requests in total: 98 a second, and at most `BURST` more in any minute.
 const GLOBAL_PER_SECOND: NonZeroU32 = NonZeroU32::new(98).expect("not zero");
 const BURST: NonZeroU32 = NonZeroU32::new(20).expect("not zero");
 const ONE: NonZeroU32 = NonZeroU32::MIN;
 
 type Limiter = RateLimiter<NotKeyed, InMemoryState, MonotonicClock, NoOpMiddleware<std::time::Instant>>;
 
-/// The limits, and what was used of them. Cheap to clone; clones share it.
+/// The limits, and how much of them was used. Cheap to clone; clones share both.
 #[derive(Clone)]
 pub struct Limits {
     all: Arc<Lane>,
     directories: Arc<Mutex<HashMap<String, Arc<Lane>>>>,
 }
 
-/// One limit, and the queue before it.
+/// One limit, and the queue of those who wait for it.
 struct Lane {
     limiter: Limiter,
     turn: TurnMutex<()>,
-    /// Nothing is sent before this moment: we were told to wait.
+    /// Nothing is sent before this time, because we were told to wait.
     not_before: Mutex<Option<Instant>>,
     recent: Mutex<Recent>,
 }
@@ -66,7 +66,7 @@ struct Sent {
     answered: Option<Instant>,
 }
 
-/// Leave to send one request. Say when it was answered.
+/// Permission to send one request. Call [`Pass::answered`] once it was answered.
 pub struct Pass {
     lane: Option<(Arc<Lane>, u64)>,
 }
@@ -126,14 +126,14 @@ impl Lane {
     }
 
     async fn pass(&self) {
-        // Another may have been told of a later moment meanwhile.
+        // Another request may have been told to wait for longer meanwhile.
         while let Some(until) = self.paused_until() {
             tokio::time::sleep_until(until).await;
         }
         self.limiter.until_ready().await;
     }
 
-    /// The same for a directory; the number of the request.
+    /// The same for a directory. Returns the number of the request.
     async fn pass_spaced(&self, all: &Lane) -> u64 {
         let _turn = self.turn.lock().await;
         self.pass().await;
@@ -171,7 +171,7 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Waits until a request may be sent: to `/directory_users` of `directory`, or to anything else.
+    /// Waits until a request may be sent: to `/directory_users` of `directory` or, with `None`, to anything else.
     pub async fn pass(&self, directory: Option<&str>) -> Pass {
         let Some(directory) = directory else {
             self.all.pass().await;
@@ -184,7 +184,7 @@ impl Limits {
         }
     }
 
-    /// We were told that we ask too often: nothing like it is sent for `time`.
+    /// We were told to slow down: nothing is sent under the same limit for `time`.
     pub fn pause(&self, directory: Option<&str>, time: Duration) {
         match directory {
             Some(directory) => self.lane(directory).pause(time),
@@ -192,7 +192,7 @@ impl Limits {
         }
     }
 
-    /// Forgets directories that nobody waits for, so that the map does not grow for ever.
+    /// Forgets directories that nobody waits for, so that the map does not grow forever.
     fn lane(&self, directory: &str) -> Arc<Lane> {
         let mut lanes = lock(&self.directories);
         if lanes.len() > 10_000 {
@@ -235,7 +235,7 @@ mod tests {
             limits.pass(Some("d1")).await.answered();
         }
         limits.pass(Some("d1")).await.answered();
-        // The second request is answered after 1.2 s: until then, and for a second after, four may not follow it.
+        // The second request takes 1.2 s to be answered. Until a second after that, a fourth may not follow it.
         tokio::time::sleep_until(start + Duration::from_millis(1_450)).await;
         slow.answered();
         limits.pass(Some("d1")).await.answered();

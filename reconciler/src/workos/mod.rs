@@ -1,6 +1,6 @@
-//! `WorkOS`'s API as a client sees it: rate limits, retries, lists that are walked to their end, single objects, events.
+//! A client of `WorkOS`'s API: rate limits, retries, lists that are walked to their end, single objects, events.
 //!
-//! Nothing here knows of the projection or of the log. Bodies stay text until someone reads them, and no body, key or
+//! Nothing here knows about the projection or the log. Bodies stay text until someone reads them, and no body, key or
 //! query ever reaches a log line or an error.
 
 pub mod answer;

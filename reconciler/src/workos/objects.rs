@@ -1,16 +1,16 @@
-//! Single objects: there, as it looks, or gone. Only `WorkOS`'s own 404 is "gone".
+//! Reads of single objects, which are there or gone. Only `WorkOS`'s own 404 means "gone".
 
 use schema::json::Malformed;
 use schema::timestamp::Timestamp;
 
 use super::client::{Api, ApiError, Ask, Endpoint};
 
-/// What a read of one object showed, and when by the server's clock.
+/// What a read of one object showed, and when, by the server's clock.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Read {
-    /// It is there; its JSON text.
+    /// It is there, with this JSON text.
     There(Timestamp, String),
-    /// It is not.
+    /// It is not there.
     Gone(Timestamp),
 }
 

@@ -1,5 +1,4 @@
-//! Lists walked to their end. A walk that is not complete is no walk: it ends in an error, and whatever it brought is
-//! thrown away by whoever asked.
+//! Walks lists to their end. A walk that does not get there ends in an error, and the caller discards what it returned.
 
 use schema::json;
 use schema::timestamp::Timestamp;
@@ -7,19 +6,19 @@ use schema::timestamp::Timestamp;
 use super::answer::Page;
 use super::client::{Api, ApiError, Ask, Endpoint};
 
-/// Objects a page, the most `WorkOS` gives.
+/// Objects per page, the most that `WorkOS` gives.
 pub const PAGE: usize = 100;
-/// How many cursors are tried when one is refused: the object it names may be gone.
+/// How many cursors are tried when one is refused, because the object that it names may be gone.
 const CURSORS: usize = 5;
 
-/// What is listed.
+/// What to list.
 #[derive(Clone, Debug)]
 pub struct List<'a> {
     /// The endpoint.
     pub endpoint: Endpoint,
-    /// What narrows it.
+    /// The query parameters that narrow it.
     pub filter: Vec<(&'a str, String)>,
-    /// The directory it is in, for its limit.
+    /// The directory, for its rate limit.
     pub directory: Option<&'a str>,
 }
 
@@ -66,13 +65,13 @@ impl<'a> List<'a> {
 pub struct Pages<'a> {
     api: &'a Api,
     list: List<'a>,
-    /// Cursors to go on from, the best one last; none before the first page.
+    /// Cursors to continue from, the best one last; empty before the first page.
     cursors: Vec<String>,
     first_at: Option<Timestamp>,
     ended: bool,
 }
 
-/// That a list was walked to its end.
+/// Proof that a list was walked to its end.
 #[derive(Debug, Clone, Copy)]
 pub struct Walked {
     /// When the server made the first page, by its own clock.
@@ -80,7 +79,7 @@ pub struct Walked {
 }
 
 impl<'a> Pages<'a> {
-    /// A walk from the beginning.
+    /// Starts a walk from the beginning.
     pub fn of(api: &'a Api, list: List<'a>) -> Self {
         Self {
             api,
@@ -91,7 +90,7 @@ impl<'a> Pages<'a> {
         }
     }
 
-    /// The next page; none after the last one.
+    /// The next page; `None` after the last one.
     pub async fn next(&mut self) -> Result<Option<Page>, ApiError> {
         if self.ended {
             return Ok(None);
@@ -113,13 +112,13 @@ impl<'a> Pages<'a> {
         Ok(Some(page))
     }
 
-    /// The proof that the walk came to its end; none while it did not.
+    /// The proof that the walk reached its end; `None` until it did.
     pub fn walked(&self) -> Option<Walked> {
         let first_at = self.first_at.filter(|_| self.ended)?;
         Some(Walked { first_at })
     }
 
-    /// Fetches what comes after the newest cursor that is taken. A cursor names an object, and that may be gone.
+    /// Fetches the page after the newest cursor that is accepted. A cursor names an object, which may be gone.
     async fn fetch(&mut self) -> Result<Page, ApiError> {
         loop {
             let mut query = self.list.filter.clone();
@@ -134,7 +133,7 @@ impl<'a> Pages<'a> {
             match self.api.get(&ask).await {
                 Ok(answer) => return Ok(Page::of(&answer)?),
                 Err(ApiError::Refused(_) | ApiError::NotFound(_)) if self.cursors.len() > 1 => {
-                    tracing::debug!("a cursor is refused; going on from the object before it");
+                    tracing::debug!("a cursor was refused; continuing from the object before it");
                     self.cursors.pop();
                 }
                 Err(error) => return Err(error),

@@ -75,7 +75,7 @@ async fn refusals_errors_and_silence_are_waited_out() -> anyhow::Result<()> {
     for retry_after in [true, false] {
         let stand = Stand::up().await?;
         stand.sim.tune(|tuning| {
-            // Tighter than we know: we are told so, again and again.
+            // Tighter than the limits we know, so that we get 429 again and again.
             tuning.limits = RateLimits {
                 users_per_second: Some(2),
                 retry_after,
@@ -115,7 +115,8 @@ async fn refusals_errors_and_silence_are_waited_out() -> anyhow::Result<()> {
 
 const WAIT: &str = "Retry-After: 1";
 
-/// Of production's minute and `Retry-After: 60`, the same in small: to wait as told is longer than our patience.
+/// In production, patience is a minute and WorkOS says `Retry-After: 60`. Here, too, the wait is longer than our
+/// patience.
 #[tokio::test]
 async fn what_429_tells_us_to_wait_is_waited_whatever_our_patience() -> anyhow::Result<()> {
     let gone = || "{}".to_owned();
@@ -136,7 +137,7 @@ async fn what_429_tells_us_to_wait_is_waited_whatever_our_patience() -> anyhow::
 
 #[tokio::test]
 async fn what_503_tells_us_to_wait_is_waited_whatever_our_patience() -> anyhow::Result<()> {
-    // Two seconds after the answer's own `Date`, if told as a moment.
+    // The date is two seconds after the answer's own `Date`.
     for wait in ["Retry-After: 2", "Retry-After: Fri, 28 Apr 2023 20:05:33 GMT"] {
         let (url, asked) =
             scripted_with(vec![(503, wait, String::new()), (404, "", "{}".to_owned())]).await?;
@@ -154,10 +155,10 @@ async fn what_503_tells_us_to_wait_is_waited_whatever_our_patience() -> anyhow::
     Ok(())
 }
 
-/// In the end a question is given up, or it would keep its place for ever; who asks next was told to wait too.
+/// In the end a request is given up, or it would keep its place forever. The next request must wait, too.
 #[tokio::test]
 async fn who_gives_up_after_429_leaves_the_others_waiting() -> anyhow::Result<()> {
-    // Told when; not told when, and no patience left; told nothing by "0".
+    // Told how long; not told, with no patience left; told "0", which says nothing.
     for (header, least) in [
         (WAIT, Duration::from_secs(1)),
         ("", Duration::from_millis(100)),

@@ -1,4 +1,4 @@
-//! A catch-up that breaks off: the next one goes on where it was, whatever it was reading.
+//! A catch-up that breaks off: the next one continues where it was, whatever it was reading.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError};
@@ -23,7 +23,7 @@ const SETTINGS: Settings = Settings {
     holdback: HOLDBACK,
 };
 
-/// A catch-up whose server gives so many pages of events, and no more.
+/// A catch-up whose server returns `pages` pages of events, and no more.
 async fn cut_off_after(stand: &Stand, pages: usize) -> anyhow::Result<CatchUp> {
     let asked = Arc::new(AtomicUsize::new(0));
     let fails =
@@ -60,7 +60,7 @@ async fn a_catch_up_that_began_anew_and_broke_off_goes_on_where_it_was() -> anyh
     )
     .execute(&stand.pool)
     .await?;
-    // Two months without events, and three pages; then three more.
+    // Two months without events and three pages; then three more pages.
     let mut position = 0;
     for pages in [5, 3] {
         let cut_off = cut_off_after(&stand, pages).await?.poll().await;
@@ -107,7 +107,7 @@ async fn a_poll_that_breaks_off_does_not_set_the_position_back() -> anyhow::Resu
     Ok(())
 }
 
-/// One that took the lease, began anew and broke off, and one that meanwhile was waiting for its answer.
+/// One catch-up took the lease, started over and broke off, while another was waiting for an answer.
 #[tokio::test]
 async fn a_poll_that_lost_its_lease_meanwhile_does_not_undo_what_another_did() -> anyhow::Result<()> {
     let mut stand = Stand::up().await?;
@@ -156,7 +156,7 @@ async fn a_poll_that_lost_its_lease_meanwhile_does_not_undo_what_another_did() -
     let (mut slow, polled) = tokio::time::timeout(BOUND, &mut waiting).await??;
     ensure!(matches!(polled, Err(Failure::LeaseLost)), "{polled:?}");
     ensure!(stand.count(POSITION).await? == anew, "undone");
-    // And what it knew was in a log that is no more.
+    // And the events it knew were in a log that no longer exists.
     let polled = slow.poll().await?.context("no lease")?;
     ensure!(polled.recovered == all, "{polled:?} of {all}");
     stand.agrees_soon().await
@@ -174,7 +174,7 @@ fn event(number: u32) -> String {
     )
 }
 
-/// A catch-up of a scripted server, in that server's time.
+/// A catch-up that reads from a scripted server, on that server's time.
 fn scripted_catch_up(stand: &Stand, url: &str) -> anyhow::Result<CatchUp> {
     let work = Work {
         api: client(url)?,
@@ -223,7 +223,7 @@ async fn a_cursor_that_is_refused_goes_on_by_time_and_has_all_swept() -> anyhow:
     let polled = catch_up.poll().await?.context("no lease")?;
     ensure!(polled.recovered == 3, "{polled:?}");
     let asked = asked.await?;
-    // A little before the last one read: whether a range's bounds are in it is not said.
+    // A little before the last event read: it is not documented whether a range includes its bounds.
     ensure!(
         asked[4].contains("range_start=2023-04-28T20%3A05%3A01"),
         "{asked:?}"

@@ -1,4 +1,4 @@
-//! The catch-up as the only source, and beside webhooks: everything arrives, once, and what webhooks lost is counted.
+//! The catch-up as the only source, and beside webhooks: everything arrives once, and what webhooks lost is counted.
 
 use std::time::{Duration, Instant};
 
@@ -46,7 +46,7 @@ async fn with_every_webhook_lost_all_arrive_and_all_are_counted() -> anyhow::Res
     ensure!(polled.recovered == ours, "{polled:?} of {ours}");
     stand.agrees().await?;
     let end = stand.log_end().await?;
-    // The overlap is read again and appended nowhere.
+    // The overlap is read again, but not appended again.
     let again = catch_up.poll().await?.context("no lease")?;
     ensure!(again.recovered == 0 && again.listed == ours, "{again:?}");
     ensure!(stand.log_end().await? == end);
@@ -168,7 +168,7 @@ async fn an_absence_of_weeks_is_read_in_ranges_and_one_beyond_retention_leads_to
         "{requests:?}"
     );
     ensure!(requests.len() >= 3, "{requests:?}");
-    // Away for longer than is kept: every directory is due.
+    // Away for longer than events are kept: every directory is due.
     stand.pass().await;
     let due = "select count(*) from dsync.sweeps where again_at <= now()";
     ensure!(stand.count(due).await? == 0);
@@ -214,7 +214,7 @@ async fn a_log_made_anew_is_filled_again_and_every_directory_swept() -> anyhow::
     stand.sim.seed(&directory, &Seed::default())?;
     stand.log_all().await?;
     stand.agrees().await?;
-    // Long ago: where the catch-up stands, only what happens now would be read.
+    // Long ago: from the catch-up's position, only what happens now would be read.
     stand.advance(Duration::from_hours(1));
     catch_up.poll().await?.context("no lease")?;
     stand.pass().await;

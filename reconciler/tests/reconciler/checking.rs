@@ -33,7 +33,7 @@ async fn memberships_of_a_user_that_came_back_are_read_anew() -> anyhow::Result<
     stand.log_all().await?;
     ensure!(stand.shows_member(&groups[0], user).await?);
     stand.settle();
-    // Announced as deleted though it was kept, and later announced again, without a word of its memberships.
+    // Announced as deleted though it was kept, and later announced again, without any event for its memberships.
     stand.sim.change(Change::AnnounceDeleted { user: user.clone() })?;
     stand.log_all().await?;
     ensure!(!stand.shows_user(user).await?);
@@ -41,7 +41,7 @@ async fn memberships_of_a_user_that_came_back_are_read_anew() -> anyhow::Result<
     stand.sim.change(Change::ReannounceUser { user: user.clone() })?;
     stand.log_all().await?;
     ensure!(stand.shows_user(user).await? && !stand.shows_member(&groups[0], user).await?);
-    // Too early to tell: a reading speaks for a moment before it was gone.
+    // Too early to tell: a reading speaks for a time before the user was gone.
     stand.check().await?;
     ensure!(!stand.shows_member(&groups[0], user).await?);
     stand.advance(MARGIN);
@@ -59,7 +59,7 @@ async fn memberships_of_a_user_that_came_back_are_read_anew() -> anyhow::Result<
 #[tokio::test]
 async fn what_an_event_spoke_of_after_it_was_gone_is_looked_at() -> anyhow::Result<()> {
     let (stand, directory, users, groups) = seeded().await?;
-    // Deleted, and its memberships said to be removed afterwards: the user's updated_at did not move.
+    // Deleted, with its memberships reported as removed afterwards; the user's updated_at did not change.
     let (gone, kept) = (&users[0], &users[1]);
     stand.sim.add_member(&groups[0], kept)?;
     stand.sim.add_member(&groups[1], gone)?;
@@ -98,7 +98,7 @@ async fn what_a_sweep_found_too_young_is_read_again_and_not_before_it_can_tell()
         user: users[0].clone(),
         removals: false,
     })?;
-    // Seen a moment ago, and gone since without a word.
+    // Seen a moment ago, and deleted since without an event.
     let fresh = stand.sim.create_user(&directory)?;
     stand.log_all().await?;
     stand.sim.change(Change::DeleteUser {
@@ -121,7 +121,7 @@ async fn what_a_sweep_found_too_young_is_read_again_and_not_before_it_can_tell()
 async fn a_directory_that_came_back_is_swept_out_of_turn() -> anyhow::Result<()> {
     let (stand, _, users, _) = seeded().await?;
     stand.pass().await;
-    // An event says it was deleted, and a later one that it is there; what it holds is void until it is seen again.
+    // One event says it was deleted, a later one that it is there; its contents are void until they are seen again.
     sqlx::query("update dsync.directories set gone_at = now() + interval '1 second', seen_at = now() + interval '2 seconds'")
         .execute(&stand.pool)
         .await?;
@@ -173,10 +173,10 @@ async fn targets_that_cannot_be_read_keep_no_other_waiting() -> anyhow::Result<(
     stand.applied().await?;
     ensure!(checker.round().await? == 4);
     stand.advance(Duration::from_secs(15));
-    // All are due again. Those that were not tried yet come first: one more that fails, and the good one.
+    // All are due again. Those not tried yet come first: one more that fails, and the good one.
     ensure!(checker.round().await? == 4);
     ensure!(stand.shows_user(&good).await?, "kept waiting");
-    // Of the three, two were tried in that round.
+    // Two of the three were tried in that round.
     asked.lock().unwrap_or_else(PoisonError::into_inner).clear();
     checker.round().await?;
     let tried = asked.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -215,7 +215,7 @@ async fn very_many_doubts_of_one_directory_do_not_hide_those_of_another() -> any
     stand.log_all().await?;
     stand.applied().await?;
     stand.settle();
-    // An event spoke of each after it was gone; of the one in the other directory last.
+    // An event mentioned each after it was gone; the one in the other directory came last.
     sqlx::query(
         "update dsync.users set version_observed_at = now() - interval '70 s',
             gone_at = now() - case directory_id when $1 then interval '80 s' else interval '75 s' end,
@@ -235,7 +235,7 @@ async fn very_many_doubts_of_one_directory_do_not_hide_those_of_another() -> any
         requests.iter().any(|request| request.uri.starts_with(&path)),
         "not its turn"
     );
-    // And the round ends before all of the one directory were read, so that the next can begin.
+    // And the round ends before all of the large directory's users were read, so that the next can begin.
     ensure!(requests.len() <= 41, "{} requests", requests.len());
     Ok(())
 }
@@ -279,7 +279,7 @@ async fn one_directory_that_answers_nothing_keeps_no_other_waiting() -> anyhow::
     Ok(())
 }
 
-/// Has a user in doubt: an event spoke of it after it was gone, long enough ago for a reading to tell.
+/// Puts a user in doubt: an event mentioned it after it was gone, long enough ago for a reading to tell.
 async fn doubt(stand: &Stand, user: &str) -> anyhow::Result<()> {
     sqlx::query(
         "update dsync.users set seen_at = now() - interval '90 s', gone_at = now() - interval '80 s',
@@ -293,7 +293,7 @@ async fn doubt(stand: &Stand, user: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Has something read again, as a sweep would that found it too young; due so many seconds ago.
+/// Schedules objects to be read again, as a sweep would that found them too young; they were due some seconds ago.
 pub(crate) async fn reread(
     stand: &Stand,
     what: &str,
@@ -335,13 +335,13 @@ async fn very_many_rereads_of_one_directory_do_not_hide_those_of_another() -> an
     Ok(())
 }
 
-/// A list of members that lacks half of them, and lacks the same half the second time.
+/// A list of members that lacks half of them, and the same half when read again.
 #[tokio::test]
 async fn half_a_list_read_apart_takes_nobody_out_of_a_group() -> anyhow::Result<()> {
     let (stand, directory, ..) = seeded().await?;
     let made = (0..16).map(|number| stand.sim.create_group(&directory, &format!("Group {number}")));
     let made = made.collect::<Result<Vec<String>, _>>()?;
-    // One of them that users' own lists have: every list lacks half of what there is.
+    // A group that is in users' own lists: every list lacks half of what there is.
     let halve = |these: &[String]| {
         let these = these.to_vec();
         stand
@@ -372,7 +372,7 @@ async fn half_a_list_read_apart_takes_nobody_out_of_a_group() -> anyhow::Result<
             .agrees()
             .await
             .with_context(|| format!("{members} members"))?;
-        // With so many a sweep is to tell, which sees all lists together.
+        // With this many members, a sweep decides, because it sees all lists together.
         let asked = stand.count("select count(again_at) from dsync.sweeps").await?;
         ensure!(asked == sweeps, "{asked} sweeps asked for with {members} members");
     }

@@ -20,7 +20,7 @@ async fn exit_codes_and_reports() -> anyhow::Result<()> {
     ensure!(dry.stdout.contains("nothing was repaired: dry run"), "{dry:?}");
     ensure!(dry.stdout.contains(&format!("{directory}: 50 users")), "{dry:?}");
     ensure!(stand.log_end().await? == end, "a dry run appended");
-    // The subcommand has the limits of whoever's shell it is called from.
+    // A subcommand gets its limits from the shell it is called from.
     ensure!(
         stand.journal.ensure(&LIMITS).await? == Ensured::Unchanged,
         "a dry run changed the log's limits"

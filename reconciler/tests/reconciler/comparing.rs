@@ -1,4 +1,4 @@
-//! What comparing finds, whatever differs: rows changed by hand, column by column, and JSON that looks alike.
+//! Comparing finds whatever differs: rows changed by hand, column by column, and JSON that looks alike.
 
 use anyhow::ensure;
 use reconciler::difference::Entity;
@@ -10,7 +10,7 @@ const DIRECTORY: &str = "
     insert into dsync.directories (id, organization_id, seen_at) values ('directory_1', 'org_1', now())
 ";
 
-/// People `directory_user_0` and on, as [`listed`] lists them.
+/// People, from `directory_user_0` on, as [`listed`] lists them.
 const PEOPLE: &str = r#"
     insert into dsync.users (
         id, directory_id, organization_id, idp_id, email, username, first_name, last_name, name, job_title, state, role,
@@ -33,7 +33,7 @@ fn listed(number: usize, raw_attributes: &str) -> String {
     )
 }
 
-/// JSON that looks alike and is not, or does not and is.
+/// JSON values that look alike but differ, or look different but are equal.
 const ALIKE: &[&str] = &[
     "null",
     "true",
@@ -195,7 +195,7 @@ async fn json_differs_exactly_when_postgres_says_so() -> anyhow::Result<()> {
             .iter()
             .map(|one| one.index)
             .collect();
-        // What is listed as null says nothing.
+        // A value listed as null says nothing.
         let differ: Vec<i64> = sqlx::query_scalar(
             "select n - 1 from unnest($2::text[]) with ordinality as t (text, n)
              where nullif(t.text, 'null')::jsonb is distinct from $1::text::jsonb order by n",

@@ -1,4 +1,4 @@
-//! What a sweep does not believe: half lists, mass deletions, another environment's key.
+//! What a sweep does not believe: half a list, mass deletions, another environment's key.
 
 use std::time::Duration;
 
@@ -124,7 +124,7 @@ async fn an_honest_small_deletion_passes_and_a_mass_deletion_waits_for_approval(
     }
     let approve = guarded.approve().await?;
     ensure!(approve.status.success(), "{approve:?}");
-    ensure!(approve.stdout.contains("20 deletions let through"), "{approve:?}");
+    ensure!(approve.stdout.contains("20 deletions approved"), "{approve:?}");
     guarded.stand.agrees().await?;
     ensure!(guarded.held().await? == 0);
     let nothing = guarded.approve().await?;
@@ -138,7 +138,7 @@ async fn an_honest_small_deletion_passes_and_a_mass_deletion_waits_for_approval(
 #[tokio::test]
 async fn approval_looks_once_more_and_a_later_pass_forgets_what_is_back() -> anyhow::Result<()> {
     let guarded = directory_of(40).await?;
-    // Memberships too are held, each kind for itself.
+    // Memberships are held, too; each kind is counted separately.
     for group in &guarded.groups[..3] {
         let members: Vec<String> =
             sqlx::query_scalar("select user_id from directory.memberships where group_id = $1")
@@ -162,7 +162,7 @@ async fn approval_looks_once_more_and_a_later_pass_forgets_what_is_back() -> any
         "{report:?}"
     );
     let (group, user) = report.held[0].id.split_once('/').context("no pair")?;
-    // One is added again after it was held, and nobody hears of it.
+    // One is added again after it was held, and its event is lost.
     guarded.stand.sim.add_member(group, user)?;
     guarded.stand.log(|_, _| false).await?;
     let mut out = Vec::new();
@@ -173,12 +173,12 @@ async fn approval_looks_once_more_and_a_later_pass_forgets_what_is_back() -> any
         "{done}"
     );
     ensure!(guarded.stand.shows_member(group, user).await?, "wrongly deleted");
-    // What follows from memberships, roles, is told by the next pass that is late enough.
+    // Roles, which follow from memberships, are found by the next pass that is late enough.
     guarded.stand.settle();
     drift(&guarded.stand.sweep(&guarded.directory).await?);
     guarded.stand.agrees().await?;
 
-    // Held, and then there again: not held any more.
+    // Held, and then there again: no longer held.
     guarded.delete_silently(&guarded.users[..20]).await?;
     guarded.stand.sweep(&guarded.directory).await?;
     ensure!(guarded.held().await? == 20);
@@ -264,7 +264,7 @@ async fn another_environments_key_takes_nothing_away() -> anyhow::Result<()> {
         .count("select count(*) from dsync.held_deletions where entity = 'directory'")
         .await?;
     ensure!(held == 2, "{held} held: {sweep:?}");
-    // The right key again: nothing is held any more.
+    // With the right key again, nothing is held any more.
     let report = guarded.stand.pass().await;
     ensure!(!report.is_incomplete(), "{}", report.text());
     ensure!(guarded.held().await? == 0);
@@ -298,7 +298,7 @@ async fn approval_of_very_many_reads_the_list_again_and_takes_no_hour() -> anyho
     guarded.stand.sim.take_requests();
     let approve = guarded.approve().await?;
     ensure!(
-        approve.stdout.contains("120 deletions let through, 0"),
+        approve.stdout.contains("120 deletions approved, 0"),
         "{approve:?}"
     );
     let requests = guarded.stand.sim.take_requests().len();
@@ -334,7 +334,7 @@ async fn directories_that_are_all_gone_wait_for_approval_each() -> anyhow::Resul
     let approve = guarded.approve().await?;
     ensure!(approve.status.success(), "{approve:?}");
     ensure!(guarded.shown().await? == 0);
-    // The last one is alone now, and an honest deletion.
+    // Only the last one is left, and its deletion is genuine.
     let report = guarded.stand.pass().await;
     ensure!(report.has_drift() && !report.is_incomplete(), "{}", report.text());
     guarded.stand.agrees().await
@@ -362,7 +362,7 @@ async fn a_mass_deletion_of_which_one_cannot_be_read_is_held_and_one_of_which_no
         "{report:?}"
     );
     ensure!(guarded.shown().await? == 60 && guarded.rows_held().await? == 20);
-    // Approved is what could be read; the other one waits.
+    // What could be read is approved; the other one waits.
     let mut out = Vec::new();
     let approved = command::run_approve(&nearly, &guarded.directory, true, &mut out).await;
     ensure!(
@@ -386,7 +386,7 @@ async fn deletions_held_in_a_directory_that_ends_are_held_no_longer() -> anyhow:
     guarded.stand.sim.change(Change::DeleteDirectory {
         directory: guarded.directory.clone(),
     })?;
-    // An event told of it: no list will find it gone.
+    // An event reported it, so no list will find it gone.
     guarded.stand.log_all().await?;
     guarded.stand.settle();
     ensure!(guarded.shown().await? == 0);
@@ -418,7 +418,7 @@ async fn very_many_deletions_held_in_a_directory_that_ended_can_be_approved() ->
     guarded.stand.settle();
     let approve = guarded.approve().await?;
     ensure!(
-        approve.status.success() && approve.stdout.contains("105 deletions let through, 0"),
+        approve.status.success() && approve.stdout.contains("105 deletions approved, 0"),
         "{approve:?}"
     );
     ensure!(guarded.rows_held().await? == 0);

@@ -17,7 +17,7 @@ use crate::stand::{BOUND, MARGIN};
 async fn with_a_clock_of_ours_that_is_ahead_what_is_too_young_still_is_read_again() -> anyhow::Result<()> {
     let (stand, directory, ..) = seeded().await?;
     stand.clock.advance(time::Duration::hours(2));
-    // Seen a moment ago, and gone since without a word.
+    // Seen a moment ago, and deleted since without an event.
     let fresh = stand.sim.create_user(&directory)?;
     stand.log_all().await?;
     stand.sim.change(Change::DeleteUser {
@@ -26,7 +26,7 @@ async fn with_a_clock_of_ours_that_is_ahead_what_is_too_young_still_is_read_agai
     })?;
     stand.log(|_, _| false).await?;
     stand.sweep(&directory).await?;
-    // By our clock it can be told, by that of WorkOS it cannot.
+    // By our clock a reading can tell by now, by WorkOS's clock it cannot.
     ensure!(stand.check().await? == 1);
     ensure!(stand.shows_user(&fresh).await?);
     ensure!(

@@ -1,5 +1,5 @@
-//! Sweeps that race with events: never a resurrection, never a wrong deletion, equal in the end. Each test is one way in
-//! which what was read is no longer, or not yet, what is (the ABA cases); the last one is many at random.
+//! Sweeps that race with events: never a resurrection, never a wrong deletion, equal in the end. In each test, what was
+//! read is no longer, or not yet, true in a different way (the ABA cases); the last one runs many at random.
 
 use std::time::Duration;
 
@@ -42,8 +42,8 @@ impl Race {
         })
     }
 
-    /// Sweeps; when the request of `trigger` comes, `changes` happen, and if `told`, their events are applied before
-    /// the answer leaves.
+    /// Sweeps. When the request of `trigger` comes, `changes` happen; if `told`, their events are applied before the
+    /// answer leaves.
     async fn sweep_while(
         &self,
         trigger: Trigger,
@@ -80,7 +80,7 @@ impl Race {
         Ok((group, user))
     }
 
-    /// Once the margin has passed: what was too young is read again, and then nothing is left to find.
+    /// Once the margin has passed, what was too young is read again, and then nothing is left to find.
     async fn ends_equal(&self) -> anyhow::Result<()> {
         self.stand.settle();
         self.stand.check().await?;
@@ -139,7 +139,7 @@ async fn aba_a_late_event_of_before_is_no_news_after_the_sweep() -> anyhow::Resu
     race.stand.log(|_, _| false).await?;
     race.stand.settle();
     race.stand.sweep(&race.directory).await?;
-    // Deleted before created, and both after the sweep.
+    // The deletion arrives before the creation, and both after the sweep.
     for event in late[late.len() - 2..].iter().rev() {
         race.stand.append(event).await?;
         ensure!(!race.stand.shows_user(&user).await?, "resurrected");
@@ -294,8 +294,8 @@ async fn aba_made_between_pages_and_the_event_is_lost() -> anyhow::Result<()> {
     race.ends_equal().await
 }
 
-/// Twenty changes at random places of a sweep, reads that lag, and half of the events told only after it: everything
-/// that happened long ago and was lost is repaired, and nothing that happens now is undone.
+/// Twenty changes at random places of a sweep, reads that lag, and half of the events delivered only after it.
+/// Everything that happened long ago and was lost is repaired, and nothing that happens now is undone.
 #[tokio::test]
 async fn ten_seeded_races_end_equal_and_undo_nothing() -> anyhow::Result<()> {
     let races =
@@ -353,7 +353,7 @@ async fn race_at_random(seed: u64) -> anyhow::Result<()> {
     }
     stand.advance(Duration::from_secs(3));
     let before = stand.sim.events().len();
-    // Half of what happens is told while the sweep goes on.
+    // Half of the events are delivered while the sweep goes on.
     let courier = async {
         let mut told = before;
         loop {

@@ -1,4 +1,4 @@
-//! A log that no longer reaches back to its beginning: what a rebuild from it would lose, the reconciler lists again.
+//! A log that no longer reaches back to its beginning: the reconciler lists again what a rebuild from it would lose.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ async fn projector(stand: &Stand, args: &[&str]) -> anyhow::Result<Output> {
     program.run().await
 }
 
-/// The log forgets all but its newest records, as it does by its max age.
+/// The log forgets all but its newest records, as its max age would make it do.
 async fn forget_all_but(stand: &Stand, keep: u64) -> anyhow::Result<()> {
     let nats = async_nats::connect(stand.nats.url()).await?;
     let stream = async_nats::jetstream::new(nats).get_stream("DSYNC").await?;
@@ -85,7 +85,7 @@ async fn a_log_without_its_beginning_is_completed_from_workos_before_a_rebuild()
         .await?;
     ensure!(missing == 0, "every directory was listed");
 
-    // What was gone before the log began is still gone: a webhook that comes late does not bring it back.
+    // What was gone before the log began is still gone: a late webhook does not bring it back.
     stand.append(hired).await?;
     ensure!(!stand.shows_user(&user).await?, "resurrected");
     let output = projector(&stand, &["verify"]).await?;

@@ -1,4 +1,4 @@
-//! A server that answers what it is told to, for what no simulator should do.
+//! A server that answers from a script, for behaviour that no simulator should have.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use workos_sim::Sim;
 
-/// A server that gives each connection the next of `answers` and keeps the requests' first lines.
+/// A server that gives each connection the next of `answers` and records the first line of each request.
 pub(crate) async fn scripted<S: Into<String>>(
     answers: Vec<(u16, S)>,
 ) -> anyhow::Result<(String, tokio::task::JoinHandle<Vec<String>>)> {
@@ -16,7 +16,7 @@ pub(crate) async fn scripted<S: Into<String>>(
     scripted_with(answers.map(|(status, body)| (status, "", body.into())).collect()).await
 }
 
-/// The same, with another header in each answer, or none.
+/// The same, with one more header in each answer, or none.
 pub(crate) async fn scripted_with(
     answers: Vec<(u16, &'static str, String)>,
 ) -> anyhow::Result<(String, tokio::task::JoinHandle<Vec<String>>)> {
@@ -53,7 +53,7 @@ pub(crate) fn client(url: &str) -> anyhow::Result<reconciler::workos::client::Ap
     client_bearing(url, Duration::from_secs(5))
 }
 
-/// A client with so much patience.
+/// A client with this much patience.
 pub(crate) fn client_bearing(
     url: &str,
     patience: Duration,
@@ -71,8 +71,7 @@ pub(crate) fn client_bearing(
     )?)
 }
 
-/// A server before the simulator that hands on what it says, objects of lists edited by `edit`, given the path and
-/// query asked for.
+/// A proxy in front of the simulator. `edit` changes the objects of lists, given the path and query requested.
 pub(crate) async fn edited(
     sim: &Sim,
     edit: impl Fn(&str, &mut Value) + Clone + Send + Sync + 'static,
@@ -80,7 +79,7 @@ pub(crate) async fn edited(
     before(sim, edit, |_| false).await
 }
 
-/// A server before the simulator that answers some paths with 500, and keeps those it was asked for.
+/// A proxy in front of the simulator that answers some paths with 500, and records those requested.
 pub(crate) async fn failing(
     sim: &Sim,
     fails: impl Fn(&str) -> bool + Clone + Send + Sync + 'static,

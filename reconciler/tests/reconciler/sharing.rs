@@ -23,7 +23,7 @@ fn by_directory(requests: &[Request]) -> BTreeMap<String, Vec<&Request>> {
     all
 }
 
-/// A directory whose users are being read: the process that does, and which.
+/// The process that is reading the users of a directory, and that directory.
 async fn in_the_middle(stand: &Stand) -> anyhow::Result<(u32, String)> {
     let swept: Vec<(i32, String)> = sqlx::query_as(
         "select split_part(holder, '-', 1)::integer, directory_id from dsync.sweeps
@@ -78,7 +78,7 @@ async fn one_of_two_is_killed_in_the_middle_and_all_are_swept_none_twice_at_once
         Ok(())
     })
     .await?;
-    // Either may have been first to take all that is due.
+    // Either may have been the first to take everything that is due.
     let (mut killed, mut left) = if one.pid() == Some(pid) {
         (one, two)
     } else {
@@ -95,8 +95,8 @@ async fn one_of_two_is_killed_in_the_middle_and_all_are_swept_none_twice_at_once
     stand.agrees().await?;
     let requests = stand.sim.requests();
     for (directory, requests) in by_directory(&requests) {
-        // A sweep begins with the directory itself; a second one may begin only after the lease of the killed one
-        // ran out.
+        // A sweep begins with the directory itself. A second one may begin only after the lease of the killed one
+        // has expired.
         let starts: Vec<Duration> = requests
             .iter()
             .filter(|request| request.endpoint == Endpoint::Directory)
@@ -212,7 +212,7 @@ async fn a_lease_is_one_processs_at_a_time() -> anyhow::Result<()> {
         "given back too early"
     );
     lease.release().await;
-    // Requests of the last second still count against the limit: only then may another go on.
+    // Requests of the last second still count against the limit; only after that may another process continue.
     ensure!(
         other.leases.take(&directory, false).await?.is_none(),
         "taken too early"

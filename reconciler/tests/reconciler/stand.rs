@@ -1,5 +1,5 @@
-//! The stand the tests play on: a simulated WorkOS, private servers, a projector, and reconcilers in this process or as
-//! programs. WorkOS's clock and ours stand still until a test moves them, unless it asks for real time.
+//! The test bed: a simulated WorkOS, private servers, a projector, and reconcilers in this process or as programs.
+//! WorkOS's clock and ours stand still until a test moves them, unless it asks for real time.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -32,7 +32,7 @@ pub(crate) const BOUND: Duration = Duration::from_mins(2);
 /// The margin of reconcilers in this process.
 pub(crate) const MARGIN: Duration = Duration::from_mins(1);
 
-/// The log's, which are not the reconciler's defaults.
+/// The log's limits, which are not the reconciler's defaults.
 pub(crate) const LIMITS: Limits = Limits {
     replicas: 1,
     max_age: Duration::ZERO,
@@ -59,7 +59,7 @@ impl Drop for Stand {
 }
 
 impl Stand {
-    /// Everything up, clocks standing still at a whole second.
+    /// Everything up, with clocks that stand still at a whole second.
     pub(crate) async fn up() -> anyhow::Result<Self> {
         let now = Clock::system().now().replace_nanosecond(0)?;
         let millis = Millis(i64::try_from(now.unix_timestamp_nanos() / 1_000_000)?);
@@ -126,7 +126,7 @@ impl Stand {
         Ok(work)
     }
 
-    /// The program with everything it needs.
+    /// The program, with every setting it needs.
     pub(crate) fn program(&self) -> Program {
         Program::new("dsync-reconciler")
             .env("DATABASE_URL", self.postgres.url())
@@ -141,12 +141,13 @@ impl Stand {
         self.sim.clock().advance(by);
     }
 
-    /// What happens now is old enough for any reading that follows.
+    /// Makes everything so far old enough for any reading that follows.
     pub(crate) fn settle(&self) {
         self.advance(MARGIN + Duration::from_secs(5));
     }
 
-    /// Events since the last call that reach the log by webhook, those that `keep` (by their number) lets through.
+    /// Sends the events since the last call to the log, as webhooks do. `keep` picks which ones arrive; the others are
+    /// lost, and their number is returned.
     pub(crate) async fn log(&self, keep: impl Fn(usize, &Event) -> bool) -> anyhow::Result<usize> {
         let events = self.sim.events();
         let from = self.logged.swap(events.len(), Ordering::SeqCst);
@@ -161,18 +162,18 @@ impl Stand {
         Ok(lost)
     }
 
-    /// All of them.
+    /// Sends all of them.
     pub(crate) async fn log_all(&self) -> anyhow::Result<()> {
         self.log(|_, _| true).await.map(drop)
     }
 
-    /// One event reaches the log by webhook.
+    /// Sends one event to the log, as a webhook does.
     pub(crate) async fn append(&self, event: &Event) -> anyhow::Result<()> {
         let body = Bytes::copy_from_slice(event.body().as_bytes());
         if let Received::Event(record) | Received::Quarantined(record, _) =
             Record::receive(body, Source::Webhook, None, self.clock.now().into())
         {
-            // Told again until it is stored, as a webhook is.
+            // Retried until it is stored, as a webhook is.
             eventually(BOUND, async || Ok(self.journal.append(&record).await?)).await?;
         }
         Ok(())
@@ -183,13 +184,13 @@ impl Stand {
         self.work.applied(BOUND).await.context("not applied")
     }
 
-    /// Everything in the log is applied, and the tables are what the source says.
+    /// Checks that everything in the log is applied, and that the tables are what the source says.
     pub(crate) async fn agrees(&self) -> anyhow::Result<()> {
         self.applied().await?;
         agrees(&self.pool, &self.sim.truth()).await
     }
 
-    /// Sequence of the log's newest entry.
+    /// The sequence of the log's newest entry.
     pub(crate) async fn log_end(&self) -> anyhow::Result<u64> {
         let identity = self.journal.identity().await?.context("no stream")?;
         Ok(identity.last_seq)
@@ -205,7 +206,7 @@ impl Stand {
         command::pass(&self.work, None, Mode::default()).await
     }
 
-    /// A catch-up of this process.
+    /// A catch-up in this process.
     pub(crate) fn catch_up(&self, holdback: Duration) -> CatchUp {
         CatchUp::new(
             self.work.clone(),
@@ -216,7 +217,7 @@ impl Stand {
         )
     }
 
-    /// Reads what is in doubt or due now, as often as there is something new to read.
+    /// Reads what is in doubt or due now, in one round. Returns how many targets that were.
     pub(crate) async fn check(&self) -> anyhow::Result<usize> {
         self.applied().await?;
         let read = Checker::new(self.work.clone()).round().await?;
@@ -267,13 +268,13 @@ pub(crate) async fn sweep_with(work: &Work, directory: &str) -> anyhow::Result<D
     Ok(report)
 }
 
-/// A sweep that read everything, and what it found: `entity kind id`.
+/// Checks that a sweep read everything, and returns what it found: `entity kind id`.
 pub(crate) fn drift(report: &DirectoryReport) -> Vec<String> {
     assert!(report.complete, "{report:?}");
     report.drift.iter().map(told).collect()
 }
 
-/// A difference in words.
+/// A difference as text.
 pub(crate) fn told(difference: &reconciler::difference::Difference) -> String {
     let (entity, kind) = (difference.entity.as_str(), difference.kind.as_str());
     format!("{entity} {kind} {}", difference.id)

@@ -236,7 +236,7 @@ async fn a_directory_that_is_gone_and_one_that_is_new_are_noticed() -> anyhow::R
         "{}",
         report.text()
     );
-    // Asked for by its id, it is gone too, and that is no drift any more.
+    // When read by its id, it is gone, too, and that is no longer drift.
     let one = stand.sweep(&gone).await?;
     ensure!(one.error.is_some() && one.drift.is_empty(), "{one:?}");
     Ok(())
@@ -277,7 +277,7 @@ async fn a_groups_field_that_is_filled_for_some_only_is_not_believed() -> anyhow
     stand.log(|number, _| number % 6 != 0).await?;
     stand.applied().await?;
     stand.settle();
-    // Of those that say they are in no group all but one are right, and to ask some of them proves nothing.
+    // All but one of those that say they are in no group are right, so asking some of them proves nothing.
     let wrong: String = sqlx::query_scalar("select min(user_id) from directory.memberships")
         .fetch_one(&stand.pool)
         .await?;
@@ -298,7 +298,7 @@ async fn a_groups_field_that_is_filled_for_some_only_is_not_believed() -> anyhow
     stand.agrees().await
 }
 
-/// A reconciler that asks there, with little patience.
+/// A reconciler that sends its requests to `url`, with little patience.
 fn asking(stand: &Stand, url: &str) -> anyhow::Result<Work> {
     Ok(Work {
         api: client_bearing(url, Duration::from_millis(300))?,
@@ -334,7 +334,7 @@ async fn one_object_that_cannot_be_read_keeps_no_other_from_being_repaired() -> 
     }
     stand.log(|_, _| false).await?;
     stand.settle();
-    // Of two users that are gone and two that left a group, one each cannot be read.
+    // Two users are gone and two have left a group; of each pair, one cannot be read.
     let never = [
         format!("/directory_users/{}", users[0]),
         format!("user={}", users[3]),
@@ -367,7 +367,7 @@ async fn one_object_that_cannot_be_read_keeps_no_other_from_being_repaired() -> 
         others.contains(&&format!("user differs {}", users[2])),
         "{found:?}"
     );
-    // What could not be read is as it was.
+    // What could not be read is unchanged.
     ensure!(stand.shows_user(&users[0]).await? && !stand.shows_user(&users[1]).await?);
     ensure!(
         stand.shows_member(&groups[0], &users[3]).await?
@@ -483,7 +483,7 @@ async fn a_directory_that_cannot_be_read_keeps_no_other_from_being_listed() -> a
         "{}",
         report.text()
     );
-    // What could not be read is as it was.
+    // What could not be read is unchanged.
     stand.applied().await?;
     ensure!(stand.count("select count(*) from directory.directories").await? == 3);
     stand.pass().await;

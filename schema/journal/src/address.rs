@@ -1,4 +1,4 @@
-//! The broker's URLs, taken apart: addresses without their logins, and the login. The client does not use a URL's login
+//! Splits the broker's URLs into addresses without logins, and the login. The client library does not use a URL's login
 //! by itself, and it writes addresses to its debug log.
 
 use async_nats::{ConnectOptions, ServerAddr};
@@ -7,7 +7,7 @@ use async_nats::{ConnectOptions, ServerAddr};
 pub(crate) struct Servers {
     /// The addresses, without logins.
     pub(crate) addresses: Vec<ServerAddr>,
-    /// Whether one of them asks for TLS: then it is asked of all.
+    /// Whether one of them asks for TLS, which makes it mandatory for all.
     pub(crate) over_tls: bool,
     login: Option<Login>,
 }
@@ -18,7 +18,7 @@ enum Login {
 }
 
 impl Servers {
-    /// URLs separated by commas; `None` when one of them is none. The first login among them is used for all.
+    /// Parses URLs separated by commas; `None` if one of them is invalid. The first login among them is used for all.
     pub(crate) fn parse(urls: &str) -> Option<Servers> {
         let mut servers = Servers {
             addresses: Vec::new(),
@@ -43,7 +43,7 @@ impl Servers {
         Some(servers)
     }
 
-    /// The options with the login.
+    /// `options` with the login added.
     pub(crate) fn login(&self, options: ConnectOptions) -> ConnectOptions {
         match &self.login {
             Some(Login::User(user, password)) => options.user_and_password(user.clone(), password.clone()),
@@ -63,7 +63,7 @@ impl Login {
     }
 }
 
-/// Undoes a URL's percent-encoding.
+/// Decodes a URL's percent-encoding.
 fn decode(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();

@@ -1,5 +1,5 @@
-//! Questions to the broker's API. Asked without the client's own helper, which writes whole answers to its debug log, and
-//! with them the bodies that were asked for.
+//! Requests to the broker's API. They bypass the client library's own helper, because that writes whole answers, with
+//! the bodies requested, to its debug log.
 
 use std::time::Instant;
 
@@ -12,7 +12,8 @@ use crate::connection::{Journal, REQUEST_TIMEOUT};
 use crate::error::{Error, Unavailable};
 
 impl Journal {
-    /// Asks, and waits for the answer; both take 3 seconds at most, as does waiting for a connection before.
+    /// Sends a request and waits for the answer, for at most 3 seconds. Before that, waits for a connection, again for
+    /// at most 3 seconds.
     pub(crate) async fn ask<Q, A>(&self, subject: String, question: &Q) -> Result<A, Error>
     where
         Q: Serialize + ?Sized,
@@ -29,7 +30,7 @@ impl Journal {
         answer
     }
 
-    /// The same where silence says nothing of the broker.
+    /// The same for a request whose silence says nothing about the broker. Does not wait for a connection.
     pub(crate) async fn ask_now<Q, A>(&self, subject: String, question: &Q) -> Result<A, Error>
     where
         Q: Serialize + ?Sized,

@@ -1,4 +1,4 @@
-//! Appending: one record, one message, one acknowledgement. Nothing is ever said to be stored before the broker said so.
+//! Appending: one record, one message, one acknowledgement. Nothing is reported as stored before the broker has said so.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use crate::entry::headers_of;
 use crate::error::{AppendError, Unavailable, is_undecided};
 use crate::naming::Naming;
 
-/// How long to wait before asking a broker again that has not decided yet.
+/// How long to wait before asking again when the broker has not decided yet.
 const ASKS_AGAIN: Duration = Duration::from_millis(50);
 
 /// Where a record is in the log.
@@ -20,7 +20,7 @@ pub enum Appended {
         /// The entry's sequence.
         seq: u64,
     },
-    /// Known already: a record with this id is in the log.
+    /// Already known: a record with this id is in the log.
     Duplicate {
         /// The sequence of the entry stored first.
         seq: u64,
@@ -28,13 +28,14 @@ pub enum Appended {
 }
 
 impl Journal {
-    /// Appends a record and waits for the acknowledgement, 3 seconds at most. Any number of tasks may append at once, on
-    /// clones or on the same handle: their acknowledgements are awaited side by side, in no particular order. While the
-    /// broker is away nothing is queued for it: the call waits for the connection, within the same 3 seconds, and when
-    /// the connection breaks it writes again on the next one.
+    /// Appends a record and waits for the acknowledgement, for at most 3 seconds.
     ///
-    /// After `Unavailable` the record may or may not be stored; appending it again is safe and tells. `Duplicate` means
-    /// "stored before": by this very call's first attempt, perhaps.
+    /// Any number of tasks may append at once, on clones or on the same handle. Their acknowledgements are awaited
+    /// concurrently, in no particular order. Nothing is queued for a broker that is away: the call waits for the
+    /// connection, within the same 3 seconds. If the connection breaks, the call writes again on the next one.
+    ///
+    /// After `Unavailable` the record may or may not be stored. Appending it again is safe, and shows which. `Duplicate`
+    /// means "stored before", perhaps by the first attempt of this very call.
     pub async fn append(&self, record: &Record) -> Result<Appended, AppendError> {
         let attempts = async {
             let mut naming = Naming::FIRST;
@@ -42,14 +43,14 @@ impl Journal {
                 self.connected().await?;
                 let message_id = naming.of(&record.id);
                 match self.while_connected(self.publish(record, &message_id)).await {
-                    // Lost on the way? The next attempt tells whether it was stored.
+                    // Perhaps lost on the way. The next attempt shows whether it was stored.
                     Err(_) => {}
                     Ok(Ok(None)) => {
                         if naming.undecided(Instant::now()) {
                             let event = &record.id;
                             tracing::info!(
                                 event,
-                                "the log's broker does not decide on this id: storing it under another"
+                                "the log's broker has not decided on this id; storing the record under another"
                             );
                         }
                         tokio::time::sleep(ASKS_AGAIN).await;
@@ -72,7 +73,7 @@ impl Journal {
         outcome
     }
 
-    /// `None` when the broker has not decided yet on an earlier message of this id.
+    /// `None` if the broker has not yet decided on an earlier message with this id.
     async fn publish(&self, record: &Record, message_id: &str) -> Result<Option<Appended>, AppendError> {
         let subject = record.subject.as_str().to_owned();
         let headers = headers_of(record, message_id);
@@ -81,7 +82,7 @@ impl Journal {
             .publish_with_headers(subject, headers, record.body.clone())
             .await?;
         match sent.await {
-            // It answers for the subject, whosever it is: our stream was deleted, say, and one of another name made.
+            // Whichever stream takes the subject acknowledges. Ours may have been deleted, and another created.
             Ok(ack) if ack.stream != *self.stream => Err(Unavailable::Elsewhere.into()),
             Ok(ack) => Ok(acknowledged(ack.sequence, ack.duplicate)),
             Err(error) if is_undecided(&error) => Ok(None),
@@ -90,8 +91,9 @@ impl Journal {
     }
 }
 
-/// What an acknowledgement says. `None`: nothing yet. A broker of 2.10 that leads a cluster calls a message a duplicate of
-/// entry 0, which is none, while an earlier one of its id is in process, and may be lost; newer ones refuse it (10158).
+/// What an acknowledgement says; `None` if nothing yet. While an earlier message with the same id is in process, and
+/// may yet be lost, a 2.10 broker that leads a cluster calls a message a duplicate of entry 0, which does not exist.
+/// Newer brokers refuse it (10158).
 fn acknowledged(seq: u64, is_duplicate: bool) -> Option<Appended> {
     match (seq, is_duplicate) {
         (0, _) => None,

@@ -15,45 +15,45 @@ use crate::credentials;
 use crate::elsewhere::{Silence, Turns};
 use crate::error::{Error, Unavailable};
 
-/// How long one question, or one write, may take before it counts as unanswered.
+/// How long one request, or one write, may take before it counts as unanswered.
 pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
 /// A dead peer is noticed after two of these.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// The longest pause between two attempts to connect.
 const LONGEST_RECONNECT_PAUSE: Duration = Duration::from_secs(1);
 
-/// Where the log is.
+/// Where the log is, and how to connect to it.
 #[derive(Clone)]
 pub struct Connection {
     /// One URL, or several of one cluster separated by commas: `nats://host:port`, `tls://…`, with `user:password@` or
-    /// `token@` before the host where the broker asks for that.
+    /// `token@` before the host if the broker requires it.
     pub url: String,
     /// Path of a NATS credentials file.
     pub creds: Option<PathBuf>,
-    /// Path of the certificates (PEM) of the only authorities whose brokers are believed; without it those the system
-    /// knows. With it, TLS is a must.
+    /// Path of the certificates (PEM) of the only authorities to trust; without it, those that the system trusts. With
+    /// it, TLS is mandatory.
     pub ca: Option<PathBuf>,
     /// The stream's name.
     pub stream: String,
-    /// What this client calls itself to the broker; if it can be a word of a subject, its answers come to
+    /// What this client calls itself at the broker. If that can be a word of a subject, its answers arrive under
     /// `_INBOX.<name>.>`.
     pub name: String,
 }
 
-/// A setting that can never work. None of them repeats the setting's value.
+/// A setting that can never work. No message repeats the setting's value.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// The URL is not one of a NATS server.
+    /// The URL is not that of a NATS server.
     #[error("the NATS URL cannot be read: expected nats://host:port, or several separated by commas")]
     Url,
     /// The credentials file cannot be read, or holds no credentials.
     #[error("the NATS credentials file cannot be used: {}", .0.kind())]
     Credentials(#[source] io::Error),
-    /// The authorities' file cannot be read, or holds no certificate.
-    #[error("the authorities' certificates cannot be used: {}", .0.kind())]
+    /// The file of certificate authorities cannot be read, or holds no certificate.
+    #[error("the file of certificate authorities cannot be used: {}", .0.kind())]
     Authorities(#[source] io::Error),
-    /// The stream's name is empty, or holds a character that no stream's name may have.
-    #[error("the stream's name may not be empty or hold spaces or any of . * > / \\")]
+    /// The stream's name is empty, or contains a character that no stream's name may have.
+    #[error("the stream's name must not be empty, or contain spaces or any of . * > / \\")]
     StreamName,
     /// The client could not be set up (TLS).
     #[error("the NATS client could not be set up: {0}")]
@@ -61,7 +61,7 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
-    /// The environment variable that holds what cannot work; none where no setting is to blame.
+    /// The environment variable of the setting that cannot work; `None` if no setting is to blame.
     pub fn setting(&self) -> Option<&'static str> {
         match self {
             Self::Url => Some("NATS_URL"),
@@ -79,29 +79,29 @@ pub struct Journal {
     pub(crate) stream: Arc<str>,
     pub(crate) context: jetstream::Context,
     pub(crate) client: Client,
-    /// Since when no question was answered.
+    /// Since when no request has been answered.
     pub(crate) silence: Arc<Silence>,
-    /// Since when nothing was stored.
+    /// Since when nothing has been stored.
     pub(crate) unstored: Arc<Silence>,
-    /// Since when the broker has been without most of its cluster.
+    /// Since when the broker has been cut off from most of its cluster.
     pub(crate) parted: Arc<Silence>,
     pub(crate) turns: Arc<Turns>,
     link: Link,
-    /// Brokers named by the settings.
+    /// The number of brokers named in the settings.
     named: usize,
 }
 
-/// What the connection's events last said.
+/// The connection's state, according to its last events.
 #[derive(Clone)]
 struct Link {
     connects: watch::Receiver<u64>,
-    /// Which connection there is, counted from 1.
+    /// The number of the current connection, counted from 1; `None` while there is none.
     up: watch::Receiver<Option<u64>>,
 }
 
 impl Journal {
-    /// A handle on the log. Returns at once, also when no broker can be reached: the connection is made, and made again,
-    /// in the background. Fails only for settings that can never work. Needs a tokio runtime.
+    /// A handle on the log. Returns at once, even if no broker can be reached: connecting and reconnecting happen in the
+    /// background. Fails only for settings that can never work. Needs a tokio runtime.
     pub async fn connect(settings: &Connection) -> Result<Journal, ConnectError> {
         if !is_stream_name(&settings.stream) {
             return Err(ConnectError::StreamName);
@@ -119,10 +119,10 @@ impl Journal {
             authorities(path).await.map_err(ConnectError::Authorities)?;
             options = options.add_root_certificates(path.clone());
         }
-        // Also towards servers of the cluster that are not named in the settings: those the broker tells of later.
+        // Also for servers of the cluster that the settings do not name, which the broker announces later.
         options = options.require_tls(settings.ca.is_some() || servers.over_tls);
         if is_word(&settings.name) {
-            // Answers, and what a reader is sent, come to subjects of this program's own: a login can be kept to them.
+            // Answers and readers' messages arrive under this program's own subjects, so a login can be limited to them.
             options = options.custom_inbox_prefix(format!("_INBOX.{}", settings.name));
         }
         let (connects_tx, connects) = watch::channel(0);
@@ -171,12 +171,12 @@ impl Journal {
         &self.stream
     }
 
-    /// Counts connections made. Changes on every reconnect, when what was known of the log should be checked again.
+    /// Counts the connections made. Changes on every reconnect: then, check again what was known about the log.
     pub fn connections(&self) -> watch::Receiver<u64> {
         self.link.connects.clone()
     }
 
-    /// The largest message, headers included, in bytes, that the broker takes; `None` before the first connection.
+    /// The largest message that the broker accepts, in bytes, headers included; `None` before the first connection.
     pub fn max_payload(&self) -> Option<usize> {
         (*self.link.connects.borrow() > 0).then(|| self.client.max_payload())
     }
@@ -189,7 +189,8 @@ impl Journal {
         self.info().await.map(|_| ())
     }
 
-    /// Whether there is more than one broker to connect to, by the settings or by what the broker told of its cluster.
+    /// Whether there is more than one broker to connect to, according to the settings or to what the broker announced
+    /// about its cluster.
     pub(crate) fn has_a_choice(&self) -> bool {
         let told = self
             .client
@@ -210,7 +211,7 @@ impl Journal {
         }
     }
 
-    /// Does what needs an answer, unless the connection is lost meanwhile: then the answer can no longer come.
+    /// Runs `work`, which waits for an answer, but stops if the connection is lost: then no answer can come any more.
     pub(crate) async fn while_connected<T>(&self, work: impl Future<Output = T>) -> Result<T, Unavailable> {
         let mut up = self.link.up.clone();
         let this_one = *up.borrow();
@@ -221,7 +222,7 @@ impl Journal {
     }
 }
 
-/// Whether the file can serve: the client reads it each time it connects, and would only ever try again.
+/// Checks that the file is usable. The client library reads it at each connection, and would retry a bad one forever.
 async fn authorities(path: &Path) -> io::Result<()> {
     let text = tokio::fs::read_to_string(path).await?;
     if text.contains("-----BEGIN CERTIFICATE-----") {
@@ -231,11 +232,11 @@ async fn authorities(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Turns the client's events into the two watches and a few log lines.
+/// Turns the client's events into the two watches and a few log messages.
 struct Watcher {
     connects: watch::Sender<u64>,
     up: watch::Sender<Option<u64>>,
-    /// The last complaint logged since the last connection: attempts are many, their reason is one.
+    /// The last complaint logged since the last connection. Many attempts may fail for one reason; it is logged once.
     complaint: Mutex<Option<String>>,
 }
 
@@ -248,13 +249,13 @@ impl Watcher {
                 self.connects.send_modify(|connects| *connects += 1);
                 self.up.send_replace(Some(*self.connects.borrow()));
             }
-            // By us: it was let go of.
+            // By us: the last handle was dropped.
             Event::Closed => {
                 self.up.send_replace(None);
             }
             Event::Disconnected => {
                 if self.up.send_replace(None).is_some() {
-                    tracing::warn!("lost the connection to the log's broker; connecting again");
+                    tracing::warn!("lost the connection to the log's broker; reconnecting");
                 }
             }
             Event::ClientError(error) => self.complain(error.to_string()),
@@ -267,15 +268,15 @@ impl Watcher {
     fn complain(&self, what: String) {
         let mut last = self.complaint.lock().unwrap_or_else(PoisonError::into_inner);
         if last.as_ref() != Some(&what) {
-            // The client does not tell a certificate it does not believe from a port where nothing listens.
-            let look_at = "NATS_URL (--nats-url) for host and port, NATS_CA (--nats-ca) for the authorities believed, \
+            // The client does not distinguish a certificate it does not trust from a port where nothing listens.
+            let look_at = "NATS_URL (--nats-url) for host and port, NATS_CA (--nats-ca) for the trusted authorities, \
                  NATS_CREDS (--nats-creds) for the login";
             if what.contains("IO error") {
-                tracing::warn!(error = %what, look_at, "nothing answers as the log's broker, or it does not prove who it is");
+                tracing::warn!(error = %what, look_at, "the log's broker does not answer, or does not prove who it is");
             } else if is_about_login(&what) {
                 let look_at =
                     "NATS_URL (--nats-url), which may hold the login, and NATS_CREDS (--nats-creds)";
-                tracing::warn!(error = %what, look_at, "the log's broker does not take this login");
+                tracing::warn!(error = %what, look_at, "the log's broker rejects this login");
             } else {
                 tracing::warn!(error = %what, "trouble with the log's broker");
             }
@@ -288,13 +289,13 @@ impl Watcher {
     }
 }
 
-/// Whether the broker's words are of those for a login that is wrong, expired, or lacking.
+/// Whether the broker's message is about a login that is wrong, expired, or missing.
 fn is_about_login(what: &str) -> bool {
     let what = what.to_ascii_lowercase();
     what.contains("authorization violation") || what.contains("authentication")
 }
 
-/// Doubling from nothing to a second: a broker's restart takes about as long.
+/// Doubles from nothing to a second, which is about as long as a broker takes to restart.
 fn reconnect_pause(attempts: usize) -> Duration {
     match u32::try_from(attempts) {
         Ok(0 | 1) => Duration::ZERO,

@@ -1,5 +1,5 @@
-//! The credentials file, read again for each connection: whoever renews it, before it expires or after, need not restart
-//! anything.
+//! The credentials file. It is read again for each connection, so renewing it, before it expires or after, needs no
+//! restart.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use async_nats::{Auth, AuthError, ConnectOptions};
 use nkeys::KeyPair;
 
-/// Options to log in with this file. Fails if it cannot serve now.
+/// Options to log in with this file. Fails if the file is not usable now.
 pub(crate) async fn login(path: PathBuf) -> io::Result<ConnectOptions> {
     prove(&path, &[]).await?;
     Ok(ConnectOptions::with_auth_callback(move |nonce| {
@@ -16,7 +16,7 @@ pub(crate) async fn login(path: PathBuf) -> io::Result<ConnectOptions> {
     }))
 }
 
-/// Who we are, and the broker's `nonce` signed. The error says nothing of the file's content.
+/// Our identity, and the broker's `nonce` signed with our key. The error reveals nothing of the file's content.
 async fn prove(path: &Path, nonce: &[u8]) -> io::Result<Auth> {
     let text = tokio::fs::read_to_string(path).await?;
     let invalid = || io::Error::from(io::ErrorKind::InvalidData);
@@ -28,7 +28,7 @@ async fn prove(path: &Path, nonce: &[u8]) -> io::Result<Auth> {
     Ok(auth)
 }
 
-/// The user's JWT and the seed of their key: the line after each of the two that say `BEGIN`.
+/// The user's JWT and the seed of their key: the lines that follow the two `BEGIN` lines.
 fn parts(text: &str) -> Option<[&str; 2]> {
     let mut lines = text.lines().map(str::trim);
     let mut part = |name: &str| {

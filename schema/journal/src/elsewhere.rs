@@ -1,8 +1,8 @@
-//! Leaving a broker that is connected and does not answer, where the cluster has others.
+//! Leaves a broker that is connected but does not answer, if its cluster has others.
 //!
-//! One that a network split has cut off from the rest of its cluster keeps its clients: it answers their pings, and some
-//! questions from what it last knew, and stores nothing for them. To wait there for the split to end would be to refuse
-//! everything while most of the cluster works. So appends are watched by themselves, whatever else is answered.
+//! A broker that a network split has cut off from the rest of its cluster keeps its clients. It answers their pings, and
+//! some requests from what it last knew, but stores nothing for them. Waiting there for the split to end would mean
+//! refusing everything while most of the cluster works. So appends are watched separately, whatever else is answered.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -13,10 +13,10 @@ use async_nats::{ReconnectToServer, Server};
 use crate::connection::Journal;
 use crate::error::Unavailable;
 
-/// For so long everything must have gone unanswered. Longer than an election takes, and than two requests may.
+/// How long everything must have gone unanswered. Longer than an election takes, and than two requests may take.
 const LEAVES_AFTER: Duration = Duration::from_secs(7);
 
-/// Whose turn it is to be connected to, when a broker is left: each in turn, so that none is tried again before all were.
+/// Which server to connect to when a broker is left: each in turn, so that none is tried again before all others were.
 #[derive(Debug, Default)]
 pub(crate) struct Turns {
     leaving: AtomicBool,
@@ -24,7 +24,7 @@ pub(crate) struct Turns {
 }
 
 impl Turns {
-    /// The server to connect to now, if one is being left; else whichever the client likes.
+    /// The server to connect to now, if a broker is being left; otherwise `None`, and the client chooses.
     pub(crate) fn choose(&self, mut servers: Vec<Server>) -> Option<ReconnectToServer> {
         if !self.leaving.swap(false, Ordering::Relaxed) {
             return None;
@@ -44,12 +44,13 @@ impl Turns {
 pub(crate) struct Silence(Mutex<Option<Instant>>);
 
 impl Silence {
-    /// Something was answered.
+    /// Records that something was answered.
     fn broken(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// Something asked at `asked` was not; whether that has been so for too long. Then it begins anew.
+    /// Records that a request made at `asked` was not answered. Returns whether the silence has lasted too long, and if
+    /// so, starts it over.
     fn lasts(&self, asked: Instant) -> bool {
         let mut since = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let began = *since.get_or_insert(asked);
@@ -62,8 +63,8 @@ impl Silence {
 }
 
 impl Journal {
-    /// Takes note of what became of a question asked at `asked`, or of an append: connects to another broker of the cluster
-    /// when this one has not answered any, or not stored any, for long.
+    /// Records the outcome of a request or an append made at `asked`. Connects to another broker of the cluster if this
+    /// one has answered none, or stored none, for too long.
     pub(crate) async fn heed(&self, silence: &Silence, asked: Instant, outcome: Result<(), Unavailable>) {
         match outcome {
             Ok(()) => silence.broken(),
@@ -72,10 +73,10 @@ impl Journal {
             Err(_) if silence.lasts(asked) && self.has_a_choice() => {
                 tracing::warn!(
                     seconds = LEAVES_AFTER.as_secs(),
-                    "the log's broker is connected and answers nothing; trying another of its cluster"
+                    "the log's broker is connected but does not serve the log; trying another one of its cluster"
                 );
                 self.turns.leaving.store(true, Ordering::Relaxed);
-                // It fails only when the client has ended.
+                // This fails only if the client has shut down.
                 let _ = self.client.force_reconnect().await;
             }
             Err(_) => {}
@@ -96,7 +97,7 @@ mod tests {
         assert!(!silence.lasts(now));
         silence.broken();
         assert!(silence.lasts(long_ago));
-        // It began anew: the next broker has as long.
+        // The silence started over: the next broker has just as long.
         assert!(!silence.lasts(now));
         assert!(!silence.lasts(long_ago));
     }

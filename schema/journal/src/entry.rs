@@ -1,5 +1,5 @@
 //! One entry of the log, and how a record is written as a message and read back: the body byte for byte, the rest as
-//! headers. Reading never fails: what a foreign message lacks gets a sensible value, and what it has too much of is cut.
+//! headers. Reading never fails: what a foreign message lacks gets a sensible value, and what is too long is cut.
 
 use async_nats::header::{HeaderMap, HeaderName, HeaderValue};
 use async_nats::jetstream::message::StreamMessage;
@@ -18,15 +18,16 @@ const EVENT: HeaderName = HeaderName::from_static("Dsync-Event");
 const SOURCE: HeaderName = HeaderName::from_static("Dsync-Source");
 const RECEIVED_AT: HeaderName = HeaderName::from_static("Dsync-Received-At");
 const SIGNATURE: HeaderName = HeaderName::from_static("WorkOS-Signature");
-/// Headers count towards the broker's size limit, and an event's type is whatever the body says: longer ones are cut.
+/// In bytes. Longer headers are cut, because headers count towards the broker's size limit and a foreign message's may
+/// be of any length.
 const LONGEST_HEADER: usize = 1024;
 /// The broker's error code for "no message found".
 const NO_MESSAGE: u64 = 10037;
 
-/// A record as the log holds it.
+/// A record as stored in the log.
 #[derive(Debug, Clone)]
 pub struct Entry {
-    /// Its place in the log, from 1.
+    /// Its sequence in the log, from 1.
     pub seq: u64,
     /// When it was stored, by the broker's clock.
     pub appended_at: Timestamp,
@@ -34,7 +35,7 @@ pub struct Entry {
     pub record: Record,
 }
 
-/// Which message to give.
+/// Which message to return.
 #[derive(Serialize)]
 struct Question<'a> {
     seq: u64,
@@ -49,7 +50,7 @@ struct Found {
 }
 
 impl Journal {
-    /// The entry with this sequence, as the stream's leader has it; `None` when it was purged or never was.
+    /// The entry with this sequence, as the stream's leader has it; `None` if it was removed or never existed.
     pub async fn entry(&self, seq: u64) -> Result<Option<Entry>, Error> {
         self.find(&Question {
             seq,
@@ -58,7 +59,8 @@ impl Journal {
         .await
     }
 
-    /// The first entry from this sequence on whose subject matches (`*` one word, `>` the rest); `None` when there is none.
+    /// The first entry from this sequence on whose subject matches `filter` (`*` is one word, `>` the rest); `None` if
+    /// there is none.
     pub async fn first_at(&self, seq: u64, filter: &str) -> Result<Option<Entry>, Error> {
         self.find(&Question {
             seq,
@@ -101,7 +103,7 @@ impl Journal {
     }
 }
 
-/// The headers a record is stored with, under a message id of its.
+/// The headers that a record is stored with, under one of its message ids.
 pub(crate) fn headers_of(record: &Record, message_id: &str) -> HeaderMap {
     let mut headers = HeaderMap::new();
     let received_at = record.received_at.to_string();
@@ -120,8 +122,8 @@ pub(crate) fn headers_of(record: &Record, message_id: &str) -> HeaderMap {
     headers
 }
 
-/// One line of text, not too long. Also for what is read back: another may have written it, and it goes into tables,
-/// which hold no NUL, and into logs, which are read line by line.
+/// `text` as one line of limited length. Also applied to what is read back: another program may have written it, and it
+/// goes into tables, which cannot hold NUL, and into programs' logs, which are read line by line.
 fn line(text: &str) -> String {
     if text.len() <= LONGEST_HEADER && text.bytes().all(|b| matches!(b, b' '..=b'~')) {
         return text.to_owned();

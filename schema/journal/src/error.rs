@@ -1,5 +1,5 @@
-//! What can go wrong with the log, and what the broker's answers mean. The one place that maps the client's errors; no
-//! error here carries a payload, a header, a URL or a credential.
+//! What can go wrong with the log, and what the broker's answers mean. The only place that maps the client library's
+//! errors. No error here carries a payload, a header, a URL or a credential.
 
 use async_nats::client::{RequestError, RequestErrorKind};
 use async_nats::jetstream::consumer::StreamError;
@@ -7,7 +7,7 @@ use async_nats::jetstream::context::{PublishError, PublishErrorKind};
 use async_nats::jetstream::stream::{ConsumerError, ConsumerErrorKind};
 use async_nats::jetstream::{Error as Refusal, ErrorCode};
 
-/// Why the log did not answer. Trying again later is always right.
+/// Why the log cannot be used now. Trying again later is always right.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Unavailable {
     /// There is no connection to a broker.
@@ -16,30 +16,30 @@ pub enum Unavailable {
     /// No answer in time. A write may have been stored all the same.
     #[error("the log's broker did not answer in time")]
     TimedOut,
-    /// Connected, but nothing answers for the stream: it is not there, has no leader now, or `JetStream` is off.
-    #[error("the log's broker has nothing that answers for the stream")]
+    /// Connected, but nothing answers for the stream: it does not exist, has no leader now, or `JetStream` is off.
+    #[error("nothing at the log's broker answers for the stream")]
     NoResponders,
-    /// The broker stored it in another stream that takes the log's subjects: where nobody reads it.
-    #[error("the log's broker stores what is meant for the log in another stream")]
+    /// The broker stored the record in another stream that takes the log's subjects, where nobody reads it.
+    #[error("the log's broker stores the log's records in another stream")]
     Elsewhere,
-    /// The broker leads the stream and has lost touch with most of its copies: the others may be ahead of it by now.
+    /// The broker has lost touch with most of the stream's copies, which may be ahead of it by now.
     #[error("the log's broker has lost touch with most of its cluster")]
     Parted,
-    /// The broker answered that it cannot now; its error code.
-    #[error("the log's broker cannot now (error code {0})")]
+    /// The broker answered that it cannot do this now, with this error code.
+    #[error("the log's broker cannot do this now (error code {0})")]
     Refused(u64),
 }
 
-/// Failure of a question to the broker, or of a change.
+/// Why a request to the broker failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Not now: try again.
+    /// Temporary: try again.
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
     /// There is no such stream.
     #[error("there is no stream of this name")]
     NoStream,
-    /// The broker refuses, and will again: a setting it does not take, a right this user lacks.
+    /// The broker refuses, and will again: it does not accept a setting, or this login lacks a right.
     #[error("the log's broker refuses: {description} (error code {code})")]
     Refused {
         /// The broker's error code, `err_code` of its API.
@@ -56,32 +56,32 @@ pub enum Error {
         last_seq: u64,
     },
     /// An answer that makes no sense to this client.
-    #[error("the log's broker gave an answer this client cannot read")]
+    #[error("the log's broker gave an answer that this client cannot read")]
     Unreadable,
 }
 
 /// Why a record was not appended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum AppendError {
-    /// The stream reached its limits and refuses new entries until some went.
+    /// The stream has reached its limits and refuses new entries until some are removed.
     #[error("the log is full")]
     Full,
-    /// The record is larger than the broker or the stream takes; it never will be taken.
-    #[error("the record is larger than the log takes")]
+    /// The record is larger than the broker or the stream accepts. Trying again cannot help.
+    #[error("the record is larger than the log accepts")]
     TooLarge,
     /// Not acknowledged; it may have been stored all the same. Appending the same record again is safe.
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
 }
 
-/// Why a [`Reader`](crate::Reader) has nothing to give now.
+/// Why a [`Reader`](crate::Reader) has nothing to return now.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// Cannot now. Call again: the reader goes on after the last entry it returned.
+    /// Temporary. Call again: the reader continues after the last entry it returned.
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
-    /// The log is no longer the one this reader was opened on (made anew, gone, or shorter than what was read).
-    /// Calling again gives the same answer: compare identities and open a new reader.
+    /// The log is no longer the one this reader was opened on (recreated, gone, or shorter than what was read).
+    /// Calling again gives the same error. Compare identities, and open a new reader.
     #[error("the log is not the one this reader was opened on")]
     Replaced,
     /// The broker refuses to serve the reader.
@@ -135,7 +135,7 @@ impl From<ConsumerError> for Error {
 
 impl From<StreamError> for Error {
     fn from(_: StreamError) -> Self {
-        // Opening the subscription failed: the connection's task is gone or going.
+        // Opening the subscription failed: the connection's task has ended or is about to.
         Unavailable::Disconnected.into()
     }
 }
@@ -155,19 +155,19 @@ impl From<PublishError> for AppendError {
     }
 }
 
-/// Whether the broker neither stored the message nor knows it to be stored: another with its id is in process.
+/// Whether the broker neither stored the message nor knows it to be stored, because another with its id is in process.
 pub(crate) fn is_undecided(error: &PublishError) -> bool {
     refusal_of(error)
         .is_some_and(|refusal| refusal.error_code() == ErrorCode::STREAM_DUPLICATE_MESSAGE_CONFLICT)
 }
 
-/// The broker's own answer, where there was one.
+/// The broker's own answer, if there was one.
 fn refusal_of(error: &PublishError) -> Option<&Refusal> {
     std::error::Error::source(error)?.downcast_ref()
 }
 
-/// What a refused publish means. 10077 is any failure of the store: only its words tell a limit reached from a disk that
-/// is broken.
+/// What a refused publish means. 10077 is any failure of the store: only its text distinguishes a limit that was reached
+/// from a broken disk.
 fn refused(refusal: &Refusal) -> AppendError {
     match refusal.error_code() {
         ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM => AppendError::TooLarge,
@@ -180,7 +180,7 @@ fn refused(refusal: &Refusal) -> AppendError {
     }
 }
 
-/// Codes that say "not now": elections, a cluster that is incomplete, a server still starting.
+/// Codes that mean "not now": an election, an incomplete cluster, a server that is still starting.
 fn is_passing(code: ErrorCode) -> bool {
     matches!(
         code,
@@ -192,7 +192,7 @@ fn is_passing(code: ErrorCode) -> bool {
     )
 }
 
-/// The broker's words without the codes its display adds.
+/// The broker's own words, without the codes that the error's `Display` adds.
 fn words(refusal: &Refusal) -> String {
     let text = refusal.to_string();
     match text.rfind(" (code ") {

@@ -1,4 +1,5 @@
-//! Forgetting: taking entries out of the log. Sequences of what is left do not change, and the last sequence never falls.
+//! Forgetting: removing entries from the log. The entries that remain keep their sequences, and the last sequence never
+//! decreases.
 
 use std::collections::BTreeMap;
 
@@ -8,9 +9,9 @@ use crate::connection::Journal;
 use crate::error::Error;
 
 impl Journal {
-    /// Takes out every entry whose subject matches the filter (`*` one word, `>` the rest); how many went. They can no
-    /// longer be read, but their bytes stay on the broker's disk until it compacts the block: use [`Journal::erase`]
-    /// for what must not be found there.
+    /// Removes every entry whose subject matches the filter (`*` is one word, `>` the rest) and returns how many there
+    /// were. They can no longer be read, but their bytes stay on the broker's disk until it compacts the block. Use
+    /// [`Journal::erase`] for what must not be found there.
     pub async fn purge(&self, subject_filter: &str) -> Result<u64, Error> {
         let request = PurgeRequest {
             filter: Some(subject_filter.to_owned()),
@@ -22,7 +23,7 @@ impl Journal {
         Ok(answer.purged)
     }
 
-    /// Takes out one entry and overwrites its bytes on the broker's disk; whether it was there.
+    /// Removes one entry and overwrites its bytes on the broker's disk. Returns whether the entry was there.
     pub async fn erase(&self, seq: u64) -> Result<bool, Error> {
         let question = BTreeMap::from([("seq", seq)]);
         match self
@@ -36,7 +37,7 @@ impl Journal {
     }
 }
 
-/// The broker's ways to say that there is no such message: not found, sequence not found, could not delete it.
+/// The broker's ways of saying that there is no such message: not found, sequence not found, could not delete it.
 fn is_absent(code: u64) -> bool {
     matches!(code, 10037 | 10043 | 10057)
 }

@@ -1,14 +1,14 @@
-//! The log: one JetStream stream, appended to and read in order. The only package that names the broker's client.
+//! The log: one JetStream stream, appended to and read in order. The only package that uses the broker's client library.
 //!
 //! What it promises:
-//! - [`Journal::append`] answers `Stored` or `Duplicate` only after the broker acknowledged the write, and is safe to
-//!   call again with the same record whenever it answered `Unavailable`: the message id makes the second one a duplicate.
-//! - [`Reader`] returns entries in the order of the log, each once, from any position, and goes on by itself when the
-//!   broker comes back, from the entry after the last one it returned.
-//! - A stream that was made anew is never mistaken for the old one: see [`Identity`].
+//! - [`Journal::append`] returns `Stored` or `Duplicate` only after the broker has acknowledged the write. After
+//!   `Unavailable` it is safe to call it again with the same record: the message id makes a second copy a duplicate.
+//! - [`Reader`] returns entries in the order of the log, each once, from any position. When the broker comes back after
+//!   an outage, it continues by itself after the last entry it returned.
+//! - A stream that was recreated is never mistaken for the old one: see [`Identity`].
 //!
-//! What never happens here: acknowledging what was read. The position belongs to the reader's own database, so the
-//! broker keeps no durable consumer that could be lost, or run ahead of what was committed.
+//! Readers never acknowledge entries to the broker. The position belongs to the reader's own database, so the broker
+//! keeps no durable consumer that could be lost, or run ahead of what was committed.
 
 mod address;
 mod api;

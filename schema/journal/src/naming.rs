@@ -1,20 +1,21 @@
-//! Under which message ids a record is published: its own, and others when the broker will not decide on that one.
+//! The message ids under which a record is published: its own, and others if the broker does not decide on that one.
 //!
-//! A cluster's leader notes the id of each message it is sent, and until the message is stored, or known not to be, it
-//! answers another of that id with neither "stored" nor "duplicate": it is in process. That takes milliseconds. But one
-//! that was split off while it led may keep such a note although the message is lost, and when it leads again it refuses
-//! that id for the whole of the duplicate window, days (seen with NATS 2.15). The record is not refused: it goes under
-//! another name, from which its id can be told. At worst the log then has it twice, which changes nothing.
+//! A cluster's leader notes the id of each message it receives. Until that message is stored, or known not to be, the
+//! leader answers another one with the same id neither "stored" nor "duplicate", but "in process". Usually this takes
+//! milliseconds. But a leader that was split off may keep such a note of a message that was lost. When it leads again,
+//! it refuses that id for the whole duplicate window, which is days (seen with NATS 2.15). So that the record is not
+//! refused, it is stored under another name, from which its id can be read. At worst the log then holds it twice,
+//! which changes nothing.
 
 use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 use schema::ids::is_id;
 
-/// How long the broker may take to decide on one name, so that there are three within an append's 3 seconds.
+/// How long the broker may take to decide on one name. An append's 3 seconds leave room for three.
 const DECIDES_WITHIN: Duration = Duration::from_secs(1);
 
-/// The name a record is published under now.
+/// The name that a record is published under now.
 #[derive(Debug)]
 pub(crate) struct Naming {
     nth: u32,
@@ -37,8 +38,8 @@ impl Naming {
         }
     }
 
-    /// The broker has said at `now` that it has not decided on this name. Goes on to the next when it has said so for long;
-    /// whether it did.
+    /// Records that, at `now`, the broker had not decided on this name. Moves on to the next name if that has lasted too
+    /// long. Returns whether it did.
     pub(crate) fn undecided(&mut self, now: Instant) -> bool {
         let since = *self.undecided_since.get_or_insert(now);
         let long = now.duration_since(since) >= DECIDES_WITHIN;
@@ -50,7 +51,8 @@ impl Naming {
     }
 }
 
-/// The id of the record that was published under this message id. No id has a dot; what is neither is foreign and stays.
+/// The id of the record that was published under this message id. No id contains a dot. A message id that is not ours is
+/// returned as it is.
 pub(crate) fn record_of(message_id: &str) -> &str {
     match message_id.split_once('.') {
         Some((id, nth)) if is_id(id) && nth.parse::<u32>().is_ok() => id,
@@ -80,7 +82,7 @@ mod tests {
             ("event_1", "event_1"),
             ("event_1.2", "event_1"),
             ("event_1.13", "event_1"),
-            // Of others.
+            // Written by others.
             ("", ""),
             ("event.x", "event.x"),
             ("event.2.2", "event.2.2"),

@@ -1,4 +1,4 @@
-//! The log as an operator looks at it: how much there is, how much may be, and how old the newest entry is.
+//! The log as an operator sees it: how much it holds, how much it may hold, and how old its newest entry is.
 
 use std::time::Duration;
 
@@ -12,20 +12,20 @@ use crate::connection::Journal;
 use crate::error::Error;
 use crate::stream::Identity;
 
-/// What the broker says of the stream.
+/// What the broker says about the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Overview {
     /// Its name.
     pub stream: String,
-    /// What tells it from another, and how far it reaches.
+    /// What distinguishes it from another, and how far it reaches.
     pub identity: Identity,
     /// When its newest entry was stored, if there is one.
     pub newest: Option<Timestamp>,
     /// Copies in a cluster.
     pub replicas: usize,
-    /// Entries older than this go; zero keeps them.
+    /// Entries older than this are removed; zero keeps all.
     pub max_age: Duration,
-    /// A log of this many bytes refuses new entries; zero is no limit.
+    /// A log of this many bytes refuses new entries; zero means no limit.
     pub max_bytes: u64,
     /// For how long a message id is remembered.
     pub dedup_window: Duration,
@@ -34,7 +34,7 @@ pub struct Overview {
 }
 
 impl Journal {
-    /// What the broker says of the stream; `None` when there is none.
+    /// What the broker says about the stream; `None` if there is none.
     pub async fn overview(&self) -> Result<Option<Overview>, Error> {
         let question = serde_json::json!({ "subjects_filter": "dsync.quarantine" });
         let answer: Value = match self.ask(format!("STREAM.INFO.{}", self.stream), &question).await {
@@ -46,7 +46,7 @@ impl Journal {
         let quarantined = subjects.filter_map(|(_, count)| count.as_u64()).sum();
         let info: Info = serde_json::from_value(answer).map_err(|_| Error::Unreadable)?;
         let identity = Identity::of(&info);
-        // From the same answer: a login that may only append cannot read an entry.
+        // From the same answer, because a login that may only append cannot read an entry.
         let newest = (identity.messages > 0).then(|| info.state.last_timestamp.into());
         Ok(Some(Overview {
             stream: info.config.name.clone(),

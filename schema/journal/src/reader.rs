@@ -1,12 +1,13 @@
-//! Reading in order, each entry once, from any position, over restarts of the broker.
+//! Reads in order, each entry once, from any position, across restarts of the broker.
 //!
-//! The broker serves a private consumer that lives in its memory and is told nothing back. Whatever happens to it (broker
-//! killed, connection cut, consumer gone, a message dropped on the way) the reader notices by the consumer's own count,
-//! the heartbeats or the reconnect, throws the consumer away and opens another one after the last entry it returned. So
-//! there is one way to recover from everything, and it is the way every reader starts.
+//! The broker serves a private consumer that lives in the broker's memory and receives no acknowledgements. Whatever
+//! happens to it (broker killed, connection cut, consumer gone, a message dropped on the way), the reader notices from
+//! the consumer's own count, the heartbeats or the reconnect. It then throws the consumer away and opens another one
+//! after the last entry it returned. So there is one way to recover from everything, and it is the way every reader
+//! starts.
 //!
-//! What never happens here: skipping over entries in silence. A log that is no longer the one the reader was opened on is
-//! [`ReadError::Replaced`], not an empty wait.
+//! Entries are never skipped silently. A log that is no longer the one the reader was opened on is
+//! [`ReadError::Replaced`], not an endless wait.
 
 use std::time::{Duration, Instant};
 
@@ -21,17 +22,17 @@ use crate::connection::Journal;
 use crate::entry::Entry;
 use crate::error::{Error, ReadError, Unavailable};
 
-/// Entries asked for at once. Up to one and a half times as many wait in memory.
+/// Entries requested at once. Up to one and a half times as many wait in memory.
 const PULL_ENTRIES: usize = 1_000;
-/// Bytes asked for at once, or one largest message if that is more. Up to three times as many wait in memory.
+/// Bytes requested at once, or the largest possible message if that is more. Up to three times as many wait in memory.
 const PULL_BYTES: usize = 4 << 20;
-/// A consumer that is silent for two of these is taken for dead.
+/// A consumer that is silent for two of these is presumed dead.
 const HEARTBEAT: Duration = Duration::from_secs(3);
-/// How long one pull stands at the broker before it is renewed.
+/// How long one pull request stays open at the broker before it is renewed.
 const PULL_EXPIRES: Duration = Duration::from_secs(30);
-/// A feed that breaks sooner than this after another did so is a reason to try something else.
+/// If a second feed breaks sooner than this after it was opened, the reader tries something else.
 const SHORT_LIFE: Duration = Duration::from_secs(10);
-/// When the broker drops a consumer nobody pulls from.
+/// How long the broker keeps a consumer that nobody pulls from.
 const FORGET_AFTER: Duration = Duration::from_mins(1);
 
 /// Reads the log in order; made by [`Journal::read`].
@@ -42,7 +43,7 @@ pub struct Reader {
     born: Timestamp,
     /// Sequence of the last entry returned, or the position to start after.
     last: u64,
-    /// Matching entries behind the last one returned, when it was sent.
+    /// How many matching entries followed the last one returned, when it was sent.
     pending: u64,
     connections: watch::Receiver<u64>,
     feed: Option<Feed>,
@@ -50,15 +51,15 @@ pub struct Reader {
     held: Option<Delivered>,
 }
 
-/// A consumer at the broker and what it sends.
+/// A consumer at the broker, and the messages it sends.
 struct Feed {
     messages: pull::Stream,
     opened: Instant,
-    /// How many messages it sent: the next one is numbered one higher, or something was lost.
+    /// How many messages it has sent. If the next one is not numbered one higher, something was lost.
     count: u64,
 }
 
-/// An entry with the broker's count of those behind it.
+/// An entry, and the broker's count of those that follow it.
 struct Delivered {
     entry: Entry,
     pending: u64,
@@ -66,15 +67,16 @@ struct Delivered {
 
 /// Why a feed has to be thrown away.
 enum Broken {
-    /// Read on with another one.
+    /// Continue with another one.
     Renew(&'static str),
     /// The log went backwards under the reader.
     Replaced,
 }
 
 impl Journal {
-    /// A reader of the entries after `after_seq` (0: from the beginning) whose subject matches one of the filters; no
-    /// filters: all entries. Filters may not overlap. [`Error::BeyondEnd`] when the log does not reach to `after_seq`.
+    /// A reader of the entries after `after_seq` (0: from the beginning) whose subject matches one of the filters, or of
+    /// all of them if there are no filters. Filters must not overlap. Fails with [`Error::BeyondEnd`] if the log ends
+    /// before `after_seq`.
     pub async fn read(&self, after_seq: u64, filters: &[&str]) -> Result<Reader, Error> {
         let mut reader = Reader {
             journal: self.clone(),
@@ -100,10 +102,11 @@ impl Journal {
 }
 
 impl Reader {
-    /// The next entries, in order: waits until there is one, then adds what has already arrived, up to `max_entries` and
-    /// up to `max_bytes` of bodies (one entry is returned however large). Never waits for more.
+    /// The next entries, in order. Waits until there is one, then adds those that have already arrived, up to
+    /// `max_entries` entries and `max_bytes` of bodies (the first entry is returned however large it is). Never waits
+    /// for more.
     ///
-    /// Cancel-safe: dropping the future loses nothing. After an error, calling again goes on after the last entry
+    /// Cancel-safe: dropping the future loses nothing. After an error, calling again continues after the last entry
     /// returned.
     pub async fn next_batch(
         &mut self,
@@ -114,7 +117,7 @@ impl Reader {
             Some(held) => held,
             None => self.next().await?,
         };
-        // From here on nothing is awaited, so that what was taken is returned.
+        // From here on nothing is awaited, so whatever was taken is returned.
         let mut bytes = first.entry.record.body.len();
         let mut batch = vec![self.returned(first)];
         while batch.len() < max_entries {
@@ -129,7 +132,8 @@ impl Reader {
         Ok(batch)
     }
 
-    /// How many matching entries were behind the last one returned when the broker sent it; at first, how many match.
+    /// How many matching entries followed the last one returned, when the broker sent it; before the first, how many
+    /// there are.
     pub fn pending(&self) -> u64 {
         self.pending
     }
@@ -145,8 +149,8 @@ impl Reader {
         delivered.entry
     }
 
-    /// Waits for an entry. A feed that breaks is replaced; if that one breaks soon too, before it sent anything, the entry
-    /// is asked for, and if that gives nothing either, the caller hears of it and sets the pace.
+    /// Waits for an entry. A feed that breaks is replaced. If the new one soon breaks too, before it sent anything, the
+    /// entry is requested directly. If that yields nothing either, the caller gets an error and decides when to retry.
     async fn next(&mut self) -> Result<Delivered, ReadError> {
         let mut renewed = false;
         loop {
@@ -159,7 +163,7 @@ impl Reader {
                     Ok(delivered) => return Ok(delivered),
                     Err(broken) => broken,
                 },
-                _ = self.connections.changed() => Broken::Renew("connected anew"),
+                _ = self.connections.changed() => Broken::Renew("reconnected"),
             };
             let short_lived = feed.opened.elapsed() < SHORT_LIFE;
             self.feed = None;
@@ -175,10 +179,10 @@ impl Reader {
         }
     }
 
-    /// An entry that is already here, if any. A broken feed is left to the next call that may wait.
+    /// An entry that has already arrived, if any. A broken feed is replaced by the next call that may wait.
     fn arrived(&mut self) -> Option<Delivered> {
         let feed = self.feed.as_mut()?;
-        // Unconstrained: the scheduler's budget would make a full channel look empty after a hundred messages.
+        // Unconstrained, because the scheduler's budget would make a full channel look empty after a hundred messages.
         let message = tokio::task::unconstrained(feed.messages.next()).now_or_never()?;
         let accepted = feed.accept(message, self.last);
         if accepted.is_err() {
@@ -187,7 +191,7 @@ impl Reader {
         accepted.ok()
     }
 
-    /// A new feed after the last entry returned, if the log is still the same one.
+    /// Opens a new feed after the last entry returned, if the log is still the same one.
     async fn reopen(&mut self) -> Result<Feed, ReadError> {
         let identity = self.journal.identity().await?.ok_or(ReadError::Replaced)?;
         if identity.created != self.born || identity.last_seq < self.last {
@@ -226,8 +230,8 @@ impl Reader {
         })
     }
 
-    /// The next entry by a question instead of a consumer. It gets past a message that breaks every feed: one whose
-    /// headers the client cannot read, for which it would drop the connection again and again.
+    /// Requests the next entry directly, without a consumer. This gets past a message that breaks every feed: one whose
+    /// headers the client library cannot read, which makes it drop the connection again and again.
     async fn ask_for_next(&mut self) -> Result<Delivered, ReadError> {
         let everything = [">".to_owned()];
         let filters = if self.filters.is_empty() {
@@ -241,7 +245,10 @@ impl Reader {
             next = [next, found].into_iter().flatten().min_by_key(|entry| entry.seq);
         }
         let entry = next.ok_or(Unavailable::NoResponders)?;
-        tracing::warn!(seq = entry.seq, "read an entry that no consumer could");
+        tracing::warn!(
+            seq = entry.seq,
+            "read an entry directly that no consumer could deliver"
+        );
         Ok(Delivered {
             entry,
             pending: self.pending.saturating_sub(1),
@@ -264,7 +271,7 @@ impl Reader {
 }
 
 impl Feed {
-    /// Checks that a message is the one that comes next.
+    /// Checks that a message is the next one.
     fn accept(
         &mut self,
         message: Option<Result<jetstream::Message, pull::MessagesError>>,

@@ -1,5 +1,5 @@
-//! The stream as a whole: made as the settings say, and told apart from another of the same name. What the settings do
-//! not name (placement, compression, a description) belongs to the operator and is never touched.
+//! The stream as a whole: creating it as the settings say, and distinguishing it from another of the same name. What the
+//! settings do not name (placement, compression, a description) belongs to the operator and is never touched.
 
 use std::time::{Duration, Instant};
 
@@ -11,21 +11,21 @@ use serde_json::{Map, Value};
 use crate::connection::Journal;
 use crate::error::{Error, Unavailable};
 
-/// Everything the log holds; `interface` of the stream.
+/// The subjects of everything that the log holds.
 const SUBJECTS: &str = "dsync.>";
-/// Settings without which entries would go astray, or be dropped: a stream that has others is not the log.
+/// Settings without which entries would go astray or be dropped. A stream where these differ cannot serve as the log.
 const ESSENTIAL: [&str; 4] = ["subjects", "storage", "retention", "discard"];
 /// The broker's error code for "a stream of this name exists, with another configuration".
 const NAME_IN_USE: u64 = 10058;
 
-/// How much the log holds, for how long, and how many times.
+/// How much the log holds, for how long, and in how many copies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     /// Copies in a cluster, 1 to 5.
     pub replicas: usize,
-    /// Entries older than this go; zero keeps them.
+    /// Entries older than this are removed; zero keeps all.
     pub max_age: Duration,
-    /// A log of this many bytes refuses new entries; zero is no limit.
+    /// A log of this many bytes refuses new entries; zero means no limit.
     pub max_bytes: u64,
     /// For how long a message id is remembered; never longer than `max_age`.
     pub dedup_window: Duration,
@@ -34,30 +34,30 @@ pub struct Limits {
 /// What [`Journal::ensure`] did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ensured {
-    /// There was no stream; there is one now.
+    /// There was no stream; it has been created.
     Created,
-    /// The stream was there and its settings were changed; the names of those that were.
+    /// The stream existed, and the settings with these names were changed.
     Updated(Vec<&'static str>),
-    /// The stream was there as it should be.
+    /// The stream existed and was left as it is.
     Unchanged,
-    /// The stream was there and can serve as it is, though its settings of these names are not as they should be: the broker
-    /// would not have them changed, or did not answer, which is how it treats a login without the right to.
+    /// The stream existed and can serve as it is, but some settings are not as they should be. The broker refused to
+    /// change them, or did not answer, which is how it treats a login without the right to do so.
     Kept {
         /// The names of the settings that differ.
         differing: Vec<&'static str>,
-        /// What came of changing them.
+        /// Why they could not be changed.
         why: String,
     },
 }
 
-/// What tells one log from another, and how far it reaches.
+/// What distinguishes one log from another, and how far it reaches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity {
-    /// When the stream was created, by the broker's clock. A stream made anew has another.
+    /// When the stream was created, by the broker's clock. A recreated stream has a different time.
     pub created: Timestamp,
-    /// Sequence of the oldest entry still there; `last_seq + 1` when none is.
+    /// Sequence of the oldest entry still there; `last_seq + 1` if there is none.
     pub first_seq: u64,
-    /// Sequence of the newest entry ever stored; 0 when there was none. It never falls in a sound log, purges included.
+    /// Sequence of the newest entry ever stored; 0 if there was none. In a sound log it never decreases, purges included.
     pub last_seq: u64,
     /// Entries in the log now.
     pub messages: u64,
@@ -65,10 +65,10 @@ pub struct Identity {
     pub bytes: u64,
 }
 
-/// A copy that its leader has not heard of for so long is out of touch. They hear of each other every second.
+/// A copy that the leader has not heard from for this long is out of touch. They hear from each other every second.
 const IN_TOUCH: Duration = Duration::from_secs(5);
 
-/// Whether the broker that told `info` is in touch with most of the stream's copies, its own among them.
+/// Whether the broker that sent `info` is in touch with most of the stream's copies, its own included.
 fn speaks_for_all(info: &Info) -> bool {
     let Some(cluster) = info.cluster.as_ref().filter(|_| info.config.num_replicas > 1) else {
         return true;
@@ -80,8 +80,8 @@ fn speaks_for_all(info: &Info) -> bool {
 
 impl Journal {
     /// Creates the stream, or brings its settings in line with `limits`. Entries are lost only to a shorter `max_age`.
-    /// [`Error::Refused`] says in the broker's words which setting it does not take. Several programs may call it at once,
-    /// if they agree about `limits`: who only needs a stream calls [`Self::create_missing`].
+    /// [`Error::Refused`] says in the broker's words which setting it does not accept. Several programs may call this at
+    /// once if they agree on `limits`. A program that only needs the stream to exist calls [`Self::create_missing`].
     pub async fn ensure(&self, limits: &Limits) -> Result<Ensured, Error> {
         match self.update(limits).await {
             Err(Error::NoStream) => match self.create(limits).await {
@@ -95,7 +95,7 @@ impl Journal {
         }
     }
 
-    /// Creates the stream if there is none. One that is there stays as it is, whatever `limits` say.
+    /// Creates the stream if there is none. An existing one stays as it is, whatever `limits` say.
     pub async fn create_missing(&self, limits: &Limits) -> Result<Ensured, Error> {
         match self.info().await {
             Ok(_) => Ok(Ensured::Unchanged),
@@ -110,8 +110,8 @@ impl Journal {
         }
     }
 
-    /// The stream's identity; `None` when there is no such stream. [`Unavailable::Parted`] from a broker that a split cut off
-    /// from most of its cluster: it still answers, and what it says of the log's end may be long past.
+    /// The stream's identity; `None` if there is no such stream. Fails with [`Unavailable::Parted`] if a split has cut
+    /// the broker off from most of its cluster: it still answers, but what it says about the log's end may be outdated.
     pub async fn identity(&self) -> Result<Option<Identity>, Error> {
         let asked = Instant::now();
         match self.info().await {
@@ -130,13 +130,13 @@ impl Journal {
         }
     }
 
-    /// Sequences, between the oldest entry and the newest, of entries that are not there: taken out, or lost by the broker.
+    /// Sequences, between the oldest entry and the newest, of entries that are not there: removed, or lost by the broker.
     pub async fn missing(&self) -> Result<Vec<u64>, Error> {
         let question = serde_json::json!({"deleted_details": true});
         let info: Info = self
             .ask(format!("STREAM.INFO.{}", self.stream), &question)
             .await?;
-        // Of a log that never had any, the broker names entry 0.
+        // For a log that never had an entry, the broker lists entry 0.
         let missing = info.state.deleted.unwrap_or_default();
         Ok(missing.into_iter().filter(|seq| *seq > 0).collect())
     }
@@ -164,7 +164,7 @@ impl Journal {
         if changed.is_empty() {
             return Ok(Ensured::Unchanged);
         }
-        // Silence is no sign of a broker that is stuck: so it answers a login that may not.
+        // Silence does not mean that the broker is stuck: it treats a login without the right to do this in the same way.
         let answer: Result<Info, Error> = self
             .ask_now(format!("STREAM.UPDATE.{}", self.stream), &config)
             .await;
@@ -186,15 +186,15 @@ impl Journal {
     }
 }
 
-/// What is read of a stream before it is changed: its settings as the broker wrote them, so that those which this client
-/// does not know come back as they were.
+/// What is read of a stream before it is changed: its settings as the broker wrote them, so that those this client
+/// does not know are sent back unchanged.
 #[derive(Deserialize)]
 struct Told {
     config: Map<String, Value>,
 }
 
 impl Limits {
-    /// A stream's settings with ours put in, and the names of those that were otherwise.
+    /// A stream's settings with ours applied, and the names of those that differed.
     fn over(&self, told: Map<String, Value>) -> Result<(Map<String, Value>, Vec<&'static str>), Error> {
         let unreadable = |_| Error::Unreadable;
         let mut known: Config = serde_json::from_value(Value::Object(told.clone())).map_err(unreadable)?;
@@ -205,7 +205,7 @@ impl Limits {
         let mut config = told;
         for name in &changed {
             let name = if *name == "replicas" { "num_replicas" } else { name };
-            // What the client leaves out has the broker's default.
+            // A setting that the client leaves out has the broker's default.
             match known.remove(name) {
                 Some(value) => config.insert(name.to_owned(), value),
                 None => config.remove(name),
@@ -214,7 +214,7 @@ impl Limits {
         Ok((config, changed))
     }
 
-    /// Sets in `config` what is ours to set; the names of what was otherwise.
+    /// Applies our settings to `config` and returns the names of those that differed.
     fn apply(&self, config: &mut Config) -> Vec<&'static str> {
         let window = if self.max_age.is_zero() {
             self.dedup_window
@@ -249,7 +249,7 @@ impl Limits {
     }
 }
 
-/// Puts a value in its place; whether there was another.
+/// Replaces what is in `place` with `value`. Returns whether they differed.
 fn put<T: PartialEq>(place: &mut T, value: T) -> bool {
     let differs = *place != value;
     *place = value;

@@ -1,4 +1,4 @@
-//! The least that could answer a webhook: an axum endpoint that reads and verifies, in a process of its own.
+//! The minimum that could answer a webhook: an axum endpoint that reads and verifies it, in a process of its own.
 
 use std::process::Stdio;
 
@@ -17,7 +17,7 @@ use crate::webhooks::SECRET;
 
 const ARGUMENT: &str = "serve-bare";
 
-/// A running one; ends when dropped.
+/// A running endpoint. Ends when dropped.
 pub(crate) struct Bare {
     pub(crate) pid: u32,
     pub(crate) address: String,
@@ -25,7 +25,7 @@ pub(crate) struct Bare {
 }
 
 impl Bare {
-    /// Starts this benchmark's own program a second time, which must ask [`wanted`] first.
+    /// Starts this benchmark's own program a second time. Its `main` must check [`wanted`] first.
     pub(crate) async fn start() -> anyhow::Result<Self> {
         let mut child = Command::new(std::env::current_exe()?)
             .arg(ARGUMENT)
@@ -33,18 +33,18 @@ impl Bare {
             .kill_on_drop(true)
             .spawn()?;
         let mut address = String::new();
-        BufReader::new(child.stdout.take().context("its output")?)
+        BufReader::new(child.stdout.take().context("no standard output")?)
             .read_line(&mut address)
             .await?;
         Ok(Self {
-            pid: child.id().context("its id")?,
+            pid: child.id().context("no process id")?,
             address: address.trim().to_owned(),
             _child: child,
         })
     }
 }
 
-/// Whether this process is to be one.
+/// Whether this process is to be the endpoint.
 pub(crate) fn wanted() -> bool {
     std::env::args().any(|argument| argument == ARGUMENT)
 }

@@ -1,4 +1,4 @@
-//! Events that are made up, the log they wait in, and how fast they are applied from there.
+//! Made-up events, the log in which they wait, and the rate at which they are applied from there.
 
 use std::time::{Duration, Instant};
 
@@ -17,19 +17,19 @@ use sqlx::PgPool;
 use tests::Nats;
 use tokio_util::sync::CancellationToken;
 
-/// What the events tell.
+/// The kind of events.
 #[derive(Clone, Copy)]
 pub(crate) enum Mix {
-    /// First contact: every user new.
+    /// New users.
     FirstSync,
-    /// Every user there already, updated.
+    /// Updates of existing users.
     Updates,
     /// Memberships, each with both objects embedded.
     Memberships,
 }
 
 impl Mix {
-    /// Every mix there is, and its name.
+    /// All mixes, with their names.
     pub(crate) const EVERY: [(&str, Mix); 3] = [
         ("first sync", Mix::FirstSync),
         ("updates", Mix::Updates),
@@ -37,16 +37,16 @@ impl Mix {
     ];
 }
 
-/// How many there are of what.
+/// The sizes.
 #[derive(Clone, Copy)]
 pub(crate) struct Numbers {
-    /// Events a round.
+    /// Events per round.
     pub(crate) events: usize,
-    /// People who have memberships.
+    /// The number of people with memberships.
     pub(crate) people: usize,
-    /// How far apart the users are that are updated, by their numbers.
+    /// How far apart the numbers of updated users are.
     pub(crate) apart: usize,
-    /// The group that a round's nth membership is in.
+    /// The group of a round's nth membership.
     pub(crate) group: fn(round: usize, n: usize) -> usize,
 }
 
@@ -92,7 +92,7 @@ fn record(mix: Mix, numbers: Numbers, round: usize, n: usize) -> Record {
     }
 }
 
-/// A log of its own, which knows repetitions for as long as `window`.
+/// Creates a log whose de-duplication window is `window`.
 pub(crate) async fn log_with(nats: &Nats, window: Duration) -> anyhow::Result<Journal> {
     let journal = crate::log::connect(nats.url()).await?;
     let limits = Limits {
@@ -105,20 +105,20 @@ pub(crate) async fn log_with(nats: &Nats, window: Duration) -> anyhow::Result<Jo
     Ok(journal)
 }
 
-/// How long it is by default.
+/// The default de-duplication window.
 pub(crate) const WINDOW: Duration = Duration::from_hours(96);
 
-/// Puts a round's events into the log and answers where it ends then.
+/// Appends a round's events to the log, and returns its last sequence.
 pub(crate) async fn fill(journal: &Journal, mix: Mix, numbers: Numbers, round: usize) -> anyhow::Result<u64> {
     stream::iter(0..numbers.events)
         .map(|n| async move { journal.append(&record(mix, numbers, round, n)).await.unwrap() })
         .buffer_unordered(512)
         .for_each(async |_| {})
         .await;
-    Ok(journal.identity().await?.context("the stream")?.last_seq)
+    Ok(journal.identity().await?.context("no stream")?.last_seq)
 }
 
-/// Applies what waits in the log up to `last`, these many events, and answers how many a second.
+/// Applies the log up to `last`, which is this many events. Returns the number of events per second.
 pub(crate) async fn applied(
     pool: &PgPool,
     journal: &Journal,
@@ -150,7 +150,7 @@ pub(crate) async fn applied(
     Ok(events as f64 / took.as_secs_f64())
 }
 
-/// The one in the middle.
+/// The median.
 pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]

@@ -1,4 +1,4 @@
-//! Many webhooks over so many connections.
+//! Sends many webhooks over several connections.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use crate::webhooks::Client;
 
-/// Sends every request over so many connections, each waiting for its answer. Answers how long each took.
+/// Sends all requests over this many connections, each of which waits for every answer. Returns the times to answer,
+/// sorted.
 pub(crate) async fn load(
     address: &str,
     requests: Arc<Vec<Vec<u8>>>,

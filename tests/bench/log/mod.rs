@@ -1,4 +1,4 @@
-//! The log that benchmarks write to.
+//! The log to which benchmarks write.
 
 use journal::{Connection, Journal};
 

@@ -1,5 +1,5 @@
-//! What a team would write itself, in Node, beside which ours is measured in the same run: the receiver, and the worker
-//! behind it. `npm install --no-package-lock --prefix tests/bench/peers` once; without it they are left out.
+//! A receiver and the worker behind it in Node, as a team might write them, for comparison in the same run. Install
+//! them once with `npm install --no-package-lock --prefix tests/bench/peers`. Otherwise they are left out.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -14,16 +14,16 @@ use crate::webhooks::SECRET;
 /// The stream that peers publish to.
 pub(crate) const STREAM: &str = "PEER";
 
-/// A running one; ends when dropped.
+/// A running peer. Ends when dropped.
 pub(crate) struct Peer {
     pub(crate) pid: u32,
-    /// What it said first: a receiver its address.
+    /// The first line that it printed; a receiver prints its address.
     pub(crate) said: String,
     _child: Child,
 }
 
 impl Peer {
-    /// The receiver, in front of a stream of its own.
+    /// Starts the receiver, in front of a stream of its own.
     pub(crate) async fn receiver(nats: &Nats) -> anyhow::Result<Self> {
         let context = async_nats::jetstream::new(async_nats::connect(nats.url()).await?);
         let config = async_nats::jetstream::stream::Config {
@@ -35,7 +35,7 @@ impl Peer {
         Self::start("receiver.js", &[("NATS_URL", &nats.url()), ("SECRET", SECRET)]).await
     }
 
-    /// Starts a script of theirs, and waits until it says that it is ready.
+    /// Starts one of the scripts, and waits until it is ready.
     pub(crate) async fn start(script: &str, settings: &[(&str, &str)]) -> anyhow::Result<Self> {
         let mut child = Command::new("node")
             .arg(room().join(script))
@@ -45,7 +45,7 @@ impl Peer {
             .spawn()
             .context("node")?;
         let mut said = String::new();
-        BufReader::new(child.stdout.take().context("its output")?)
+        BufReader::new(child.stdout.take().context("no standard output")?)
             .read_line(&mut said)
             .await?;
         Ok(Self {
@@ -60,11 +60,11 @@ fn room() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("bench/peers")
 }
 
-/// Whether what they need is there; says what to do if not.
+/// Whether the peers' packages are installed. If not, prints how to install them.
 pub(crate) fn installed() -> bool {
     let installed = room().join("node_modules").is_dir();
     if !installed {
-        println!("without peers: npm install --no-package-lock --prefix tests/bench/peers brings them\n");
+        println!("peers are left out: npm install --no-package-lock --prefix tests/bench/peers\n");
     }
     installed
 }

@@ -1,5 +1,5 @@
-// A webhook receiver as WorkOS's documentation and the frameworks' examples lead to it: fastify reads the body, the official
-// SDK verifies it, and what it says is published to JetStream before the answer. Prints its address when it is ready.
+// A webhook receiver as WorkOS's documentation and the frameworks' examples suggest: fastify reads the body, the official
+// SDK verifies it, and the event is published to JetStream before the answer. Prints its address when it is ready.
 import { WorkOS } from '@workos-inc/node'
 import fastify from 'fastify'
 import { connect } from 'nats'

@@ -1,5 +1,5 @@
-// The worker behind the receiver: reads from a durable consumer, upserts each user in one statement, acknowledges. As many
-// at once as the pool has connections.
+// The worker behind the receiver: reads from a durable consumer, upserts each user in one statement, and acknowledges. It
+// handles as many events at once as the pool has connections.
 import { AckPolicy, connect } from 'nats'
 import pg from 'pg'
 

@@ -1,5 +1,5 @@
-//! What stands between a webhook and a row: private servers that sync as in production, our ingest, and a projector when
-//! it is wanted. `SYNC=default` gives the broker its own habit instead, of syncing every two minutes.
+//! Everything between a webhook and a row: private servers that sync as in production, ingest and, if wanted, a
+//! projector. With `SYNC=default` the broker syncs only every two minutes, which is its default.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ pub(crate) struct Servers {
 }
 
 impl Servers {
-    /// Everything up but the projector.
+    /// Starts everything except the projector.
     pub(crate) async fn up() -> anyhow::Result<Self> {
         let options = NatsOptions {
             lazy_sync: std::env::var("SYNC").is_ok_and(|sync| sync == "default"),
@@ -37,7 +37,7 @@ impl Servers {
         })
     }
 
-    /// Where webhooks go.
+    /// The address to which webhooks are sent.
     pub(crate) fn address(&self) -> String {
         self.ingest.listen_url().trim_start_matches("http://").to_owned()
     }
@@ -49,7 +49,7 @@ impl Servers {
             .env("RUST_LOG", "warn")
     }
 
-    /// How far the log is applied.
+    /// The position up to which the log is applied.
     pub(crate) async fn position(&self) -> anyhow::Result<u64> {
         let seq: Option<i64> = sqlx::query_scalar("select seq from dsync.progress where lane = 'all'")
             .fetch_optional(&self.pool)

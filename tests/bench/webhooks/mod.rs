@@ -1,4 +1,4 @@
-//! Webhooks for benchmarks: signed, and sent at little cost of their own.
+//! Webhooks for benchmarks: signed, and cheap to send.
 
 use anyhow::ensure;
 use hmac::{Hmac, KeyInit as _, Mac as _};
@@ -7,7 +7,7 @@ use tests::{Nats, Program, Running};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
 
-/// What they are signed with.
+/// The secret with which they are signed.
 pub(crate) const SECRET: &str = "whsec_of_the_benchmark_0123456789";
 
 fn signature(body: &[u8]) -> String {
@@ -18,7 +18,7 @@ fn signature(body: &[u8]) -> String {
     format!("t={now}, v1={}", hex::encode(mac.finalize().into_bytes()))
 }
 
-/// A request to ingest with this body, signed now.
+/// A request to ingest with this body, signed with the current time.
 pub(crate) fn request(body: &str) -> Vec<u8> {
     let head = format!(
         "POST /webhooks/workos HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nWorkOS-Signature: {}\r\nContent-Length: {}\r\n\r\n",
@@ -28,7 +28,7 @@ pub(crate) fn request(body: &str) -> Vec<u8> {
     [head.as_bytes(), body.as_bytes()].concat()
 }
 
-/// Our ingest in front of a broker, ready.
+/// Starts ingest in front of a broker, and waits until it is ready.
 pub(crate) async fn receiver(nats: &Nats) -> anyhow::Result<Running> {
     Program::new("dsync-ingest")
         .env("NATS_URL", nats.url())
@@ -38,7 +38,7 @@ pub(crate) async fn receiver(nats: &Nats) -> anyhow::Result<Running> {
         .await
 }
 
-/// One connection to ingest, kept.
+/// One persistent connection to ingest.
 pub(crate) struct Client {
     socket: BufReader<TcpStream>,
     line: String,

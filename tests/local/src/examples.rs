@@ -1,4 +1,4 @@
-//! Three questions an application asks of the tables, each as the SQL to copy and its answer.
+//! Three questions that an application asks of the tables, each with SQL to copy and its answer.
 
 use anyhow::Context as _;
 use sqlx::query::Query;
@@ -9,7 +9,7 @@ use crate::screen::Screen;
 /// One question.
 pub(crate) struct Example {
     question: String,
-    /// Every column is text; `$1` and on are `values`.
+    /// Every column is text; `$1` and up are `values`.
     sql: &'static str,
     values: Vec<String>,
 }
@@ -54,7 +54,7 @@ order by u.name
 limit 5";
 
 impl Cast {
-    /// Somebody active who is in three groups if possible, and the largest of these.
+    /// Picks somebody active, who is in three groups if possible, and the largest of those groups.
     pub(crate) async fn choose(pool: &PgPool) -> anyhow::Result<Cast> {
         let row = sqlx::query(
             "select u.id, u.email, u.organization_id, g.id, g.name
@@ -73,7 +73,7 @@ impl Cast {
         let row = row
             .fetch_one(pool)
             .await
-            .context("nobody in the tables to ask about")?;
+            .context("the tables have nobody to use in the example questions")?;
         Ok(Cast {
             user: row.try_get(0)?,
             email: row.try_get(1)?,
@@ -106,7 +106,7 @@ impl Cast {
 }
 
 impl Example {
-    /// Asks, and prints question, SQL and answer.
+    /// Runs the query, and prints question, SQL and answer.
     pub(crate) async fn show(&self, pool: &PgPool, screen: &Screen) -> anyhow::Result<()> {
         let query = self.values.iter().fold(sqlx::query(self.sql), Query::bind);
         let answer = query
@@ -133,7 +133,7 @@ impl Example {
         Ok(())
     }
 
-    /// The SQL with its values in it, as a person would type it.
+    /// The SQL with its values filled in, as a person would type it.
     fn to_copy(&self) -> String {
         let mut sql = self.sql.to_owned();
         for (index, value) in self.values.iter().enumerate() {

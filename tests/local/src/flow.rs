@@ -1,6 +1,6 @@
-//! Following events on their way: emitted, delivered as webhooks, stored in the log, applied to the tables.
+//! Follows events on their way: emitted, delivered as webhooks, stored in the log, applied to the tables.
 //!
-//! It waits for as long as something moves, and no longer.
+//! It waits for as long as anything moves, and no longer.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -15,24 +15,24 @@ use crate::servers::{Position, Servers};
 use crate::summary::count;
 use crate::world::World;
 
-/// How often we look.
+/// The polling interval.
 const LOOK: Duration = Duration::from_millis(100);
-/// When nothing has moved for so long, nothing will.
+/// If nothing has moved for this long, nothing will.
 const STALLED: Duration = Duration::from_mins(1);
 
-/// All that runs.
+/// Everything that runs.
 pub(crate) struct Stage {
-    /// The programs; they go first.
+    /// The programs; dropped first.
     pub programs: Programs,
-    /// WorkOS.
+    /// The simulated WorkOS.
     pub world: World,
     /// The servers.
     pub servers: Servers,
-    /// Where the phase before ended.
+    /// The reading at the end of the previous phase.
     before: Reading,
 }
 
-/// What came as webhooks, and what went wrong with them on purpose.
+/// Counts of webhooks, and of the faults injected into them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Came {
     /// Events emitted.
@@ -41,26 +41,26 @@ pub(crate) struct Came {
     pub webhooks: u64,
     /// Events sent twice.
     pub doubled: u64,
-    /// Events held back by up to three seconds, so that later ones overtook them.
+    /// Events held back by up to three seconds, so that later ones overtake them.
     pub shuffled: u64,
-    /// Events sent once more, long after.
+    /// Events sent once more, much later.
     pub stale: u64,
     /// Events never sent.
     pub lost: u64,
 }
 
-/// How far everything is, counted from the start of the run.
+/// How far everything has come, counted from the start of the run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Reading {
     came: Came,
     delivered: u64,
     position: Position,
-    /// Whether every event so far was taken up and no webhook is under way.
+    /// Whether delivery has taken up every event so far and no webhook is pending.
     idle: bool,
 }
 
 impl Stage {
-    /// All of it, before anything has happened.
+    /// The stage before anything has happened.
     pub(crate) fn new(programs: Programs, world: World, servers: Servers) -> Stage {
         Stage {
             programs,
@@ -70,8 +70,8 @@ impl Stage {
         }
     }
 
-    /// Lets `emit` make things happen, until it says that no more are to come, and shows how they arrive until all of them
-    /// have. What came since the end of the phase before.
+    /// Calls `emit` to make changes until it returns false, and shows progress until all of them have arrived. Returns
+    /// what came since the previous phase. Fails if a program ends, or if nothing moves for [`STALLED`].
     pub(crate) async fn follow(
         &mut self,
         screen: &Screen,
@@ -98,7 +98,7 @@ impl Stage {
             if now != last {
                 (last, moved) = (now, Instant::now());
             } else if moved.elapsed() > STALLED {
-                bail!("nothing has moved for {STALLED:?}: {}", self.stuck(&last));
+                bail!("no progress for {STALLED:?}: {}", self.stuck(&last));
             }
         }
     }
@@ -117,7 +117,7 @@ impl Stage {
     fn stuck(&self, reading: &Reading) -> String {
         let answers = self.world.delivery.progress().counts.answers;
         format!(
-            "{} of {} webhooks are delivered (answers by status: {answers:?}), {} of {} events stored, {} applied",
+            "{} of {} webhooks delivered (answers by status: {answers:?}), {} of {} events stored, {} applied",
             reading.delivered,
             reading.came.deliveries(),
             reading.position.stored,
@@ -128,7 +128,7 @@ impl Stage {
 }
 
 impl Came {
-    /// Since the delivery began.
+    /// The counts since delivery began.
     pub(crate) fn of(counts: &Counts) -> Came {
         Came {
             events: counts.events,
@@ -140,24 +140,24 @@ impl Came {
         }
     }
 
-    /// How many deliveries there are in all, repeats included.
+    /// The number of deliveries, repeats included.
     fn deliveries(&self) -> u64 {
         self.told() + self.doubled + self.stale
     }
 
-    /// How many events the webhooks tell of.
+    /// The number of events that are delivered at all.
     fn told(&self) -> u64 {
         self.events - self.lost
     }
 
-    /// What went wrong, in words.
+    /// The injected faults, in words.
     pub(crate) fn faults(&self) -> String {
         let [doubled, shuffled, stale] = [self.doubled, self.shuffled, self.stale].map(count);
         let lost = match self.lost {
             0 => String::new(),
             lost => format!(", {} lost", count(lost)),
         };
-        format!("{doubled} doubled, {shuffled} shuffled, {stale} stale{lost}")
+        format!("{doubled} duplicated, {shuffled} reordered, {stale} stale{lost}")
     }
 
     fn since(&self, before: &Came) -> Came {
@@ -181,7 +181,7 @@ impl fmt::Display for Came {
 }
 
 impl Reading {
-    /// Everything that was emitted is delivered, stored and applied, but for what was lost on the way.
+    /// Whether everything emitted is delivered, stored and applied, except what was lost on purpose.
     fn arrived(&self) -> bool {
         let Position { stored, applied } = self.position;
         self.idle && stored >= self.came.told() && applied >= stored

@@ -1,7 +1,7 @@
-//! `dsync-local`, what `ops/run` starts: all of dsync on this machine with nothing set up.
+//! `dsync-local`, which `ops/run` starts: all of dsync on this machine, without any setup.
 //!
-//! Servers, programs and the simulated WorkOS are its own, listen on 127.0.0.1 and end with it, however it ends. Nothing
-//! it makes outlives it, but the programs' logs when something went wrong.
+//! It starts its own servers, programs and simulated WorkOS. They listen on 127.0.0.1 and stop when it ends, however it
+//! ends. It leaves nothing behind except, after a failure, the programs' logs.
 
 mod examples;
 mod flow;
@@ -28,26 +28,27 @@ use crate::real::Keys;
 use crate::screen::Screen;
 use crate::verdict::Verdict;
 
-/// What a shell says of a program that Ctrl-C ended.
+/// The exit code that shells report for a program stopped by Ctrl-C.
 const INTERRUPTED: u8 = 130;
 const BAD_SETTING: u8 = 2;
 
 const MORE: &str = "\
-With WORKOS_API_KEY and WORKOS_WEBHOOK_SECRET in the environment it uses the real WorkOS instead of a simulated one:
-the receiver then listens on LISTEN_ADDR (127.0.0.1:8080), where a tunnel of yours brings the webhooks, and the
-programs' other settings are passed on to them. `--once` then ends after the first pass that found no drift.";
+To use the real WorkOS instead of a simulated one, set WORKOS_API_KEY and WORKOS_WEBHOOK_SECRET.
+dsync-ingest then listens on LISTEN_ADDR (default 127.0.0.1:8080): point a tunnel of your own at it.
+Settings such as SWEEP_INTERVAL and RUST_LOG are passed on to the programs.
+With --once, it then exits after the first sweep that finds no drift, or with 1 after five that do.";
 
-/// All of dsync on this machine, with nothing set up: servers, programs, and a simulated WorkOS full of changes.
+/// Runs all of dsync on this machine without any setup: servers, programs, and a simulated WorkOS full of changes.
 ///
-/// Shows the first sync and a burst of changes with their progress, checks that source and database agree, shows what is
-/// in the tables, and stays up until Ctrl-C.
+/// Shows the progress of a first sync and a burst of changes, checks that source and database agree, shows what is in
+/// the tables, and stays up until Ctrl-C.
 #[derive(Parser)]
 #[command(name = "ops/run", after_long_help = MORE)]
 struct Cli {
-    /// End after the check: exit 0 if source and database agree, 1 if they do not
+    /// Exit after the check, with code 0 if source and database agree, 1 if they do not
     #[arg(long)]
     once: bool,
-    /// Directory below which the programs' logs are kept while it runs, and after it failed
+    /// Directory for the programs' logs, which are kept only after a failure
     #[arg(long, value_name = "DIR", default_value = ".run")]
     logs: PathBuf,
 }
@@ -58,13 +59,13 @@ enum End {
     Interrupted,
 }
 
-/// What runs when everything is up.
+/// Everything that runs once startup is complete.
 enum Up {
     Simulated(Box<simulated::Up>),
     Real(Box<real::Up>),
 }
 
-/// Ctrl-C, a polite kill, or a terminal that was closed.
+/// Ctrl-C, SIGTERM, or a terminal that was closed.
 struct Interrupts {
     interrupt: Signal,
     terminate: Signal,
@@ -91,12 +92,12 @@ async fn main() -> ExitCode {
 async fn run(cli: &Cli, screen: &Screen, logs: &Path, keys: Option<Keys>) -> anyhow::Result<End> {
     let mut interrupts = Interrupts::listen()?;
     std::fs::create_dir_all(logs).context("cannot make the directory for the programs' logs")?;
-    // Whatever an interrupt drops is killed with all it started: there is nothing to keep.
+    // What an interrupt drops is killed together with everything it started. There is nothing to save.
     let up = tokio::select! {
         up = Up::start(cli.once, screen, logs, keys) => up,
         () = interrupts.next() => return Ok(End::Interrupted),
     };
-    // What failed may be a child that the same Ctrl-C ended.
+    // The failure may come from a child process that the same Ctrl-C stopped.
     if up.is_err() && interrupts.just_now().await {
         return Ok(End::Interrupted);
     }
@@ -133,13 +134,13 @@ impl Up {
     }
 }
 
-/// The last words, and what becomes of the logs.
+/// Prints how the run ended, and keeps or deletes the logs.
 fn conclude(screen: &Screen, logs: &Path, end: anyhow::Result<End>) -> ExitCode {
     let (keep, code) = match end {
         Ok(End::Of(Verdict::Agree)) => (false, 0),
         Ok(End::Of(Verdict::Differ)) => (true, 1),
         Ok(End::Interrupted) => {
-            screen.line("\nInterrupted: everything it started has ended.");
+            screen.line("\nInterrupted. Everything that was started has been stopped.");
             (false, INTERRUPTED)
         }
         Err(error) => {
@@ -151,7 +152,7 @@ fn conclude(screen: &Screen, logs: &Path, end: anyhow::Result<End>) -> ExitCode 
         screen.line(&format!("\nThe programs' logs are in {}", logs.display()));
     } else {
         std::fs::remove_dir_all(logs).ok();
-        // Another run may have its own below it.
+        // Fails if another run has its logs there, too.
         logs.parent().map(std::fs::remove_dir);
     }
     ExitCode::from(code)

@@ -1,26 +1,26 @@
-//! Our programs together: one receiver, two projectors (one works, the other takes over when it ends), and the reconciler.
+//! The programs: one dsync-ingest, two projectors (one works, the other takes over when it ends), and the reconciler.
 
 use std::path::Path;
 
 use crate::servers::Servers;
 use crate::service::{Service, Setting};
 
-/// Whether `dsync-reconciler` is started. Without it no webhook is lost on purpose: nothing would bring it back.
+/// Whether `dsync-reconciler` is started. Without it, no webhook is lost on purpose, as nothing would recover it.
 pub(crate) const RECONCILER: bool = true;
 
-/// Where the receiver takes webhooks.
+/// The path at which dsync-ingest receives webhooks.
 pub(crate) const WEBHOOK_PATH: &str = "/webhooks/workos";
 
 const PROJECTORS: usize = 2;
 
-/// What the programs are told besides where the servers are.
+/// The programs' settings, except for where the servers are.
 #[derive(Default)]
 pub(crate) struct Settings {
-    /// For the receiver.
+    /// For dsync-ingest.
     pub ingest: Vec<Setting>,
     /// For the reconciler.
     pub reconciler: Vec<Setting>,
-    /// For each of them.
+    /// For all programs.
     pub all: Vec<Setting>,
 }
 
@@ -28,14 +28,14 @@ pub(crate) struct Settings {
 pub(crate) struct Programs {
     /// Receives webhooks.
     pub ingest: Service,
-    /// Keep the tables.
+    /// Write the tables.
     pub projectors: Vec<Service>,
-    /// Brings back what was lost; see [`RECONCILER`].
+    /// Recovers what was lost; see [`RECONCILER`].
     pub reconciler: Option<Service>,
 }
 
 impl Programs {
-    /// Starts them all and waits until each says it is ready. The schema must be there.
+    /// Starts them all and waits until each is ready. The schema must exist.
     pub(crate) async fn start(
         servers: &Servers,
         settings: Settings,
@@ -77,7 +77,7 @@ impl Programs {
         Ok(programs)
     }
 
-    /// What runs, in words.
+    /// The list of running programs, in words.
     pub(crate) fn words(&self) -> String {
         let reconciler = if self.reconciler.is_some() {
             ", dsync-reconciler"
@@ -87,14 +87,14 @@ impl Programs {
         format!("dsync-ingest, dsync-projector twice (one stands by){reconciler}")
     }
 
-    /// Each of them.
+    /// All of them.
     pub(crate) fn every(&mut self) -> impl Iterator<Item = &mut Service> {
         std::iter::once(&mut self.ingest)
             .chain(&mut self.projectors)
             .chain(&mut self.reconciler)
     }
 
-    /// Fails when one has ended, with its last words.
+    /// Fails if one has ended, with the end of its output.
     pub(crate) fn must_run(&mut self) -> anyhow::Result<()> {
         self.every().try_for_each(Service::must_run)
     }

@@ -1,6 +1,6 @@
-//! A run with the real WorkOS: our programs with the keys of an environment, receiving what a tunnel brings.
+//! A run with the real WorkOS: the programs with the keys of a WorkOS environment, receiving webhooks through a tunnel.
 //!
-//! Nothing of what the directories hold is printed, only how much there is.
+//! Of the directories' contents, only counts are printed.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -15,9 +15,9 @@ use crate::stay::stay;
 use crate::summary;
 use crate::verdict::Verdict;
 
-/// Where the receiver listens unless `LISTEN_ADDR` says otherwise: a port that a tunnel can be told.
+/// Where dsync-ingest listens unless `LISTEN_ADDR` is set: a fixed port, so that a tunnel can be configured for it.
 const LISTEN_ADDR: &str = "127.0.0.1:8080";
-/// Settings of our programs that are passed on as they are.
+/// Settings that are passed on to the programs unchanged.
 const PASSED_ON: [&str; 13] = [
     "EVENTS_HOLDBACK",
     "EVENTS_POLL_INTERVAL",
@@ -33,13 +33,13 @@ const PASSED_ON: [&str; 13] = [
     "WEBHOOK_TOLERANCE",
     "WORKOS_API_URL",
 ];
-/// Passes after which drift that goes on is no first sync any more.
+/// Passes after which continuing drift can no longer be the first sync.
 const PASSES: u32 = 5;
-/// How often we look whether one is over.
+/// How often to check whether a pass is over.
 const LOOK: Duration = Duration::from_millis(200);
 /// How long the tables may take to show what a pass found.
 const APPLIED_WITHIN: Duration = Duration::from_mins(10);
-/// What `dsync-reconciler sweep` exits with when there was none, and when there was.
+/// The exit codes of `dsync-reconciler sweep` without and with drift.
 const NO_DRIFT: i32 = 0;
 const DRIFT: i32 = 3;
 
@@ -49,26 +49,28 @@ pub(crate) struct Keys {
     webhook_secret: String,
 }
 
-/// One of the two is missing.
+/// One of the two keys is missing.
 #[derive(Debug, thiserror::Error)]
-#[error("{there} is set and {missing} is not: set both to use your WorkOS, neither for the simulated one")]
+#[error(
+    "{there} is set but {missing} is not. Set both to use the real WorkOS, or neither to use the simulated one."
+)]
 pub(crate) struct HalfSet {
     there: &'static str,
     missing: &'static str,
 }
 
-/// All of it, up.
+/// Everything, running.
 pub(crate) struct Up {
     programs: Programs,
     servers: Servers,
     keys: Keys,
     listen: String,
-    /// Whether a whole pass over WorkOS found no drift; where nobody asked, it counts as if.
+    /// Whether a whole pass over WorkOS found no drift. Without `--once` no pass is made and this is `Agree`.
     pub(crate) verdict: Verdict,
 }
 
 impl Keys {
-    /// From this process's environment; `None` when it has neither.
+    /// Reads them from this process's environment; `None` if neither is set.
     pub(crate) fn given() -> Result<Option<Keys>, HalfSet> {
         const NAMES: [&str; 2] = ["WORKOS_API_KEY", "WORKOS_WEBHOOK_SECRET"];
         let [key, secret] = NAMES.map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()));
@@ -88,7 +90,7 @@ impl Keys {
 }
 
 impl Up {
-    /// Starts everything and says where to point WorkOS. `once`: sweeps until there is no drift.
+    /// Starts everything and prints where to point WorkOS. With `once`, sweeps until there is no drift.
     pub(crate) async fn start(screen: &Screen, logs: &Path, once: bool, keys: Keys) -> anyhow::Result<Up> {
         let servers = Servers::prepare(screen).await?;
         let began = Instant::now();
@@ -119,17 +121,17 @@ impl Up {
         Ok(up)
     }
 
-    /// Sweeps until a whole pass over WorkOS finds no drift, and shows what there is then.
+    /// Sweeps until a whole pass over WorkOS finds no drift, and prints the row counts.
     async fn first_sync(&self, screen: &Screen, logs: &Path) -> anyhow::Result<Verdict> {
         for pass in 1..=PASSES {
             let began = Instant::now();
             let bar = screen.spinner("reading all directories from WorkOS");
             let drift = self.sweep(logs).await?;
-            bar.say("applying what was found");
+            bar.say("applying the differences found");
             let position = self.servers.applied_within(APPLIED_WITHIN).await?;
             drop(bar);
             let found = if drift {
-                "differences, repaired"
+                "differences found and repaired"
             } else {
                 "no drift"
             };
@@ -140,17 +142,17 @@ impl Up {
             screen.done("sweep", began, &[what]);
             if !drift {
                 summary::tables(&self.servers.pool, screen).await?;
-                screen.heading("WorkOS and database agree: a whole pass found no drift.");
+                screen.heading("WorkOS and database agree: a full pass found no drift.");
                 return Ok(Verdict::Agree);
             }
         }
         screen.heading(&format!(
-            "WorkOS and database DIFFER: {PASSES} passes, and each found drift."
+            "WorkOS and database DIFFER: each of {PASSES} passes found drift."
         ));
         Ok(Verdict::Differ)
     }
 
-    /// One pass, for as long as it takes; whether there was drift.
+    /// Makes one pass, however long it takes. Returns whether there was drift.
     async fn sweep(&self, logs: &Path) -> anyhow::Result<bool> {
         let mut settings = self.servers.settings();
         settings.extend(given(&PASSED_ON));
@@ -167,20 +169,21 @@ impl Up {
             Some(NO_DRIFT) => Ok(false),
             Some(DRIFT) => Ok(true),
             _ => bail!(
-                "dsync-reconciler sweep failed; its last words:\n{}",
+                "dsync-reconciler sweep failed. The end of its output:\n{}",
                 sweep.tail(30)
             ),
         }
     }
 
-    /// Goes on until this is dropped.
+    /// Shows the status until this is dropped.
     pub(crate) async fn stay(&mut self, screen: &Screen) -> anyhow::Result<()> {
         stay(screen, &self.servers, &mut self.programs, || Ok(String::new())).await
     }
 
     fn show_places(&mut self, screen: &Screen, logs: &Path) {
         let path = std::env::var("WEBHOOK_PATH").unwrap_or_else(|_| WEBHOOK_PATH.to_owned());
-        screen.heading("Point WorkOS here (dashboard: Webhooks, events dsync.*), through a tunnel of yours");
+        screen
+            .heading("Point WorkOS here (dashboard: Webhooks, events dsync.*), through a tunnel of your own");
         screen.line(&format!(
             "  https://<your tunnel>{path}  →  http://{}{path}",
             self.listen

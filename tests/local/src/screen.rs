@@ -1,7 +1,7 @@
-//! What a person sees: one line per finished phase, headings, rows in columns, and bars while something is under way.
+//! The output: a line for each finished phase, headings, tables, and progress bars.
 //!
-//! Lines go to standard output and read the same in a terminal and in a file; bars go to standard error and appear in a
-//! terminal only. Nothing here knows what it shows, and a reader who went away is no error.
+//! Lines go to standard output and read the same in a terminal and in a file. Bars go to standard error and appear only
+//! in a terminal. Nothing here knows what it shows. A closed output is not an error.
 
 use std::borrow::Cow;
 use std::io::{IsTerminal as _, Write as _};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-/// Nothing printed is wider, but what a person is to copy whole.
+/// The greatest width of anything printed, except what a person is to copy whole.
 pub(crate) const WIDTH: usize = 100;
 /// Where the text of a finished phase begins.
 const INDENT: usize = 17;
@@ -30,17 +30,17 @@ impl Screen {
         }
     }
 
-    /// Whether somebody watches the bars.
+    /// Whether the bars are visible.
     pub(crate) fn is_watched(&self) -> bool {
         !self.bars.is_hidden()
     }
 
-    /// One line.
+    /// Prints one line.
     pub(crate) fn line(&self, text: &str) {
         self.bars.suspend(|| writeln!(std::io::stdout(), "{text}").ok());
     }
 
-    /// A heading, with an empty line before it.
+    /// Prints a heading, after an empty line.
     pub(crate) fn heading(&self, text: &str) {
         let (on, off) = if self.bold {
             ("\u{1b}[1m", "\u{1b}[0m")
@@ -50,21 +50,21 @@ impl Screen {
         self.line(&format!("\n{on}{text}{off}"));
     }
 
-    /// A phase is over: its name, how long it took, and what it came to, one string a line.
+    /// Reports that a phase is over: its name, how long it took, and its results, one string a line.
     pub(crate) fn done(&self, phase: &str, began: Instant, what: &[String]) {
         for line in done(phase, began.elapsed(), what) {
             self.line(&line);
         }
     }
 
-    /// Rows below a header.
+    /// Prints rows below a header.
     pub(crate) fn table(&self, header: &[&str], rows: &[Vec<String>]) {
         for line in table(header, rows) {
             self.line(&line);
         }
     }
 
-    /// Says what is under way, until the bar is dropped or cleared.
+    /// Shows what is in progress, until the bar is dropped.
     pub(crate) fn spinner(&self, text: impl Into<Cow<'static, str>>) -> Bar {
         let style = ProgressStyle::with_template("  {spinner} {wide_msg}").expect("a template");
         let bar = ProgressBar::new_spinner().with_style(style).with_message(text);
@@ -73,7 +73,7 @@ impl Screen {
         Bar(bar)
     }
 
-    /// Shows how much of something is done, until the bar is dropped or cleared.
+    /// Shows how much of something is done, until the bar is dropped.
     pub(crate) fn bar(&self, label: &'static str) -> Bar {
         let style = ProgressStyle::with_template(
             "    {prefix:<10} {bar:44} {human_pos:>8} of {human_len:<8} {elapsed}",
@@ -84,17 +84,17 @@ impl Screen {
     }
 }
 
-/// A bar on the screen; goes when dropped.
+/// A bar on the screen, removed when dropped.
 pub(crate) struct Bar(ProgressBar);
 
 impl Bar {
-    /// So much of so much.
+    /// Shows `position` of `length`.
     pub(crate) fn show(&self, position: u64, length: u64) {
         self.0.set_length(length.max(position));
         self.0.set_position(position);
     }
 
-    /// What is under way now.
+    /// Replaces the text.
     pub(crate) fn say(&self, text: impl Into<Cow<'static, str>>) {
         self.0.set_message(text);
     }
@@ -106,7 +106,7 @@ impl Drop for Bar {
     }
 }
 
-/// `text` in at most `width` characters, none of which moves the cursor.
+/// `text` cut to at most `width` characters, with everything that could move the cursor replaced.
 pub(crate) fn clipped(text: &str, width: usize) -> String {
     let plain = |c: char| {
         if c.is_control() || ('\u{200b}'..='\u{202e}').contains(&c) {
@@ -139,8 +139,8 @@ fn done(phase: &str, took: Duration, what: &[String]) -> Vec<String> {
     lines
 }
 
-/// Columns as wide as they need to be; while a row is wider than the screen, the widest column gives way. Numbers stand to
-/// the right.
+/// Lays out columns as wide as they need to be. If a row is wider than the screen, the widest column shrinks. Numbers
+/// are right-aligned.
 fn table(header: &[&str], rows: &[Vec<String>]) -> Vec<String> {
     let cell = |row: &Vec<String>, column: usize| row.get(column).cloned().unwrap_or_default();
     let mut widths: Vec<usize> = header.iter().map(|title| title.chars().count()).collect();

@@ -1,4 +1,4 @@
-//! The private database and the private log: made for this run, thrown away with it.
+//! The private database and the private log, created for this run and deleted after it.
 
 use std::time::{Duration, Instant};
 
@@ -10,10 +10,10 @@ use tests::{Durability, Nats, Postgres, Program};
 use crate::screen::Screen;
 use crate::service::Setting;
 
-/// The log's name; the programs' own default.
+/// The log's name, which is the programs' default.
 pub(crate) const STREAM: &str = "DSYNC";
 
-/// Both servers, and connections of our own to look at them.
+/// Both servers, and connections for observing them.
 pub(crate) struct Servers {
     /// The database.
     pub postgres: Postgres,
@@ -25,17 +25,17 @@ pub(crate) struct Servers {
     pub journal: Journal,
 }
 
-/// How far the log reaches and how much of it is in the tables.
+/// The length of the log, and how much of it is in the tables.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Position {
     /// Records in the log.
     pub stored: u64,
-    /// Of these, how many the projector has applied.
+    /// How many of these the projector has applied.
     pub applied: u64,
 }
 
 impl Servers {
-    /// Starts both and makes the schema, and says so.
+    /// Starts both, creates the schema, and reports each step.
     pub(crate) async fn prepare(screen: &Screen) -> anyhow::Result<Servers> {
         let began = Instant::now();
         let bar = screen.spinner("starting Postgres and NATS");
@@ -77,7 +77,7 @@ impl Servers {
         Ok(version.split(' ').next().unwrap_or_default().to_owned())
     }
 
-    /// As an operator would.
+    /// Migrates as an operator would.
     async fn migrate(&self) -> anyhow::Result<String> {
         let program = Program::new("dsync-projector").arg("migrate");
         let output = program.env("DATABASE_URL", self.postgres.url()).run().await?;
@@ -92,7 +92,7 @@ impl Servers {
         ))
     }
 
-    /// The settings with which programs find both.
+    /// The settings that tell programs where both servers are.
     pub(crate) fn settings(&self) -> Vec<Setting> {
         vec![
             ("DATABASE_URL", self.postgres.url()),
@@ -101,14 +101,14 @@ impl Servers {
         ]
     }
 
-    /// How far they are.
+    /// How far log and tables are.
     pub(crate) async fn position(&self) -> anyhow::Result<Position> {
-        // Applied first: what is stored between the two questions must not look applied already.
+        // Read `applied` first, so that it never exceeds `stored`.
         let applied: i64 =
             sqlx::query_scalar("select coalesce(min(seq), 0) from dsync.progress where lane = 'all'")
                 .fetch_one(&self.pool)
                 .await
-                .context("the projector's position cannot be read")?;
+                .context("cannot read the projector's position")?;
         let identity = self.journal.identity().await?;
         Ok(Position {
             stored: identity.map_or(0, |identity| identity.last_seq),
@@ -116,14 +116,14 @@ impl Servers {
         })
     }
 
-    /// Waits until all that is in the log now is in the tables.
+    /// Waits until everything now in the log is in the tables.
     pub(crate) async fn applied_within(&self, bound: Duration) -> anyhow::Result<Position> {
         let goal = self.position().await?.stored;
         tests::eventually(bound, async || {
             let position = self.position().await?;
             ensure!(
                 position.applied >= goal,
-                "{} of {goal} records are applied",
+                "{} of {goal} records applied",
                 position.applied
             );
             Ok(position)

@@ -1,6 +1,6 @@
-//! One of our programs as a service: started with ports of its own and with its output in a file that outlives it.
+//! One of the programs as a service, with ports of its own, and its output in a file that outlives it.
 //!
-//! It sees nothing of this process's environment but the path, and it ends with this process, however that ends.
+//! Of this process's environment it sees only `PATH`. It ends when this process ends, however that happens.
 
 use std::path::Path;
 use std::time::Duration;
@@ -13,7 +13,7 @@ const READY_WITHIN: Duration = Duration::from_mins(1);
 /// A setting's name and value.
 pub(crate) type Setting = (&'static str, String);
 
-/// Those of the named settings that this process's own environment has.
+/// The named settings, as far as they are set in this process's environment.
 pub(crate) fn given(names: &[&'static str]) -> Vec<Setting> {
     let value = |name: &&'static str| Some((*name, std::env::var(name).ok()?));
     names.iter().filter_map(value).collect()
@@ -37,11 +37,11 @@ pub(crate) fn launch(
     let here = std::env::current_exe()?;
     let path = here
         .parent()
-        .context("a program without a directory")?
+        .context("this program's path has no directory")?
         .join(program);
     ensure!(
         path.is_file(),
-        "{} is not built: ops/run builds it",
+        "{} does not exist; ops/run builds it",
         path.display()
     );
     let mut watched = Watched::new(path, "/dev/null");
@@ -49,7 +49,7 @@ pub(crate) fn launch(
     command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
     command.envs(settings.iter().map(|(name, value)| (name, value)));
     let log = logs.join(format!("{name}.log"));
-    // It has no directory of its own that would have to go with it.
+    // The program has no directory of its own to be deleted with it.
     Process::start(name, watched, &log, Path::new(""))
 }
 
@@ -71,7 +71,7 @@ impl Service {
         })
     }
 
-    /// What it is called here.
+    /// Its name in the output and in the name of its log file.
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
@@ -86,7 +86,7 @@ impl Service {
         format!("http://{}", self.admin.address())
     }
 
-    /// Waits until it says it is ready. Fails at once when it ends.
+    /// Waits until it reports that it is ready. Fails at once if it ends.
     pub(crate) async fn ready(&mut self) -> anyhow::Result<()> {
         let url = format!("{}/readyz", self.admin_url());
         let process = &mut self.process;
@@ -94,7 +94,7 @@ impl Service {
             process.must_run()?;
             let answer = reqwest::get(&url)
                 .await
-                .context("nothing answers at its admin address")?;
+                .context("no answer from its admin address")?;
             let status = answer.status();
             ensure!(
                 status.is_success(),
@@ -107,7 +107,7 @@ impl Service {
         .with_context(|| format!("{} is not ready", self.name))
     }
 
-    /// Fails when it has ended, with its last words.
+    /// Fails if it has ended, with the end of its output.
     pub(crate) fn must_run(&mut self) -> anyhow::Result<()> {
         self.process.must_run()
     }
@@ -117,7 +117,7 @@ impl Service {
         self.process.exited().is_ok_and(|status| status.is_some())
     }
 
-    /// Its metrics now.
+    /// Its current metrics.
     pub(crate) async fn metrics(&self) -> anyhow::Result<Metrics> {
         let answer = reqwest::get(format!("{}/metrics", self.admin_url())).await?;
         Ok(Metrics::new(answer.error_for_status()?.text().await?))

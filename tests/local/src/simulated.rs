@@ -1,5 +1,5 @@
-//! A run with the simulated WorkOS: first sync, burst, check, and what there is to see; then a trickle of changes for as
-//! long as it stays up.
+//! A run with the simulated WorkOS: first sync, burst, check and summary, then a trickle of changes for as long as it
+//! stays up.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -19,17 +19,17 @@ use crate::summary::{self, count};
 use crate::verdict::{self, Verdict};
 use crate::world::{self, Burst, SECRET, Seeded, World};
 
-/// All of it, up and in step.
+/// Everything, running and in sync.
 pub(crate) struct Up {
     stage: Stage,
-    /// Keeps the receiver's port.
+    /// Keeps dsync-ingest's port reserved.
     _listen: Port,
-    /// Whether the tables showed what the source said.
+    /// Whether the tables agreed with the source.
     pub verdict: Verdict,
 }
 
 impl Up {
-    /// Everything up to the check, and what there is to see. `once`: it ends after that.
+    /// Runs everything up to the check, and prints the summary. `once` means that the run ends after that.
     pub(crate) async fn start(screen: &Screen, logs: &Path, once: bool) -> anyhow::Result<Up> {
         let start = Instant::now();
         let listen = Port::reserve()?;
@@ -49,7 +49,7 @@ impl Up {
         let (again, tense) = if once {
             ("; without --once it stays up", "listened")
         } else {
-            (" until Ctrl-C", "listens")
+            (", until Ctrl-C", "listens")
         };
         screen.heading(&format!("Where everything {tense} (this machine only{again})"));
         let sim = &stage.world.sim;
@@ -73,9 +73,9 @@ impl Up {
         })
     }
 
-    /// Changes go on, a few every other second, until this is dropped.
+    /// Makes a few changes every two seconds, until this is dropped.
     pub(crate) async fn stay(&mut self, screen: &Screen) -> anyhow::Result<()> {
-        screen.heading("A few changes every two seconds, with the same faults");
+        screen.heading("Making a few changes every two seconds, with the same faults");
         let Stage {
             programs,
             world,
@@ -91,7 +91,7 @@ impl Up {
     }
 }
 
-/// Starts everything; WorkOS's side is full, and begins to tell.
+/// Starts everything, fills the simulated WorkOS and starts delivering its webhooks.
 async fn prepare(
     screen: &Screen,
     logs: &Path,
@@ -155,7 +155,7 @@ async fn burst(screen: &Screen, stage: &mut Stage) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// In words, what there was before and is no more.
+/// Describes in words what existed before and is gone now.
 fn access_lost(before: &Truth, after: &Truth) -> String {
     let users = |truth: &Truth, active: bool| -> BTreeSet<String> {
         let all = truth

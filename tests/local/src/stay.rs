@@ -1,4 +1,4 @@
-//! Staying up: a tick now and then, and one line that says how things are.
+//! Staying up: changes at every tick, and one status line.
 
 use std::time::{Duration, Instant};
 
@@ -10,10 +10,11 @@ use crate::servers::Servers;
 use crate::summary::{Totals, count};
 
 const TICK: Duration = Duration::from_secs(2);
-/// Every so many ticks a line is printed where no terminal shows the bar.
+/// How many ticks pass between printed lines when no terminal shows the bar.
 const TICKS_A_LINE: u32 = 15;
 
-/// Runs until it is dropped. At every tick `go_on` may make something happen; it returns what to say of the webhooks.
+/// Runs until it is dropped. Calls `go_on` at every tick, which may make changes and returns the webhooks' part of the
+/// line.
 pub(crate) async fn stay(
     screen: &Screen,
     servers: &Servers,
@@ -27,7 +28,7 @@ pub(crate) async fn stay(
     let mut webhooks = String::new();
     for tick in 0_u32.. {
         ticks.tick().await;
-        // Before more happens: what happened at the tick before has arrived.
+        // Read the status before making more changes: those of the previous tick have arrived by now.
         let line = status(up, servers, programs, &webhooks).await;
         webhooks = go_on()?;
         if screen.is_watched() {
@@ -39,13 +40,13 @@ pub(crate) async fn stay(
     Ok(())
 }
 
-/// Trouble is part of the status: whoever plays with the servers wants to see what follows from it.
+/// Failures are part of the status, because people who experiment with the servers want to see the effect.
 async fn status(up: Instant, servers: &Servers, programs: &mut Programs, webhooks: &str) -> String {
     let seconds = up.elapsed().as_secs();
     let ended = programs.ended();
     let (position, totals) = (servers.position().await, Totals::read(&servers.pool).await);
     let (Ok(position), Ok(totals)) = (position, totals) else {
-        return "the servers do not answer  Ctrl-C to end".to_owned();
+        return "the servers do not answer  Ctrl-C to stop".to_owned();
     };
     let rest = if ended.is_empty() {
         format!("users {}  groups {}", count(totals.users), count(totals.groups))
@@ -53,7 +54,7 @@ async fn status(up: Instant, servers: &Servers, programs: &mut Programs, webhook
         format!("{} ended", ended.join(", "))
     };
     format!(
-        "up {}:{:02}  {webhooks}log {}  applied {}  {rest}  Ctrl-C to end",
+        "up {}:{:02}  {webhooks}log {}  applied {}  {rest}  Ctrl-C to stop",
         seconds / 60,
         seconds % 60,
         count(position.stored),

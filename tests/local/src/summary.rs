@@ -1,4 +1,4 @@
-//! What there is to look at when everything is in the tables: their counts, where things listen, what to try.
+//! What is shown once everything is in the tables: row counts, where things listen, and what to try next.
 
 use std::path::Path;
 
@@ -10,12 +10,12 @@ use crate::programs::{Programs, RECONCILER};
 use crate::screen::Screen;
 use crate::servers::{STREAM, Servers};
 
-/// A number as people read it.
+/// A number with thousands separators.
 pub(crate) fn count(number: impl TryInto<u64>) -> String {
     HumanCount(number.try_into().unwrap_or(u64::MAX)).to_string()
 }
 
-/// What the tables hold in all.
+/// The number of rows in all tables.
 pub(crate) struct Totals {
     /// Rows of `directory.directories`.
     pub directories: i64,
@@ -28,7 +28,7 @@ pub(crate) struct Totals {
 }
 
 impl Totals {
-    /// Counts.
+    /// Counts the rows.
     pub(crate) async fn read(pool: &PgPool) -> anyhow::Result<Totals> {
         let row = sqlx::query(
             "select
@@ -46,7 +46,7 @@ impl Totals {
         })
     }
 
-    /// In words.
+    /// The counts in words.
     pub(crate) fn words(&self) -> String {
         format!(
             "{} directories, {} users, {} groups, {} memberships",
@@ -104,7 +104,7 @@ pub(crate) async fn tables(pool: &PgPool, screen: &Screen) -> anyhow::Result<()>
     Ok(())
 }
 
-/// Where everything listens, `first` first.
+/// Prints where everything listens, beginning with `first`.
 pub(crate) fn places(
     screen: &Screen,
     servers: &Servers,
@@ -131,12 +131,12 @@ pub(crate) fn places(
     }
 }
 
-/// How a person gets into the database.
+/// The command that opens a session in the database.
 pub(crate) fn psql(servers: &Servers) -> String {
     format!("psql {}", servers.postgres.url())
 }
 
-/// Things to try while everything runs. `holder` is the process id of the projector that works.
+/// Prints things to try while everything runs. `holder` is the process id of the active projector.
 pub(crate) fn suggestions(screen: &Screen, servers: &Servers, api: &str, cast: &Cast, holder: Option<&str>) {
     let user = &cast.user;
     let change = |body: &str| {
@@ -151,9 +151,12 @@ pub(crate) fn suggestions(screen: &Screen, servers: &Servers, api: &str, cast: &
     suspend.push(format!("      where id = '{user}'\""));
     let meaning = format!(r"{} -c '\d+ directory.users'", psql(servers));
     let mut ideas = vec![
-        ("suspend the person of the first question, then ask", suspend),
-        ("a burst of random changes", change(r#"{"burst":500}"#)),
-        ("what every view and column means", vec![meaning]),
+        (
+            "suspend the person from the first question, then query their row",
+            suspend,
+        ),
+        ("make a burst of random changes", change(r#"{"burst":500}"#)),
+        ("read what every column of a view means", vec![meaning]),
     ];
     if RECONCILER {
         let inner = format!(r#"{{"change":"delete_user","user":"{user}"}}"#);
@@ -161,13 +164,13 @@ pub(crate) fn suggestions(screen: &Screen, servers: &Servers, api: &str, cast: &
             "{{\"change\":\"silently\",\n        \"inner\":{inner}}}"
         ));
         ideas.push((
-            "a deletion of which nothing is told: the next sweep finds it",
+            "delete that person without an event: the next sweep finds out",
             silently,
         ));
     }
     if let Some(pid) = holder {
         ideas.push((
-            "end the projector that works: the other one takes over within seconds",
+            "kill the active projector: the standby takes over within seconds",
             vec![format!("kill -9 {pid}")],
         ));
     }
@@ -180,7 +183,7 @@ pub(crate) fn suggestions(screen: &Screen, servers: &Servers, api: &str, cast: &
     }
 }
 
-/// The process id of the projector that works now.
+/// The process id of the active projector.
 pub(crate) async fn holder(pool: &PgPool) -> anyhow::Result<Option<String>> {
     let holder: Option<String> =
         sqlx::query_scalar("select holder from dsync.progress where lane = 'all' and held_until > now()")

@@ -1,4 +1,4 @@
-//! Do source and tables agree? Asked of the views as any reader sees them, and said with figures.
+//! Whether source and tables agree. Compares the views as any reader sees them, and prints the result with figures.
 
 use std::time::{Duration, Instant};
 
@@ -9,11 +9,11 @@ use crate::flow::{Came, Stage};
 use crate::screen::{Screen, WIDTH, clipped};
 use crate::summary::{Totals, count};
 
-/// Differences shown; there may be thousands.
+/// The number of differences shown; there may be thousands.
 const SHOWN: usize = 20;
-/// How long the reconciler may take to bring back what was lost.
+/// How long the reconciler may take to recover what was lost.
 const REPAIR_WITHIN: Duration = Duration::from_mins(2);
-/// Between two looks at whether it has.
+/// The time between two comparisons.
 const LOOK: Duration = Duration::from_millis(500);
 
 /// How a run came out.
@@ -21,11 +21,11 @@ const LOOK: Duration = Duration::from_millis(500);
 pub(crate) enum Verdict {
     /// The tables show what the source says.
     Agree,
-    /// They do not; what differs was printed.
+    /// They do not; the differences were printed.
     Differ,
 }
 
-/// Compares every column of every row. Where there is a reconciler, what was lost may still be on its way.
+/// Compares every column of every row. If a reconciler runs, waits for it to recover what was lost.
 pub(crate) async fn check(screen: &Screen, stage: &mut Stage) -> anyhow::Result<Vec<Difference>> {
     let began = Instant::now();
     let bar = screen.spinner("comparing the tables with the source");
@@ -37,7 +37,7 @@ pub(crate) async fn check(screen: &Screen, stage: &mut Stage) -> anyhow::Result<
             break differences;
         }
         bar.say(format!(
-            "what was lost is on its way: {} differences",
+            "waiting for the reconciler to recover lost events: {} differences",
             differences.len()
         ));
         stage.programs.must_run()?;
@@ -45,14 +45,14 @@ pub(crate) async fn check(screen: &Screen, stage: &mut Stage) -> anyhow::Result<
     };
     drop(bar);
     let mut lines = vec![format!(
-        "every column of every row against the source: {} differences",
+        "compared every column of every row with the source: {} differences",
         count(differences.len())
     )];
     if let Some(reconciler) = &stage.programs.reconciler {
         let metrics = reconciler.metrics().await?;
         let recovered = metrics.count("dsync_reconciler_events_recovered_total", &[]);
         lines.push(format!(
-            "catch-up brought {} events before or instead of their webhooks",
+            "catch-up delivered {} events before or instead of their webhooks",
             HumanFloatCount(recovered)
         ));
     }
@@ -60,7 +60,7 @@ pub(crate) async fn check(screen: &Screen, stage: &mut Stage) -> anyhow::Result<
     Ok(differences)
 }
 
-/// Says whether they agree.
+/// Prints whether they agree.
 pub(crate) async fn tell(
     screen: &Screen,
     stage: &Stage,
@@ -89,13 +89,13 @@ pub(crate) async fn tell(
     screen.line(&format!(
         "  sent          {webhooks} webhooks for {events} events"
     ));
-    screen.line(&format!("  on the way    {}", came.faults()));
+    screen.line(&format!("  faults        {}", came.faults()));
     screen.line(&format!(
         "  recognised    {} duplicates",
         HumanFloatCount(duplicates)
     ));
     screen.line(&format!(
-        "  took          {:.1} s from nothing",
+        "  took          {:.1} s from start to finish",
         took.as_secs_f64()
     ));
     Ok(Verdict::Agree)

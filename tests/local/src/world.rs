@@ -1,4 +1,4 @@
-//! The simulated WorkOS of a run: whose directories it holds, how they change, and what goes wrong with their webhooks.
+//! The simulated WorkOS of a run: its directories, how they change, and which faults their webhooks suffer.
 
 use std::time::Duration;
 
@@ -9,29 +9,29 @@ use workos_sim::{
 
 use crate::programs::RECONCILER;
 
-/// Signs the webhooks of the simulated WorkOS, and of nothing else.
+/// Signs the webhooks of the simulated WorkOS; used for nothing else.
 pub(crate) const SECRET: &str = "whsec_simulated";
 
-/// Changes a burst makes at a time.
+/// Changes that a burst makes at a time.
 const SLICE: usize = 100;
-/// Slices of a burst.
+/// Slices in a burst.
 const SLICES: usize = 24;
-/// Before this slice a customer leaves.
+/// A customer leaves before this slice.
 const LEAVES: usize = 9;
-/// Before this slice the directory that was nobody's gets its organization.
+/// The directory without an organization is linked to one before this slice.
 const LINKED: usize = 15;
 
-/// The simulator, and the delivery of its webhooks to our receiver.
+/// The simulator, and the delivery of its webhooks to dsync-ingest.
 pub(crate) struct World {
     /// The simulated WorkOS.
     pub sim: Sim,
-    /// Its webhooks.
+    /// The delivery of its webhooks.
     pub delivery: Delivery,
     leaving: String,
     unlinked: String,
 }
 
-/// What a first sync brings.
+/// The size of the first sync.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Seeded {
     /// Directories.
@@ -42,13 +42,13 @@ pub(crate) struct Seeded {
     pub groups: usize,
 }
 
-/// A burst of changes under way.
+/// A burst of changes in progress.
 #[derive(Debug, Default)]
 pub(crate) struct Burst {
     slices: usize,
 }
 
-/// A fifth doubled, a fifth held back by seconds, a tenth delivered again when newer ones have long come.
+/// A fifth are duplicated, a fifth are held back by seconds, and a tenth are delivered again long after newer ones.
 fn faults(lost: u8) -> Faults {
     Faults {
         seed: 7,
@@ -62,7 +62,7 @@ fn faults(lost: u8) -> Faults {
     }
 }
 
-/// One directory of every shape, and how much is in it.
+/// One directory of every shape, with its numbers of users and groups.
 fn customers() -> [(DirectoryOptions, usize, usize); 5] {
     let named = |name: &str, options: DirectoryOptions| DirectoryOptions {
         name: Some(name.to_owned()),
@@ -88,7 +88,7 @@ fn customers() -> [(DirectoryOptions, usize, usize); 5] {
 
 /// A simulator with nobody in it.
 pub(crate) async fn simulator() -> anyhow::Result<Sim> {
-    // As the real one does: the Events API shows an event only after some seconds.
+    // Like the real one, the Events API shows an event only after some seconds.
     let events = EventsOptions {
         holdback: Duration::from_secs(2),
         ..EventsOptions::default()
@@ -105,7 +105,7 @@ pub(crate) async fn simulator() -> anyhow::Result<Sim> {
 }
 
 impl World {
-    /// Fills the simulator with directories, and begins to deliver to `url` what it tells of them.
+    /// Fills the simulator with directories, and starts delivering its webhooks to `url`.
     pub(crate) fn fill(sim: Sim, url: &str) -> anyhow::Result<(World, Seeded)> {
         let mut seeded = Seeded::default();
         let mut ids = Vec::new();
@@ -137,12 +137,12 @@ impl World {
         Ok((world, seeded))
     }
 
-    /// How many events it has emitted.
+    /// The number of events emitted so far.
     pub(crate) fn emitted(&self) -> usize {
         self.sim.world().events().len()
     }
 
-    /// From now on webhooks are lost too, where there is something that brings them back.
+    /// From now on some webhooks are lost, too, provided that the reconciler runs to recover them.
     pub(crate) fn lose_webhooks(&self) {
         self.delivery.set_faults(faults(if RECONCILER { 10 } else { 0 }));
     }
@@ -155,10 +155,10 @@ impl World {
 }
 
 impl Burst {
-    /// How many changes it makes in all.
+    /// The number of changes that it makes in all.
     pub(crate) const CHANGES: usize = SLICE * SLICES + 2;
 
-    /// Makes the next changes happen; whether more are to come.
+    /// Makes the next changes. Returns whether there are more to come.
     pub(crate) fn go_on(&mut self, world: &World) -> anyhow::Result<bool> {
         if self.slices == LEAVES {
             let directory = world.leaving.clone();

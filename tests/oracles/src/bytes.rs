@@ -1,10 +1,10 @@
-//! Decisions out of a fuzzer's input: one byte a choice, and nothing but the first choice once it has run out.
+//! Choices made from a fuzzer's input: one byte for each, and always the first alternative once the input has run out.
 
 /// An input, read from the front.
 pub struct Choices<'i>(&'i [u8]);
 
 impl<'i> Choices<'i> {
-    /// Choices out of `input`.
+    /// Choices made from `input`.
     pub fn of(input: &'i [u8]) -> Self {
         Self(input)
     }
@@ -33,7 +33,7 @@ impl<'i> Choices<'i> {
         all[self.below(all.len())]
     }
 
-    /// Up to `most` bytes as they come.
+    /// Takes up to `most` bytes as they are.
     pub fn some(&mut self, most: usize) -> &'i [u8] {
         let length = self.below(most + 1).min(self.0.len());
         let (taken, rest) = self.0.split_at(length);

@@ -1,5 +1,5 @@
-//! One body, from bytes to observations: what is mended is what had to be, what was addressed can be read, and the
-//! address says the same as the content.
+//! One body, from bytes to observations: only what must be repaired is repaired, what was addressed can be read, and
+//! the address agrees with the content.
 
 use ::bytes::Bytes;
 use schema::event::{Event, Kind};
@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 
 use crate::postgres;
 
-/// The input is a body.
+/// Takes a body as its input.
 pub fn check(input: &[u8]) {
     if let Ok(text) = std::str::from_utf8(input) {
         mending(text);
@@ -35,7 +35,7 @@ pub fn check(input: &[u8]) {
     }
 }
 
-/// JSON stays JSON, becomes what Postgres holds, and changes only where it must.
+/// JSON stays JSON, becomes something that Postgres can store, and changes only where it must.
 fn mending(text: &str) {
     let mended = json::storable(text.as_bytes()).expect("it is UTF-8");
     if serde_json::from_str::<&RawValue>(text).is_err() {
@@ -43,7 +43,7 @@ fn mending(text: &str) {
     }
     postgres::json(&mended);
     assert_eq!(json::storable(mended.as_bytes()).unwrap(), mended, "mended twice");
-    // serde_json reads neither what is nested deeper than 128 nor halves of pairs: those it cannot judge.
+    // serde_json reads neither nesting deeper than 128 nor halves of surrogate pairs, so it cannot compare those.
     if let (Ok(before), Ok(after)) = (serde_json::from_str(text), serde_json::from_str(&mended)) {
         assert!(same(&before, &after), "changed more than it had to");
     }
@@ -57,27 +57,27 @@ fn same(before: &Value, after: &Value) -> bool {
             before.len() == after.len() && before.iter().zip(after).all(|(b, a)| same(b, a))
         }
         (Value::Object(before), Value::Object(after)) => {
-            // Two names that become one: the last of them counts, and which that was a map no longer knows.
+            // If two names become one, the last of them counts. A map does not know which that was.
             after.len() < before.len()
                 || before
                     .iter()
                     .all(|(name, b)| after.get(&plain(name)).is_some_and(|a| same(b, a)))
         }
-        // A number that `numeric` cannot hold, such as 1e-99999, which a float takes for 0.
+        // A number that `numeric` cannot store, such as 1e-99999, which a float reads as 0.
         (Value::Number(_), Value::String(_)) => true,
         (before, after) => before == after,
     }
 }
 
-/// What stands in a header of a message.
+/// Checks a value in a message's header.
 fn header(text: &str) {
     assert!(
         text.len() <= 128 && text.split('.').all(is_id),
-        "no header: {text:?}"
+        "not a valid header: {text:?}"
     );
 }
 
-/// What was filed under an address can be read, and the address is right.
+/// Checks that an addressed record can be read, and that its address is right.
 fn addressed(record: &Record) {
     let subject = record.subject.as_str();
     assert!(is_id(&record.id));
@@ -91,7 +91,7 @@ fn addressed(record: &Record) {
     let event = Event::parse(&text).expect("what is addressed is an event");
     assert!(event.id.as_str() == record.id && event.event_type == record.event_type);
     let observations =
-        observe(&event, record.source, record.received_at).expect("what is addressed says something");
+        observe(&event, record.source, record.received_at).expect("what is addressed can be observed");
     if matches!(event.kind, Kind::Token | Kind::Other) {
         assert!(observations.is_empty());
         return;
@@ -104,7 +104,7 @@ fn addressed(record: &Record) {
     postgres::holds(&picture);
 }
 
-/// The first observation is of the object that the subject names; the others are of what was embedded.
+/// Checks the first observation, which is of the object that the subject names. The others are of embedded objects.
 fn about(subject: &Subject, words: &[&str], observation: &Observation<'_>) {
     let (named, directory, taken) = match observation {
         Observation::Directory(row) => (

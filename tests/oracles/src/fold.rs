@@ -1,5 +1,5 @@
-//! Order, duplication and batching never matter: a history folded whole, and the same history shuffled, with
-//! repetitions, in batches, end in one picture; and that picture is the greatest of what was said.
+//! Order, duplication and batching never matter. A history folded as a whole, and the same history shuffled, with
+//! repetitions, in batches, give the same picture, in which every register is the greatest of all observed.
 
 use ::bytes::Bytes;
 use journal::Entry;
@@ -14,7 +14,7 @@ use schema::timestamp::Timestamp;
 use crate::bytes::Choices;
 use crate::postgres;
 
-/// The input's bytes choose the events, few objects and few moments each, then the order.
+/// The input's bytes choose the events, about few objects at few moments, and then their order.
 pub fn check(input: &[u8]) {
     let mut choices = Choices::of(input);
     let count = 1 + choices.below(12);
@@ -46,7 +46,7 @@ pub fn check(input: &[u8]) {
     postgres::holds(&whole);
 }
 
-/// One picture added to another: what a batch's statement does to the tables.
+/// Adds one picture to another, as a batch's statement does to the tables.
 fn join<'a>(into: &mut Picture<'a>, picture: Picture<'a>) {
     picture
         .directories
@@ -74,7 +74,7 @@ fn in_batches(choices: &mut Choices<'_>, mut entries: Vec<Entry>) -> Vec<Vec<Ent
     batches
 }
 
-/// A body of a small world; odd values now and then.
+/// An event from a small world, with an odd value now and then.
 fn entry(choices: &mut Choices<'_>, seq: u64) -> Entry {
     let kind = choices.one(&[
         "dsync.activated",
@@ -118,7 +118,7 @@ fn entry(choices: &mut Choices<'_>, seq: u64) -> Entry {
     let body = Bytes::from(body.into_bytes());
     let record = match Record::receive(body, source, None, received_at) {
         Received::Event(record) | Received::Quarantined(record, _) => record,
-        Received::NotOurs => unreachable!("all are ours"),
+        Received::NotOurs => unreachable!("all are directory events"),
     };
     Entry {
         seq,
@@ -172,7 +172,7 @@ fn moment(choices: &mut Choices<'_>) -> String {
     }
 }
 
-/// Every register of `picture` is the greatest of what the entries observed, found by looking at all of them.
+/// Checks that every register of `picture` is the greatest of those observed in all entries.
 fn greatest(entries: &[Entry], picture: &Picture<'_>) {
     let texts: Vec<_> = entries
         .iter()

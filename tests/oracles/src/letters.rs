@@ -1,5 +1,5 @@
-//! A batch of records, good and bad, up to the dead letters: the bad ones are set aside alone and change nothing for the
-//! others, the reason tells nothing of the content, and all that would be written can be.
+//! A batch of good and bad records, up to the dead letters: only the bad ones are set aside, they change nothing for
+//! the others, the reason reveals nothing of the content, and everything that would be written can be written.
 
 use ::bytes::Bytes;
 use journal::Entry;
@@ -16,7 +16,8 @@ use crate::postgres;
 /// The end of one record and the beginning of the next.
 const END: u8 = 0x1E;
 
-/// The input is records, each a byte that says how it came, and a body, ended by 0x1E.
+/// The input is records that end with 0x1E. Each is one byte that decides how the record got into the log, one byte for
+/// its source, and a body.
 pub fn check(input: &[u8]) {
     let entries: Vec<Entry> = (1..)
         .zip(input.split(|b| *b == END))
@@ -45,7 +46,7 @@ pub fn check(input: &[u8]) {
     let alone = fold(&good, &texts);
     assert_eq!(
         alone.picture, folded.picture,
-        "a bad record changed what the others say"
+        "a bad record changed the effect of the others"
     );
     assert_eq!(alone.newest, folded.newest);
 }
@@ -60,7 +61,7 @@ fn entry(seq: u64, part: &[u8]) -> Entry {
     let received_at = Timestamp::from_micros(1_700_000_000_000_000);
     let record = match Record::receive(body.clone(), source, None, received_at) {
         Received::Event(record) | Received::Quarantined(record, _) if way % 4 != 0 => record,
-        // One that somebody else put into the log, under an address of their choice.
+        // A record that somebody else put into the log, under an address of their choice.
         _ => Record {
             subject: Subject::from_log("dsync.directory_1.user.directory_user_1.updated"),
             id: String::new(),
@@ -78,7 +79,7 @@ fn entry(seq: u64, part: &[u8]) -> Entry {
     }
 }
 
-/// The reasons there are. None holds a word of the body.
+/// Checks that a reason is one of the fixed ones, none of which contains a word of the body.
 fn tells_nothing(reason: &str) {
     let missing = ["id", "event", "data", "directory_id", "user", "group"]
         .map(|name| format!("`{name}` is missing or not readable"));
@@ -93,7 +94,7 @@ fn tells_nothing(reason: &str) {
     );
 }
 
-/// A letter tried again says what the record would have said in its place.
+/// Checks that retrying a dead letter has the same outcome as the record would have had in its place.
 fn tried_again(entry: &Entry, dead: bool) {
     let record = &entry.record;
     let again = json::storable(&record.body).and_then(|text| {
@@ -102,7 +103,7 @@ fn tried_again(entry: &Entry, dead: bool) {
     assert!(again.is_err() == dead || record.subject.is_quarantine());
 }
 
-/// Looking for a person in it ends well.
+/// Checks that a search for a person in a record works.
 fn searched(entry: &Entry) {
     let body = &entry.record.body;
     assert!(possible_ids(body).into_iter().all(is_id));
@@ -110,7 +111,7 @@ fn searched(entry: &Entry) {
     let mut marks = Marks::new("directory_user_1", []);
     marks.learn(body);
     let found = marks.are_in(body);
-    // Escapes may make another id of it.
+    // Escapes may turn it into another id.
     let named = !body.contains(&b'\\') && possible_ids(body).contains(&"directory_user_1");
     assert!(found || !named);
 }

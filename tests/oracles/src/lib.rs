@@ -1,7 +1,7 @@
-//! What must hold for any bytes whatever, one module a fuzz target (`fuzz/fuzz_targets`).
+//! What must be true for any input, one module for each fuzz target (`fuzz/fuzz_targets`).
 //!
-//! Each `check` takes an input, panics where the programs break a promise, and is deterministic: an input that once
-//! failed is kept in `fuzz/corpus` and runs with every `ops/test` (`tests/corpora.rs`). Nothing here is part of the programs.
+//! Each `check` takes an input, panics if the programs break a promise, and is deterministic. Inputs that once failed
+//! are kept in `fuzz/corpus` and run with every `ops/test` (`tests/corpora.rs`). Nothing here is part of the programs.
 
 #![allow(
     clippy::unwrap_used,

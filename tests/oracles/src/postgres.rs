@@ -1,4 +1,5 @@
-//! What Postgres can hold, told without it: text, JSON and moments. Plainer than `schema::json`, and not made of it.
+//! Checks without Postgres what it can store: text, JSON and moments. Simpler than `schema::json`, and independent of
+//! it.
 
 use schema::directory::{Text, Times};
 use schema::observation::{Mark, Registers, Version};
@@ -80,23 +81,23 @@ fn texts<'t, 'a: 't, const N: usize>(all: [&'t Option<Text<'a>>; N]) {
     all.into_iter().flatten().for_each(|one| text(one));
 }
 
-/// Panics if `text` holds a NUL.
+/// Panics if `text` contains a NUL.
 pub fn text(text: &str) {
-    assert!(!text.contains('\0'), "a NUL");
+    assert!(!text.contains('\0'), "text with a NUL");
 }
 
-/// Panics unless `at` is the same moment in the type that is sent to Postgres, or memory and table order differently;
-/// and unless it can be shown.
+/// Panics unless `at` stays the same moment in the type that is sent to Postgres (or else memory and table would order
+/// differently), and can be printed and parsed.
 pub fn moment(at: Timestamp) {
     assert_eq!(
         Timestamp::from(OffsetDateTime::from(at)),
         at,
-        "a moment that changes on its way"
+        "a moment that changes on its way to Postgres"
     );
     assert_eq!(Timestamp::parse(&at.to_string()), Some(at));
 }
 
-/// Panics unless `text` is JSON that `jsonb` takes.
+/// Panics unless `text` is JSON that `jsonb` accepts.
 pub fn json(text: &str) {
     serde_json::from_str::<&RawValue>(text).expect("JSON");
     let bytes = text.as_bytes();
@@ -126,7 +127,7 @@ pub fn json(text: &str) {
     assert!(deepest <= 1_001, "nested {deepest} deep");
 }
 
-/// Walks over the string that begins at `at`; where it ended.
+/// Checks the string whose contents begin at `at`. Returns the position after it.
 fn string(text: &str, mut at: usize) -> usize {
     let unit = |at: usize| {
         text.get(at..at + 6)
@@ -154,9 +155,7 @@ fn string(text: &str, mut at: usize) -> usize {
 /// `numeric`: up to 131,072 digits before the point and 16,383 after it.
 fn number(number: &str) {
     let (mantissa, exponent) = number.split_once(['e', 'E']).unwrap_or((number, "0"));
-    let exponent: i64 = exponent
-        .parse()
-        .expect("an exponent that Postgres can count with");
+    let exponent: i64 = exponent.parse().expect("an exponent that Postgres can handle");
     let (integer, fraction) = mantissa
         .trim_start_matches('-')
         .split_once('.')

@@ -1,5 +1,5 @@
-//! The verdict on a signature, against a second implementation: HMAC spelt out over SHA-256, and the header read
-//! from its definition in other words. They must agree on every header, body and clock.
+//! The verdict on a signature, against a second implementation: HMAC written out over SHA-256, and an independent
+//! parser of the header. Both must agree on every header, body and clock.
 
 use std::time::Duration;
 
@@ -16,9 +16,9 @@ const FIRST: &str = "whsec_first";
 /// Longer than a block of SHA-256, so that the key is hashed.
 const SECOND: &str = "whsec_second_0123456789012345678901234567890123456789012345678901234567890123456789";
 
-/// The input is a header, an end of text (0x1E), and a body. In the header some bytes stand for what no fuzzer finds by
-/// itself: 0x01 the first secret's signature, 0x02 the second's, 0x03 the time, 0x04 a time just too old, 0x05 another
-/// secret's signature, 0x06 that of another body.
+/// The input is a header, a separator (0x1E), and a body. In the header, some bytes stand for what no fuzzer finds by
+/// itself: 0x01 for the first secret's signature, 0x02 for the second's, 0x03 for the time, 0x04 for a time just too
+/// old, 0x05 for another secret's signature, 0x06 for that of another body.
 pub fn check(input: &[u8]) {
     let split = input.iter().position(|b| *b == 0x1E).unwrap_or(input.len());
     let (header, body) = (&input[..split], input.get(split + 1..).unwrap_or_default());
@@ -59,7 +59,7 @@ fn what_is_signed_is_believed(body: &[u8]) {
 fn filled_in(header: &[u8], body: &[u8]) -> Vec<u8> {
     let old = (NOW_MS - TOLERANCE_MS - 1).to_string();
     let now = NOW_MS.to_string();
-    // The time to sign: the first the header names, or this moment.
+    // The time to sign: the first in the header, or else the current time.
     let timed: Vec<u8> = header
         .iter()
         .flat_map(|b| match b {
@@ -105,11 +105,11 @@ fn hmac(key: &[u8], message: &[u8]) -> [u8; 32] {
     Sha256::digest([&block.map(|b| b ^ 0x5C)[..], &inner].concat()).into()
 }
 
-/// The rules, one after the other, on bytes.
+/// Applies the rules one after another.
 fn plain_verdict(header: &[u8], body: &[u8]) -> Result<(), Unverified> {
     let text: String = header.iter().map(|b| char::from(*b)).collect();
     if text.len() > LONGEST_HEADER || !text.chars().all(|c| c == '\t' || (' '..='~').contains(&c)) {
-        // What is beyond ASCII is no signature header.
+        // A signature header is printable ASCII.
         return Err(Unverified::Malformed);
     }
     let parts: Vec<_> = text.split(',').map(|part| part.split_once('=')).collect();

@@ -1,4 +1,4 @@
-//! Bodies made to cost: deep, wide and long. Each against what must hold for any body.
+//! Bodies made to be expensive: deep, wide and long. Each must satisfy what is checked for any body.
 
 use oracles::event::check;
 
@@ -19,14 +19,14 @@ fn deep() {
                 open.repeat(depth),
                 close.repeat(depth)
             )));
-            // Never closed, and closed too often.
+            // Never closed, and closed too many times.
             check(&user_with(&open.repeat(depth)));
             check(&user_with(&format!("1{}", close.repeat(depth))));
         }
     }
 }
 
-// The million is posted for real: tests/tests/e2e/bad_input.rs.
+// A million are posted for real in tests/tests/e2e/bad_input.rs.
 #[test]
 fn wide() {
     let keys: Vec<String> = (0..100_000).map(|n| format!("\"k{n}\":{n}")).collect();

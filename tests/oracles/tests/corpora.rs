@@ -1,4 +1,4 @@
-//! Every input kept in `fuzz/corpus`, against the oracle it was kept for: what once failed stays mended.
+//! Runs every input in `fuzz/corpus` against its oracle, so that what once failed stays fixed.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
@@ -16,7 +16,7 @@ fn all(target: &str, check: impl Fn(&[u8])) {
         check(&fs::read(&path).unwrap());
         count += 1;
     }
-    assert!(count >= 10, "{} holds {count} inputs", folder.display());
+    assert!(count >= 10, "{} has only {count} inputs", folder.display());
 }
 
 #[test]

@@ -1,6 +1,7 @@
-//! The HTTP API: authentication, limits and mishaps around the pure endpoints, in the order WorkOS applies them.
+//! The HTTP API: authentication, limits and injected faults around the pure endpoints, in the order in which WorkOS
+//! applies them.
 //!
-//! The world is locked only while an answer is made from it, never while one waits.
+//! The world is locked only while an answer is read from it, never during a wait.
 
 pub(crate) mod answer;
 mod call;
@@ -75,7 +76,7 @@ struct Request<'a> {
 }
 
 impl Request<'_> {
-    /// The directory this request reads, named by it or found through the group or user it names.
+    /// The directory that this request reads: named in the request, or found through the group or user named in it.
     fn directory(&self, shared: &Shared) -> Option<String> {
         if let Some(id) = self.query.get("directory") {
             return Some(id.to_owned());
@@ -117,7 +118,7 @@ fn admit(
     shared.lock_windows().admit(&limits, directory, now)
 }
 
-/// Everything behind the limits: mishaps, hooks, and the reading itself.
+/// Handles a request that passed the limits: faults, hooks, and the read itself.
 async fn respond(
     shared: &Arc<Shared>,
     request: &Request<'_>,
@@ -176,7 +177,7 @@ async fn run_hooks(shared: &Shared, request: &Request<'_>, moment: Moment) {
                 }
             }
             Action::Hold { reached, release } => {
-                // Errors mean that the test has dropped its end: nobody waits.
+                // An error means that the test dropped its end and nobody is waiting.
                 let _ = reached.send(());
                 let _ = release.await;
             }

@@ -1,23 +1,24 @@
-//! What may happen in the simulated WorkOS, as data: a test's script, or the body of `POST /_sim/changes`.
+//! The changes that can be made in the simulated WorkOS, as data: for a test's script, or the body of
+//! `POST /_sim/changes`.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::{options::DirectoryOptions, world::World};
 
-/// One thing that happens. Each emits the events WorkOS would send for it, except under [`Change::Silently`].
+/// One change. It emits the events that WorkOS would send for it, except inside [`Change::Silently`].
 ///
 /// As JSON: `{"change": "update_user", "user": "directory_user_…", "set": {"job_title": "Cook"}}`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "change", rename_all = "snake_case", deny_unknown_fields)]
 #[expect(
     missing_docs,
-    reason = "the fields are ids and names of what the variant's own line speaks of"
+    reason = "the fields are ids and names of what the variant's own line describes"
 )]
 pub enum Change {
     /// A new organization. No event.
     CreateOrganization { name: Option<String> },
-    /// A new directory: `dsync.activated` when its state is `active`, else no event.
+    /// A new directory: `dsync.activated` if its state is `active`, otherwise no event.
     CreateDirectory {
         #[serde(default)]
         options: DirectoryOptions,
@@ -28,7 +29,8 @@ pub enum Change {
     DeactivateDirectory { directory: String },
     /// Any state; only `active` and `inactive` send an event.
     SetDirectoryState { directory: String, state: String },
-    /// The directory belongs to that organization from now on: `dsync.activated`, or whatever its state has sent.
+    /// The directory belongs to that organization from now on. Emits what setting its current state would emit, such as
+    /// `dsync.activated`.
     LinkDirectory { directory: String, organization: String },
     /// `dsync.deleted`, alone.
     DeleteDirectory { directory: String },
@@ -38,16 +40,16 @@ pub enum Change {
         #[serde(default)]
         set: Map<String, Value>,
     },
-    /// Sets fields by name; `null` clears, names that are no field of a user are custom attributes:
-    /// `dsync.user.updated`.
+    /// Sets fields by name: `dsync.user.updated`. `null` clears a field; names that are not fields of a user are custom
+    /// attributes.
     UpdateUser { user: String, set: Map<String, Value> },
-    /// `dsync.user.updated` with `state: inactive`: how most providers delete.
+    /// `dsync.user.updated` with `state: inactive`, which is how most providers delete.
     DeactivateUser { user: String },
     /// `dsync.user.updated` with `state: suspended`.
     SuspendUser { user: String },
     /// `dsync.user.updated` with `state: active`.
     ReactivateUser { user: String },
-    /// `dsync.user.deleted`; with `removals`, `dsync.group.user_removed` for each of its groups afterwards.
+    /// `dsync.user.deleted`; with `removals`, `dsync.group.user_removed` for each of the user's groups after it.
     DeleteUser {
         user: String,
         #[serde(default)]
@@ -55,9 +57,9 @@ pub enum Change {
     },
     /// The person behind a deleted or inactive user comes back under a new id, with the same `idp_id` and email.
     ReturnUser { user: String },
-    /// `dsync.user.deleted` is sent, but the user and its memberships are kept, inactive.
+    /// `dsync.user.deleted` is sent, but the user, now inactive, and the user's memberships are kept.
     AnnounceDeleted { user: String },
-    /// Afterwards: the user, and only the user, is announced again under the same id.
+    /// After [`Change::AnnounceDeleted`]: `dsync.user.created` under the same id, and no event for memberships.
     ReannounceUser { user: String },
     /// `dsync.group.created`.
     CreateGroup {
@@ -67,9 +69,10 @@ pub enum Change {
     },
     /// `dsync.group.updated`.
     RenameGroup { group: String, name: String },
-    /// `dsync.group.deleted`, with no `user_removed`; members whose roles it gave are `dsync.user.updated`.
+    /// `dsync.group.deleted` without `user_removed`, and `dsync.user.updated` for members whose roles change.
     DeleteGroup { group: String },
-    /// The role of a group's members: `dsync.user.updated` for those it makes a difference to, `updated_at` unmoved.
+    /// The role that a group gives: `dsync.user.updated`, with an unchanged `updated_at`, for members whose roles
+    /// change.
     AssignRole { group: String, role: Option<String> },
     /// `dsync.group.user_added`.
     AddMember { group: String, user: String },
@@ -79,21 +82,21 @@ pub enum Change {
     CreateToken { directory: String },
     /// `dsync.token.revoked`.
     RevokeToken { directory: String },
-    /// An event of a kind nobody knows yet, `dsync.…`; the directory's ids are added to `data`.
+    /// An event of an unknown kind, `dsync.…`. The directory's ids are added to `data`.
     Unknown {
         directory: String,
         event: String,
         #[serde(default)]
         data: Map<String, Value>,
     },
-    /// That change without any event: drift.
+    /// The inner change, without any event: drift.
     Silently { inner: Box<Change> },
 }
 
 /// What a change did.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Outcome {
-    /// The id of what was made, if something was.
+    /// The id of the object created, if any.
     pub created: Option<String>,
     /// The ids of the events emitted, in order.
     pub events: Vec<String>,
@@ -101,7 +104,7 @@ pub struct Outcome {
 
 /// A kind of thing with an id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names say it")]
+#[expect(missing_docs, reason = "the names are clear")]
 pub enum Thing {
     Organization,
     Directory,
@@ -109,27 +112,27 @@ pub enum Thing {
     Group,
 }
 
-/// Why a change cannot be.
+/// Why a change cannot be made.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChangeError {
-    /// Nothing of that kind has that id (any more).
+    /// No object of that kind has that id, or it was deleted.
     #[error("there is no {thing:?} {id}")]
     NotThere {
-        /// What kind of thing.
+        /// The kind of object.
         thing: Thing,
-        /// The id asked for.
+        /// The id given.
         id: String,
     },
-    /// The field's value is of a kind that WorkOS never sends in it.
+    /// The field's value has a type that WorkOS never sends in it.
     #[error("the value for {0:?} is neither a string nor null")]
     BadField(String),
     /// The user and the group belong to two directories.
-    #[error("the user and the group are not of one directory")]
+    #[error("the user and the group are in different directories")]
     TwoDirectories,
-    /// Only a user whose deletion was announced though it was kept can be announced again.
+    /// Only a user that was kept although its deletion was announced can be announced again.
     #[error("the deletion of {0} was not announced")]
     NotAnnouncedDeleted(String),
-    /// An event of ours is called `dsync.…`.
+    /// The name of an event must begin with `dsync.`.
     #[error("{0:?} is not the name of a directory event")]
     BadEventName(String),
 }
@@ -142,7 +145,7 @@ impl ChangeError {
 }
 
 impl Change {
-    /// `set` for [`Change::UpdateUser`] and [`Change::CreateUser`] from `json!({…})`; anything but an object is empty.
+    /// Makes `set` for [`Change::UpdateUser`] and [`Change::CreateUser`] from `json!({…})`; empty if that is no object.
     pub fn fields(object: Value) -> Map<String, Value> {
         match object {
             Value::Object(fields) => fields,
@@ -152,7 +155,7 @@ impl Change {
 }
 
 impl World {
-    /// Makes `change` happen.
+    /// Makes one change.
     pub fn apply(&mut self, change: Change) -> Result<Outcome, ChangeError> {
         let before = self.events().len();
         let created = match change {

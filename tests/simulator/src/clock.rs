@@ -1,7 +1,7 @@
-//! The simulator's time: milliseconds since the Unix epoch, from the system clock or from one a test moves by hand.
+//! The simulator's time: milliseconds since the Unix epoch, from the system clock or from a clock that a test moves.
 //!
-//! Nothing else in this crate asks what time it is. Durations of network work are measured elsewhere with
-//! `std::time::Instant`, which no simulated clock may bend.
+//! Nothing else in this crate reads the time of day. Durations of network work are measured elsewhere with
+//! `std::time::Instant`, which the simulated clock does not affect.
 
 use std::{
     fmt,
@@ -28,7 +28,7 @@ impl Millis {
         self.date_time().format(format).unwrap_or_default()
     }
 
-    /// `2023-04-28 20:05:31.093`: no `T`, no zone, as in some of WorkOS's own samples. UTC.
+    /// `2023-04-28 20:05:31.093`: UTC, without `T` or zone, as in some of WorkOS's own samples.
     pub fn spaced(self) -> String {
         let format =
             format_description!("[year]-[month]-[day] [hour]:[minute]:[second].[subsecond digits:3]");
@@ -43,7 +43,7 @@ impl Millis {
         self.date_time().format(format).unwrap_or_default()
     }
 
-    /// Parses RFC 3339 in its `Z` form; `None` for anything else (a numeric offset too, as WorkOS wants `Z`).
+    /// Parses RFC 3339 with a `Z`. `None` for anything else, numeric offsets included, because WorkOS requires `Z`.
     pub fn parse_zulu(text: &str) -> Option<Self> {
         let parsed = text
             .ends_with('Z')
@@ -98,7 +98,7 @@ impl Clock {
         Self(Inner::System)
     }
 
-    /// A clock that stands at `at` until [`Clock::set`] or [`Clock::advance`] moves it.
+    /// A clock that stays at `at` until [`Clock::set`] or [`Clock::advance`] moves it.
     pub fn fixed(at: Millis) -> Self {
         Self(Inner::Fixed(Arc::new(AtomicI64::new(at.0))))
     }
@@ -111,14 +111,14 @@ impl Clock {
         }
     }
 
-    /// Moves a fixed clock to `at`. A system clock cannot be moved: nothing happens.
+    /// Moves a fixed clock to `at`. Has no effect on a system clock.
     pub fn set(&self, at: Millis) {
         if let Inner::Fixed(cell) = &self.0 {
             cell.store(at.0, Ordering::SeqCst);
         }
     }
 
-    /// Moves a fixed clock on by `by`. A system clock cannot be moved: nothing happens.
+    /// Moves a fixed clock forward by `by`. Has no effect on a system clock.
     pub fn advance(&self, by: Duration) {
         if let Inner::Fixed(cell) = &self.0 {
             cell.fetch_add(millis(by), Ordering::SeqCst);

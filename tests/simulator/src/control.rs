@@ -1,5 +1,5 @@
-//! A few endpoints under `/_sim/` for a person with curl. Not part of WorkOS, and without a key: the simulator listens
-//! on this machine only.
+//! A few endpoints under `/_sim/`, for use with curl. They are not part of WorkOS and need no key, because by default
+//! the simulator listens on this machine only.
 
 use std::sync::Arc;
 
@@ -50,7 +50,7 @@ enum Order {
 }
 
 impl Order {
-    /// By the field that is there; an untagged enum would not say what is wrong with a change.
+    /// Chooses by the field present. An untagged enum's error would not say what is wrong with a change.
     fn parse(body: Value) -> Result<Self, serde_json::Error> {
         if body.get("burst").is_some() {
             serde_json::from_value(body).map(Self::Burst)
@@ -108,7 +108,7 @@ async fn truth(State(shared): State<Arc<Shared>>) -> Response {
     Json(truth).into_response()
 }
 
-/// All events, the newest last.
+/// All events, oldest first.
 async fn events(State(shared): State<Arc<Shared>>) -> Response {
     let bodies: Vec<Value> = shared.world().events().iter().map(crate::Event::json).collect();
     Json(bodies).into_response()

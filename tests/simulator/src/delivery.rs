@@ -1,7 +1,7 @@
-//! Webhooks: every event the world emits is signed and posted to one endpoint, with retries and with faults.
+//! Webhooks: every event that the world emits is signed and posted to one endpoint, with retries and with faults.
 //!
-//! A delivery is a task of its own, fed by the world's counter of emissions. It sleeps only until something falls due,
-//! and reports its progress through a watch channel, so that whoever waits for it need not poll.
+//! A delivery is a task of its own, driven by the world's counter of emissions. It sleeps until something is due, and
+//! reports its progress through a watch channel, so that callers can wait for it without polling.
 
 mod courier;
 mod faults;
@@ -25,7 +25,7 @@ use tokio::{
 
 use crate::shared::Shared;
 
-/// Where to begin.
+/// Where a delivery begins.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum From {
     /// With the first event ever emitted.
@@ -38,33 +38,33 @@ pub enum From {
 /// How webhooks are delivered to one endpoint.
 #[derive(Clone)]
 pub struct DeliveryOptions {
-    /// Where to post.
+    /// The URL to post to.
     pub url: String,
-    /// Signs; shown to nobody.
+    /// Signs the webhooks. Never shown.
     pub secret: String,
-    /// What goes wrong.
+    /// The faults to inject.
     pub faults: Faults,
-    /// Requests in flight at once.
+    /// The most requests in flight at once.
     pub concurrency: usize,
-    /// Requests per second at most; unlimited when `None`.
+    /// The most requests per second; unlimited if `None`.
     pub rate: Option<f64>,
-    /// The pause before the first retry; each further one is twice as long.
+    /// The pause before the first retry; each further pause is twice as long.
     pub backoff: Duration,
-    /// No pause is longer.
+    /// The longest pause.
     pub backoff_max: Duration,
-    /// How long after the first attempt a delivery is dropped for good.
+    /// How long after the first attempt a delivery is given up.
     pub give_up: Duration,
     /// How long an answer may take.
     pub timeout: Duration,
-    /// Which events.
+    /// The first event to deliver.
     pub from: From,
-    /// The only authority (PEM) whose receivers are believed, where `url` is `https`; else those the system knows.
+    /// The only certificate authority (PEM) to trust if `url` is `https`; if `None`, those that the system trusts.
     pub authority: Option<String>,
 }
 
 impl fmt::Debug for DeliveryOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Everything but the secret that matters when a test fails.
+        // Everything that matters when a test fails, without the secret.
         f.debug_struct("DeliveryOptions")
             .field("url", &self.url)
             .field("faults", &self.faults)
@@ -91,14 +91,14 @@ impl DeliveryOptions {
     }
 }
 
-/// How far a delivery is.
+/// How far a delivery has come.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Progress {
-    /// Events taken up, of all emitted ones.
+    /// Emitted events taken up so far, redeliveries included.
     pub taken_up: usize,
-    /// Requests under way or still to be made.
+    /// Requests in flight or still to be made.
     pub pending: usize,
-    /// What became of the rest.
+    /// The outcome of the others.
     pub counts: Counts,
 }
 
@@ -111,7 +111,7 @@ struct Orders {
     again: Vec<usize>,
 }
 
-/// A delivery that was answered with 2xx.
+/// A webhook that was answered with 2xx.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Acknowledged {
     /// The event's id.
@@ -120,7 +120,7 @@ pub struct Acknowledged {
     pub answer: String,
 }
 
-/// A delivery under way. It ends when this is dropped.
+/// A running delivery. It ends when this is dropped.
 #[derive(Debug)]
 pub struct Delivery {
     shared: Arc<Shared>,
@@ -182,12 +182,12 @@ impl Delivery {
         })
     }
 
-    /// How far it is.
+    /// How far it has come.
     pub fn progress(&self) -> Progress {
         self.progress.borrow().clone()
     }
 
-    /// Every delivery answered with 2xx so far, in the order of the answers.
+    /// Every webhook answered with 2xx so far, in the order of the answers.
     pub fn acknowledged(&self) -> Vec<Acknowledged> {
         self.acknowledged
             .lock()
@@ -211,18 +211,18 @@ impl Delivery {
         done.map(|progress| progress.counts.clone()).unwrap_or_default()
     }
 
-    /// [`Delivery::drained`], or how far it came within `bound`.
+    /// Waits as [`Delivery::drained`] does. Fails with the progress so far if that takes longer than `bound`.
     pub async fn drained_within(&self, bound: Duration) -> Result<Counts, Progress> {
         let drained = tokio::time::timeout(bound, self.drained()).await;
         drained.map_err(|_| self.progress())
     }
 
-    /// From now on no hold-back, back-off or rate delays anything; the order they gave stays.
+    /// Skips all delays from now on, except the back-off of retries, and keeps the order that the delays gave.
     pub fn hurry(&self) {
         self.orders.send_modify(|orders| orders.hurry = true);
     }
 
-    /// Sends nothing until [`Delivery::resume`]; what is under way is finished.
+    /// Sends nothing until [`Delivery::resume`]. Requests in flight are finished.
     pub fn pause(&self) {
         self.orders.send_modify(|orders| orders.paused = true);
     }
@@ -232,12 +232,12 @@ impl Delivery {
         self.orders.send_modify(|orders| orders.paused = false);
     }
 
-    /// Other faults for events taken up from now on.
+    /// Changes the faults for events taken up from now on.
     pub fn set_faults(&self, faults: Faults) {
         self.orders.send_modify(|orders| orders.faults = faults);
     }
 
-    /// Sends an old event once more, as it was. `false`: there is no such event.
+    /// Sends an old event once more, unchanged. Returns `false` if there is no such event.
     pub fn redeliver(&self, event_id: &str) -> bool {
         let found = self
             .shared

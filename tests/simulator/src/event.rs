@@ -1,4 +1,4 @@
-//! One event as WorkOS emitted it: the exact bytes every delivery and the Events API repeat.
+//! One event as WorkOS emitted it: the exact bytes that every delivery and the Events API repeat.
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
-//! Plausible histories at random: a directory's first sync, and bursts of mixed changes. Everything a burst does can
-//! be known from its events alone; what cannot (silent changes, kept but announced deletions) is for scripts.
+//! Random but plausible histories: a directory's first sync, and bursts of mixed changes. A burst makes only changes
+//! that its events fully describe. Others (silent changes, users kept although announced as deleted) are for scripts.
 
 use rand::{RngExt, seq::IndexedRandom};
 use serde::{Deserialize, Serialize};
@@ -12,7 +12,7 @@ use crate::{
     world::World,
 };
 
-/// How much a first sync brings.
+/// The size of a first sync.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Seed {
@@ -20,9 +20,9 @@ pub struct Seed {
     pub users: usize,
     /// Groups, each `dsync.group.created`.
     pub groups: usize,
-    /// Every user is put into up to so many groups.
+    /// The most groups that a user is put into.
     pub groups_per_user: usize,
-    /// Every third group gives its members a role.
+    /// Whether every third group gives its members a role.
     pub with_roles: bool,
 }
 
@@ -37,7 +37,7 @@ impl Default for Seed {
     }
 }
 
-/// What a first sync made, in order.
+/// What a first sync created, in order.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Seeded {
     /// Ids of the users.
@@ -46,7 +46,7 @@ pub struct Seeded {
     pub groups: Vec<String>,
 }
 
-/// The live objects of a directory that a burst picks from.
+/// The live objects of a directory, from which a burst picks.
 struct Cast {
     directory: String,
     users: Vec<String>,
@@ -54,7 +54,7 @@ struct Cast {
     gone: Vec<String>,
 }
 
-/// What may come up in a burst, and how often.
+/// The changes in a burst.
 #[derive(Clone, Copy)]
 enum Act {
     Join,
@@ -118,7 +118,7 @@ impl World {
         Ok(seeded)
     }
 
-    /// `count` random changes spread over `directories`; all that are live, if none are named.
+    /// Makes `count` random changes spread over `directories`, or over all live ones if none are named.
     pub fn burst(&mut self, directories: &[String], count: usize) -> Result<(), ChangeError> {
         let live = |id: &&String| self.directory_at(id, When::Now).is_some();
         let chosen: Vec<&String> = if directories.is_empty() {
@@ -148,7 +148,7 @@ impl World {
         }
     }
 
-    /// One change; something is always done, a new user or group if what came up has nobody to happen to.
+    /// Makes one change. If the directory has no user or no group, creates one instead of the change drawn.
     fn act(&mut self, cast: &mut Cast) -> Result<(), ChangeError> {
         let act = MIX
             .choose_weighted(&mut self.rng, |(_, weight)| *weight)

@@ -1,5 +1,5 @@
-//! WorkOS's ids: a ULID behind a prefix (`event_01…`), strictly increasing in the order they are made, so that
-//! they sort by time even within one millisecond.
+//! WorkOS's ids: a prefix and a ULID (`event_01…`), strictly increasing in the order of creation, so that they sort by
+//! time even within one millisecond.
 
 use rand::{RngExt, rngs::StdRng};
 
@@ -8,17 +8,17 @@ use crate::clock::Millis;
 const ALPHABET: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
 const RANDOM_BITS: u32 = 80;
 
-/// Makes ids; the randomness is the caller's, so that one seed gives one sequence.
+/// Makes ids. The caller provides the randomness, so that the same seed gives the same sequence.
 #[derive(Debug, Default)]
 pub(crate) struct Ids {
     last: u128,
 }
 
 impl Ids {
-    /// The next id. Greater than every id made before, whatever `at` says.
+    /// The next id. Greater than every id made before, whatever `at` is.
     pub(crate) fn next(&mut self, prefix: &str, at: Millis, rng: &mut StdRng) -> String {
         let time = u128::from(u64::try_from(at.0).unwrap_or(0)) << RANDOM_BITS;
-        // One bit less than there is room for, so that steps within a millisecond do not spill into the time.
+        // One bit fewer than there is room for, so that steps within a millisecond do not overflow into the time.
         let fresh = time | (rng.random::<u128>() >> (128 - RANDOM_BITS + 1));
         self.last = if fresh >> RANDOM_BITS > self.last >> RANDOM_BITS {
             fresh
@@ -36,7 +36,7 @@ fn ulid(value: u128) -> String {
         .collect()
 }
 
-/// A stable hash for choices that must depend on an id and a seed, and on nothing else (FNV-1a, then mixed).
+/// A stable hash (FNV-1a, then mixed), for choices that must depend only on an id and a seed.
 pub(crate) fn hash(seed: u64, text: &str) -> u64 {
     let folded = text.bytes().fold(seed ^ 0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)

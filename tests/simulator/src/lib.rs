@@ -1,12 +1,12 @@
 //! A simulated WorkOS Directory Sync, faithful down to its faults.
 //!
-//! Directories with users, groups, memberships and roles live in a [`World`]; what happens to them is a [`Change`],
-//! and every change emits the events WorkOS would send. A [`Sim`] serves the world through WorkOS's state API and
-//! Events API, delivers the events as signed webhooks, and lets each of the three go wrong on purpose and repeatably.
-//! [`Truth`] says what a faithful consumer should show in the end.
+//! A [`World`] contains directories with users, groups, memberships and roles. Every [`Change`] to it emits the events
+//! that WorkOS would send. A [`Sim`] serves the world through WorkOS's state API and Events API, and delivers the
+//! events as signed webhooks. Each of the three can be made to go wrong, on purpose and repeatably. [`Truth`] is what a
+//! faithful consumer should show in the end.
 //!
-//! It shares no type with the rest of the project, so that one mistake cannot hide in both; it never reads a database
-//! or a log, and it listens on this machine only.
+//! The simulator shares no type with the rest of the project, so that one mistake cannot hide in both. It never reads a
+//! database or a log, and by default it listens on this machine only.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {

@@ -1,5 +1,5 @@
-//! `dsync-workos-sim`: the simulated WorkOS as a program, to play with by hand. Everything it can do is in the library;
-//! here are its flags and what it prints.
+//! `dsync-workos-sim`: the simulated WorkOS as a program, for experiments by hand. Only its flags and its output are
+//! here; everything else is in the library.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -15,15 +15,15 @@ use workos_sim::{
 };
 
 const EXAMPLES: &str = r#"Examples:
-  A WorkOS with two directories, to look at:
+  Start a WorkOS with two directories, and list them:
     dsync-workos-sim --directories 2 --users 100
     curl -H 'Authorization: Bearer sk_test_simulated' 'http://127.0.0.1:8090/directories'
 
-  Webhooks to a receiver, one in five doubled or held back, one in ten lost, and 20 changes every five seconds:
+  Make 20 changes every five seconds; duplicate 20 % of the webhooks, hold back 20 % and lose 10 %:
     dsync-workos-sim --users 2000 --groups 60 --deliver-to http://127.0.0.1:8080/webhooks/workos \
         --secret whsec_1 --doubled 20 --shuffled 20 --lost 10 --burst 20 --every 5s
 
-  By hand, while it runs:
+  Query and change it by hand, while it runs:
     curl -s http://127.0.0.1:8090/_sim/stats
     curl -s http://127.0.0.1:8090/_sim/truth
     curl -s http://127.0.0.1:8090/_sim/changes --json '{"burst": 100}'
@@ -36,16 +36,16 @@ const EXAMPLES: &str = r#"Examples:
 #[derive(Parser)]
 #[command(name = "dsync-workos-sim", version, after_long_help = EXAMPLES)]
 struct Cli {
-    /// Port of the API and of /_sim/; 0 takes a free one.
+    /// Port of the API and of /_sim/; 0 picks a free one.
     #[arg(long, default_value_t = 8090)]
     port: u16,
     /// Address to listen on. Anybody who can reach it can change the simulated world.
     #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     host: IpAddr,
-    /// The key the API wants.
+    /// API key that clients must send.
     #[arg(long, default_value = "sk_test_simulated")]
     api_key: String,
-    /// One seed gives one history.
+    /// Seed for random choices; the same seed makes the same choices.
     #[arg(long, default_value_t = 1)]
     seed: u64,
     #[command(flatten)]
@@ -59,7 +59,7 @@ struct Cli {
 #[derive(Args)]
 #[command(next_help_heading = "The world")]
 struct WorldArgs {
-    /// Directories, each of an organization of its own.
+    /// Number of directories, each in an organization of its own.
     #[arg(long, default_value_t = 1)]
     directories: usize,
     /// Users per directory.
@@ -68,13 +68,13 @@ struct WorldArgs {
     /// Groups per directory.
     #[arg(long, default_value_t = 5)]
     groups: usize,
-    /// What the directories are like.
+    /// Kind of WorkOS environment that the directories imitate.
     #[arg(long, value_enum, default_value_t = Kind::Older)]
     kind: Kind,
-    /// Random changes at a time.
+    /// Random changes per burst; 0 makes none.
     #[arg(long, default_value_t = 0)]
     burst: usize,
-    /// Pause between two bursts.
+    /// Interval between bursts.
     #[arg(long, default_value = "5s", value_parser = humantime::parse_duration)]
     every: Duration,
 }
@@ -86,41 +86,41 @@ enum Kind {
     Older,
     /// Attributes in `custom_attributes`, `groups: []`.
     Newer,
-    /// Newer, with missing fields, odd timestamps and values that are hard to store.
+    /// As newer, with missing fields, odd timestamps and values that are hard to store.
     Awkward,
 }
 
 #[derive(Args)]
 #[command(next_help_heading = "Webhooks")]
 struct DeliveryArgs {
-    /// Where to post webhooks; none are sent without it.
+    /// URL to post webhooks to; without it, none are sent.
     #[arg(long, requires = "secret")]
     deliver_to: Option<String>,
-    /// Signs the webhooks.
+    /// Secret with which webhooks are signed.
     #[arg(long, env = "WORKOS_WEBHOOK_SECRET", hide_env_values = true)]
     secret: Option<String>,
-    /// Webhooks per second at most.
+    /// Most webhooks per second; unlimited by default.
     #[arg(long)]
     rate: Option<f64>,
-    /// Webhooks in flight at once.
+    /// Most webhooks in flight at once.
     #[arg(long, default_value_t = 8)]
     concurrency: usize,
-    /// Percent of events never delivered.
+    /// Percentage of events never delivered.
     #[arg(long, default_value_t = 0)]
     lost: u8,
-    /// Percent of events delivered twice.
+    /// Percentage of events delivered twice.
     #[arg(long, default_value_t = 0)]
     doubled: u8,
-    /// Percent of events held back for a while.
+    /// Percentage of events held back, so that later ones overtake them.
     #[arg(long, default_value_t = 0)]
     shuffled: u8,
-    /// The longest while.
+    /// Longest time that an event is held back.
     #[arg(long, default_value = "3s", value_parser = humantime::parse_duration)]
     shuffle_within: Duration,
-    /// Percent of events delivered again, late.
+    /// Percentage of events delivered again later.
     #[arg(long, default_value_t = 0)]
     stale: u8,
-    /// How late.
+    /// How much later.
     #[arg(long, default_value = "5s", value_parser = humantime::parse_duration)]
     stale_after: Duration,
 }
@@ -128,16 +128,16 @@ struct DeliveryArgs {
 #[derive(Args)]
 #[command(next_help_heading = "The API")]
 struct ApiArgs {
-    /// Keep WorkOS's limits: 4 lists of users a second and directory, 6,000 requests a minute.
+    /// Enforce WorkOS's limits: 4 lists of users per second and directory, 6,000 requests per minute.
     #[arg(long)]
     rate_limits: bool,
-    /// The Events API shows events up to so much late.
+    /// Longest delay before the Events API shows an event.
     #[arg(long, default_value = "0s", value_parser = humantime::parse_duration)]
     holdback: Duration,
-    /// Percent of requests answered with 500.
+    /// Percentage of requests answered with 500.
     #[arg(long, default_value_t = 0)]
     errors: u8,
-    /// Percent of requests that read the world as it was `--lag` ago.
+    /// Percentage of requests that read the world as it was `--lag` ago.
     #[arg(long, default_value_t = 0)]
     lagging: u8,
     /// How old a lagging read is.
@@ -198,7 +198,7 @@ async fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     let sim = Sim::start(cli.options()).await?;
     fill(&sim, &cli.world)?;
-    let delivery = cli.deliver(&sim).context("the delivery could not start")?;
+    let delivery = cli.deliver(&sim).context("cannot start delivering webhooks")?;
     println!("API     {}  (Authorization: Bearer {})", sim.url(), sim.api_key());
     println!(
         "control {}/_sim/stats, /_sim/truth, /_sim/events, POST /_sim/changes",
@@ -231,7 +231,7 @@ fn fill(sim: &Sim, args: &WorldArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Bursts, for as long as it takes.
+/// Makes a burst of changes at every interval, forever.
 async fn live(sim: &Sim, args: &WorldArgs, delivery: Option<&Delivery>) -> anyhow::Result<()> {
     let mut ticks = tokio::time::interval(args.every.max(Duration::from_millis(1)));
     ticks.tick().await;

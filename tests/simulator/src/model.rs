@@ -1,5 +1,5 @@
-//! The things a simulated directory holds, as the world keeps them. How they look on the wire is `render`'s business;
-//! a user's roles are not here at all, because they follow from groups.
+//! The objects in a simulated directory, as the world stores them. `render` knows how they look on the wire. A user's
+//! roles are not stored, because they follow from groups.
 
 use serde_json::{Map, Value};
 
@@ -10,7 +10,7 @@ pub(crate) struct Directory {
     pub(crate) id: String,
     pub(crate) organization: Option<String>,
     pub(crate) name: String,
-    /// In the events' vocabulary: `active`, `inactive`, `validating`, …
+    /// In the words that events use: `active`, `inactive`, `validating`, …
     pub(crate) state: String,
     pub(crate) external_key: String,
     pub(crate) domain: String,
@@ -20,7 +20,7 @@ pub(crate) struct Directory {
 }
 
 impl Directory {
-    /// The state in the API's vocabulary.
+    /// The state in the words that the API uses.
     pub(crate) fn api_state(&self) -> &str {
         match self.state.as_str() {
             "active" => "linked",
@@ -35,7 +35,7 @@ pub(crate) struct User {
     pub(crate) id: String,
     pub(crate) directory: String,
     pub(crate) profile: Profile,
-    /// `user.deleted` was sent although the user was kept.
+    /// Whether `user.deleted` was sent although the user was kept.
     pub(crate) announced_deleted: bool,
     pub(crate) created_at: Millis,
     pub(crate) updated_at: Millis,
@@ -48,13 +48,13 @@ pub(crate) struct Group {
     pub(crate) idp_id: Option<String>,
     pub(crate) name: Option<String>,
     pub(crate) raw_attributes: Option<Value>,
-    /// The role its members have by it. Set in WorkOS's dashboard, not part of the group's object.
+    /// The role that the group gives its members. It is set in WorkOS's dashboard and not part of the group's object.
     pub(crate) role: Option<String>,
     pub(crate) created_at: Millis,
     pub(crate) updated_at: Millis,
 }
 
-/// What the customer's identity provider says of a user.
+/// A user's attributes from the customer's identity provider.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Profile {
     pub(crate) idp_id: Option<String>,
@@ -64,15 +64,15 @@ pub(crate) struct Profile {
     pub(crate) last_name: Option<String>,
     pub(crate) job_title: Option<String>,
     pub(crate) state: Option<String>,
-    /// Explicit `emails`; when `None` they follow from `email`.
+    /// Explicit `emails`; if `None`, they follow from `email`.
     pub(crate) emails: Option<Value>,
     pub(crate) raw_attributes: Option<Value>,
     pub(crate) custom: Option<Map<String, Value>>,
 }
 
 impl Profile {
-    /// Sets fields by name: `null` clears, a name that is none of ours is a custom attribute. Returns what was there
-    /// before, for the fields that really changed.
+    /// Sets fields by name. `null` clears a field; an unknown name is a custom attribute. Returns the previous values
+    /// of the fields that changed, or the name of a field whose value has the wrong type.
     pub(crate) fn set(&mut self, fields: &Map<String, Value>) -> Result<Map<String, Value>, String> {
         let mut previous = Map::new();
         for (name, value) in fields {
@@ -84,7 +84,7 @@ impl Profile {
         Ok(previous)
     }
 
-    /// `None`: the value is of the wrong kind for this field.
+    /// Returns the previous value, or `None` if the new value has the wrong type for this field.
     fn set_one(&mut self, name: &str, value: &Value) -> Option<Value> {
         let text = match name {
             "idp_id" => &mut self.idp_id,
@@ -116,7 +116,7 @@ impl Profile {
         before.unwrap_or(Value::Null)
     }
 
-    /// The full name, when there is any part of one.
+    /// The full name, if there is any part of one.
     pub(crate) fn full_name(&self) -> Option<String> {
         let parts: Vec<&str> = [&self.first_name, &self.last_name]
             .into_iter()

@@ -1,9 +1,9 @@
-//! What differs from one WorkOS environment, or customer's directory, to the next: the shapes a simulated directory
-//! may take. Data only.
+//! The differences between WorkOS environments and between customers' directories: the shapes that a simulated
+//! directory may take. Data only.
 
 use serde::{Deserialize, Serialize};
 
-/// Where `email`, `username`, `job_title` and `emails` of a user stand.
+/// Where a user's `email`, `username`, `job_title` and `emails` are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Shape {
@@ -12,20 +12,20 @@ pub enum Shape {
     Old,
     /// All four in `custom_attributes`: newer environments.
     New,
-    /// `email` at the top level, the others in `custom_attributes`: what the published specification says.
+    /// `email` at the top level, the others in `custom_attributes`, as in the published specification.
     Spec,
 }
 
-/// How a value that is not there is written.
+/// How an absent value is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Absent {
     /// As `null`.
     #[default]
     Null,
-    /// Not at all.
+    /// The field is left out.
     Missing,
-    /// One or the other, by object and field; always the same for the same one.
+    /// Either way, depending on object and field, and always the same way for the same ones.
     Mixed,
 }
 
@@ -42,7 +42,7 @@ pub enum RoleShape {
     Neither,
 }
 
-/// Where `updated` events carry `previous_attributes`.
+/// Where `updated` events have `previous_attributes`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Previous {
@@ -66,16 +66,16 @@ pub enum Timestamps {
     Spaced,
 }
 
-/// Whose directory it is.
+/// Which organization a directory belongs to.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Owner {
-    /// An organization made for it.
+    /// A new organization, created for it.
     #[default]
     New,
-    /// Nobody yet: `organization_id` is absent from it and from all it holds.
+    /// None yet: `organization_id` is absent from the directory and from everything in it.
     Nobody,
-    /// That organization.
+    /// The organization with this id.
     Organization(String),
 }
 
@@ -83,31 +83,31 @@ pub enum Owner {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DirectoryOptions {
-    /// Whose it is.
+    /// The organization it belongs to.
     pub owner: Owner,
-    /// Its name; made up when absent.
+    /// Its name; made up if `None`.
     pub name: Option<String>,
     /// WorkOS's `type`.
     pub kind: String,
-    /// Its state in the events' vocabulary. Anything but `active` at creation is created silently.
+    /// Its state, in the words that events use. A directory created in any state but `active` emits no event.
     pub state: String,
-    /// Where some user attributes stand.
+    /// Where some user attributes are.
     pub shape: Shape,
     /// How absent values are written.
     pub absent: Absent,
     /// How roles are written.
     pub roles: RoleShape,
-    /// The role of users whom no group gives one.
+    /// The role of users who have none from a group.
     pub default_role: Option<String>,
-    /// Where previous attributes go.
+    /// Where previous attributes are.
     pub previous: Previous,
     /// How timestamps are written.
     pub timestamps: Timestamps,
-    /// Whether the API fills `groups` of users: teams older than 2026-05-01. `[]` otherwise.
+    /// Whether the API fills users' `groups`, as for teams older than 2026-05-01. If not, it is `[]`.
     pub groups_field: bool,
-    /// Users made up at random lack about a third of what can be lacking.
+    /// Whether randomly generated users lack about a third of their optional attributes.
     pub sparse: bool,
-    /// Users made up at random carry attributes that are hard to store: NUL characters, depth, dots, size.
+    /// Whether randomly generated users have attributes that are hard to store: NUL characters, depth, dots, size.
     pub odd: bool,
 }
 
@@ -142,7 +142,7 @@ impl DirectoryOptions {
         }
     }
 
-    /// Everything that can be odd is odd.
+    /// A newer environment in which everything that can be odd is odd.
     pub fn awkward() -> Self {
         Self {
             absent: Absent::Mixed,

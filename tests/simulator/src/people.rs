@@ -1,4 +1,4 @@
-//! Made-up companies, teams and people, built from syllables: nobody real, the same for the same seed.
+//! Made-up companies, teams and people, built from syllables. Nobody is real, and the same seed gives the same names.
 
 use rand::{RngExt, rngs::StdRng, seq::IndexedRandom};
 use serde_json::{Map, Value, json};
@@ -54,8 +54,8 @@ pub(crate) fn title(rng: &mut StdRng) -> String {
     format!("{} {}", pick(rng, &DEPARTMENTS), pick(rng, &TITLES))
 }
 
-/// A person as the customer's identity provider would describe one, with the lacks and oddities that the
-/// directory's options ask for.
+/// A person as the customer's identity provider would describe one, with the gaps and oddities that the directory's
+/// options ask for.
 pub(crate) fn profile(rng: &mut StdRng, directory: &Directory) -> Profile {
     let (first, last) = (word(rng), word(rng));
     let login = format!(
@@ -97,7 +97,7 @@ fn custom(rng: &mut StdRng, department: &str) -> Map<String, Value> {
     custom
 }
 
-/// Takes away about a third of what may be lacking. Some keep an address in `emails` only.
+/// Removes about a third of the optional attributes. Some people keep an address in `emails` only.
 fn thin_out(rng: &mut StdRng, profile: &mut Profile) {
     let mut lacks = || rng.random_bool(0.3);
     if lacks() {
@@ -122,7 +122,7 @@ fn thin_out(rng: &mut StdRng, profile: &mut Profile) {
     profile.custom.take_if(|_| lacks());
 }
 
-/// Adds what customers' identity providers really send and stores really refuse.
+/// Adds values that real identity providers send and real databases refuse.
 fn make_odd(rng: &mut StdRng, profile: &mut Profile) {
     let odd = match rng.random_range(0..5) {
         0 => json!({ "a.key.with.dots": { "": "an empty key" } }),

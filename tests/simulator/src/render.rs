@@ -1,5 +1,5 @@
-//! How objects look on the wire: JSON exactly as WorkOS writes it, in the shape each directory's options ask for.
-//! Pure; knows nothing of events or HTTP.
+//! How objects look on the wire: JSON exactly as WorkOS writes it, in the shape that the directory's options ask for.
+//! Pure; knows nothing about events or HTTP.
 
 use serde_json::{Map, Value, json};
 
@@ -10,10 +10,10 @@ use crate::{
     options::{Absent, DirectoryOptions, RoleShape, Shape, Timestamps},
 };
 
-/// Roles from the strongest down; others come after these, by name.
+/// Known roles, strongest first. Others come after these, sorted by name.
 const LADDER: [&str; 6] = ["owner", "admin", "manager", "editor", "viewer", "member"];
 
-/// Puts the strongest role first.
+/// Sorts the strongest role first and removes duplicates.
 pub(crate) fn sort_roles(roles: &mut Vec<String>) {
     let rank = |slug: &str| {
         LADDER
@@ -70,7 +70,7 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// A directory as events carry it.
+/// A directory as shown in events.
 pub(crate) fn directory_in_event(directory: &Directory, deleted: bool) -> Value {
     let mut object = directory_base(directory, &directory.state);
     if !deleted {
@@ -84,7 +84,7 @@ pub(crate) fn directory_in_event(directory: &Directory, deleted: bool) -> Value 
     object.fields.into()
 }
 
-/// A directory as the API lists it; `users` = (active, not active).
+/// A directory as the API lists it; `users` is (active, not active).
 pub(crate) fn directory_in_api(directory: &Directory, users: (usize, usize), groups: usize) -> Value {
     let mut object = directory_base(directory, directory.api_state());
     object.put("external_key", directory.external_key.as_str());
@@ -118,7 +118,7 @@ pub(crate) fn group(group: &Group, directory: &Directory) -> Value {
     object.fields.into()
 }
 
-/// A user without `groups`; `roles` strongest first.
+/// A user without `groups`. `roles` must be sorted strongest first.
 pub(crate) fn user(user: &User, directory: &Directory, roles: &[String]) -> Map<String, Value> {
     let mut object = Writer::new("directory_user", &user.id, &directory.options);
     let profile = &user.profile;

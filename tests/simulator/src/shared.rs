@@ -1,4 +1,4 @@
-//! What the API, the deliveries and the handle of one simulator share: state behind locks, and nothing that decides.
+//! The state that a simulator's API, deliveries and handle share, behind locks. No logic.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -10,7 +10,7 @@ use crate::{
     world::World,
 };
 
-/// What the API, the deliveries and the handle share. Each lock is held for one step only, never across a wait.
+/// The shared state. Each lock is held for one step only, never across a wait.
 pub(crate) struct Shared {
     pub(crate) clock: Clock,
     pub(crate) api_key: String,

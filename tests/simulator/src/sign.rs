@@ -1,4 +1,4 @@
-//! The signature WorkOS puts on a webhook. Only ever computed here, never checked.
+//! The signature that WorkOS puts on a webhook. It is only computed here, never checked.
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;

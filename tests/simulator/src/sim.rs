@@ -1,4 +1,4 @@
-//! The simulator as a whole: the world, its API on a port of this machine, and what a test can do with both.
+//! The simulator as a whole: the world, its HTTP API on a local port, and the methods with which a test uses both.
 
 use std::{
     net::SocketAddr,
@@ -31,15 +31,15 @@ use crate::{
 /// How a simulator starts.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Its time.
+    /// The clock it runs by.
     pub clock: Clock,
-    /// Its chance.
+    /// The seed of its random choices.
     pub seed: u64,
-    /// Where the API listens; port 0 takes a free one.
+    /// Where the API listens; port 0 picks a free one.
     pub listen: SocketAddr,
-    /// The key the API wants.
+    /// The API key that clients must send.
     pub api_key: String,
-    /// Limits, faults and the Events API's ways; may be changed later.
+    /// Limits, faults and the behaviour of the Events API; may be changed later.
     pub tuning: Tuning,
 }
 
@@ -56,7 +56,7 @@ impl Default for Options {
 }
 
 impl Options {
-    /// A clock that stands at `at` until the test moves it.
+    /// The default options, with a clock that stays at `at` until the test moves it.
     pub fn at(at: Millis) -> Self {
         Self {
             clock: Clock::fixed(at),
@@ -65,31 +65,31 @@ impl Options {
     }
 }
 
-/// What may be changed while the simulator runs.
+/// The settings that may be changed while the simulator runs.
 #[derive(Clone, Debug, Default)]
 pub struct Tuning {
     /// Rate limits of the API.
     pub limits: RateLimits,
     /// Faults of the API.
     pub faults: ApiFaults,
-    /// The Events API's ways.
+    /// The behaviour of the Events API.
     pub events: EventsOptions,
 }
 
 /// Why a simulator did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The address is taken or not ours.
+    /// The address is in use, or not one of this machine's.
     #[error("cannot listen on {address}")]
     Listen {
         /// Where it should have listened.
         address: SocketAddr,
-        /// Why it could not.
+        /// The cause.
         source: std::io::Error,
     },
 }
 
-/// A running simulator. Clones are the same one; its API ends with the last of them.
+/// A running simulator. Clones share it; its API stops when the last one is dropped.
 #[derive(Clone, Debug)]
 pub struct Sim {
     shared: Arc<Shared>,
@@ -123,7 +123,7 @@ impl Sim {
             .fallback(any(api::handle))
             .with_state(shared.clone());
         let task = tokio::spawn(async move {
-            // It ends when aborted, and only then: errors of single connections are its own affair.
+            // It ends only when aborted, because it handles errors of single connections itself.
             let _ = axum::serve(listener, router).await;
         });
         let server = Arc::new(Server {
@@ -133,52 +133,52 @@ impl Sim {
         Ok(Self { shared, server })
     }
 
-    /// `http://127.0.0.1:…`, without a slash at the end.
+    /// `http://127.0.0.1:…`, without a trailing slash.
     pub fn url(&self) -> String {
         format!("http://{}", self.server.address)
     }
 
-    /// The key the API wants.
+    /// The API key that clients must send.
     pub fn api_key(&self) -> &str {
         &self.shared.api_key
     }
 
-    /// The simulator's clock; moving it moves the simulator.
+    /// The clock that the simulator runs by.
     pub fn clock(&self) -> &Clock {
         &self.shared.clock
     }
 
-    /// The world itself, locked: do not hold it across an await.
+    /// The world itself, locked. Do not hold the guard across an await.
     pub fn world(&self) -> MutexGuard<'_, World> {
         self.shared.world()
     }
 
-    /// Makes one thing happen.
+    /// Makes one change.
     pub fn change(&self, change: Change) -> Result<Outcome, ChangeError> {
         self.world().apply(change)
     }
 
-    /// A new directory; its id.
+    /// Creates a directory and returns its id.
     pub fn create_directory(&self, options: DirectoryOptions) -> Result<String, ChangeError> {
         self.world().create_directory(options)
     }
 
-    /// A new user with made-up attributes; its id.
+    /// Creates a user with made-up attributes and returns its id.
     pub fn create_user(&self, directory: &str) -> Result<String, ChangeError> {
         self.world().create_user(directory, &serde_json::Map::new())
     }
 
-    /// A new group; its id.
+    /// Creates a group and returns its id.
     pub fn create_group(&self, directory: &str, name: &str) -> Result<String, ChangeError> {
         self.world().create_group(directory, Some(name.to_owned()), None)
     }
 
-    /// Puts a user into a group.
+    /// Adds a user to a group.
     pub fn add_member(&self, group: &str, user: &str) -> Result<(), ChangeError> {
         self.world().add_member(group, user)
     }
 
-    /// Takes a user out of a group.
+    /// Removes a user from a group.
     pub fn remove_member(&self, group: &str, user: &str) -> Result<(), ChangeError> {
         self.world().remove_member(group, user)
     }
@@ -188,7 +188,7 @@ impl Sim {
         self.world().seed(directory, seed)
     }
 
-    /// `count` random changes, spread over all live directories; returns how many events they made.
+    /// Makes `count` random changes, spread over all live directories. Returns how many events they emitted.
     pub fn burst(&self, count: usize) -> Result<usize, ChangeError> {
         let mut world = self.world();
         let before = world.events().len();
@@ -219,32 +219,32 @@ impl Sim {
         })
     }
 
-    /// Delivers as `options` say.
+    /// Delivers events as `options` specify.
     pub fn deliver(&self, options: DeliveryOptions) -> Result<Delivery, reqwest::Error> {
         Delivery::start(self.shared.clone(), options)
     }
 
-    /// Changes limits, API faults or the Events API's ways.
+    /// Changes limits, API faults or the behaviour of the Events API.
     pub fn tune(&self, change: impl FnOnce(&mut Tuning)) {
         change(&mut self.shared.tuning());
     }
 
-    /// Makes `changes` happen when a request pulls the trigger.
+    /// Makes `changes` when a request matches the trigger.
     pub fn script(&self, trigger: Trigger, changes: Vec<Change>) {
         self.shared.lock_hooks().add(trigger, Action::Apply(changes));
     }
 
-    /// Holds the request that pulls the trigger until the test releases it.
+    /// Holds the request that matches the trigger until the test releases it.
     pub fn gate(&self, trigger: Trigger) -> Gate {
         self.shared.lock_hooks().add_gate(trigger)
     }
 
-    /// How many scripts and gates have not been reached yet: a race that was not raced.
+    /// The number of scripts and gates not yet reached. If any are left, a scripted race did not take place.
     pub fn unfired(&self) -> usize {
         self.shared.lock_hooks().len()
     }
 
-    /// Scripted changes that could not be made; a script that went as planned leaves none.
+    /// The errors of scripted changes that could not be made; none if everything went as planned.
     pub fn script_errors(&self) -> Vec<ChangeError> {
         self.shared.script_errors().clone()
     }
@@ -254,12 +254,12 @@ impl Sim {
         self.shared.lock_record().requests().to_vec()
     }
 
-    /// The same, and forgets them.
+    /// Returns the same requests, and forgets them.
     pub fn take_requests(&self) -> Vec<Request> {
         self.shared.lock_record().take()
     }
 
-    /// Requests by endpoint and status.
+    /// The number of requests by endpoint and status.
     pub fn request_counts(&self) -> RequestCounts {
         self.shared.lock_record().counts()
     }

@@ -1,5 +1,5 @@
-//! What a faithful consumer should show: per directory the rows that are live, in the words of the consumer's views
-//! (a NUL character shown as U+FFFD, a directory's state in the events' vocabulary, roles as slugs).
+//! What a faithful consumer should show: the live rows of each directory, in the form of the consumer's views (a NUL
+//! character is shown as U+FFFD, a directory's state in the words that events use, roles as slugs).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,7 +22,7 @@ pub struct Truth {
     pub directories: BTreeMap<String, DirectoryTruth>,
 }
 
-/// One live directory and what it holds.
+/// One live directory and its contents.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DirectoryTruth {
     /// The directory itself.
@@ -89,7 +89,7 @@ pub struct GroupRow {
 }
 
 impl Truth {
-    /// How many directories, users, groups and memberships are live.
+    /// The numbers of live directories, users, groups and memberships.
     pub fn counts(&self) -> [usize; 4] {
         self.directories.values().fold([0; 4], |sum, one| {
             let of_one = [1, one.users.len(), one.groups.len(), one.memberships.len()];
@@ -99,7 +99,7 @@ impl Truth {
 }
 
 impl World {
-    /// What is live now.
+    /// Everything that is live now.
     pub fn truth(&self) -> Truth {
         let live = self
             .directory_ids
@@ -197,7 +197,7 @@ fn shown_roles(shape: RoleShape, roles: Vec<String>) -> (Option<String>, Option<
     }
 }
 
-/// The primary address of a list, else its first.
+/// The primary address of a list, or else the first one.
 fn listed_email(emails: Option<&Value>) -> Option<String> {
     let list = emails?.as_array()?;
     let address = |entry: &Value| entry["value"].as_str().map(str::to_owned);

@@ -2,16 +2,16 @@
 
 use crate::clock::Millis;
 
-/// As of when the world is read.
+/// The moment as of which the world is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum When {
-    /// The newest state, changes stamped this very millisecond included.
+    /// The newest state, including changes within the current millisecond.
     Now,
     /// The state at the end of that millisecond.
     At(Millis),
 }
 
-/// Every state a thing had, oldest first; `None` is "not there".
+/// Every state that an object had, oldest first. `None` means that it did not exist.
 #[derive(Clone, Debug)]
 pub(crate) struct Versioned<T> {
     versions: Vec<(Millis, Option<T>)>,
@@ -32,17 +32,17 @@ impl<T> Versioned<T> {
         newest?.1.as_ref()
     }
 
-    /// The newest state in which it was there, whether or not it still is.
+    /// The newest state in which it existed, whether or not it still does.
     pub(crate) fn newest(&self) -> Option<&T> {
         self.versions.iter().rev().find_map(|(_, state)| state.as_ref())
     }
 
-    /// Adds a state. `at` is never before the last one: the world's stamps only grow.
+    /// Adds a state. `at` is never before the last one, because the world's timestamps only grow.
     pub(crate) fn put(&mut self, at: Millis, state: Option<T>) {
         self.versions.push((at, state));
     }
 
-    /// When it last came or went or changed.
+    /// When it was last created, changed or deleted.
     pub(crate) fn touched(&self) -> Option<Millis> {
         self.versions.last().map(|(at, _)| *at)
     }

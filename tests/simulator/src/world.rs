@@ -1,7 +1,7 @@
-//! The simulated world: all state, the stamps that order it, and the emission of events.
+//! The simulated world: all state, the timestamps that order it, and the emission of events.
 //!
-//! Pure apart from the clock it is given: no I/O, no randomness but its seeded generator. What changes it is in the
-//! sub-modules, one per kind of thing; what reads it is in `world/read.rs`.
+//! Pure apart from the clock it is given: no I/O, and no randomness except from its seeded generator. The changes are
+//! in the submodules, one for each kind of object; the reads are in `world/read.rs`.
 
 mod directories;
 mod groups;
@@ -27,7 +27,7 @@ use crate::{
     versioned::{Versioned, When},
 };
 
-/// Everything there is, with its past.
+/// Everything that exists, with its past.
 pub struct World {
     pub(crate) clock: Clock,
     pub(crate) rng: StdRng,
@@ -39,7 +39,7 @@ pub struct World {
     pub(crate) users: BTreeMap<String, Versioned<Arc<User>>>,
     pub(crate) groups: BTreeMap<String, Versioned<Group>>,
     memberships: HashMap<(String, String), Versioned<()>>,
-    /// Indexes; they keep what is gone, for reads of the past.
+    /// Indexes. They keep deleted objects, for reads of the past.
     pub(crate) directory_ids: BTreeSet<String>,
     pub(crate) users_of_directory: HashMap<String, BTreeSet<String>>,
     pub(crate) groups_of_directory: HashMap<String, BTreeSet<String>>,
@@ -50,7 +50,7 @@ pub struct World {
 }
 
 impl World {
-    /// An empty world. One `seed` and one sequence of changes on a fixed clock give the same bytes every time.
+    /// An empty world. With a fixed clock, the same `seed` and changes give the same bytes every time.
     pub fn new(clock: Clock, seed: u64) -> Self {
         Self {
             clock,
@@ -78,12 +78,12 @@ impl World {
         &self.events
     }
 
-    /// Counts the events emitted; wakes whoever delivers them.
+    /// A counter of events emitted, which wakes deliveries.
     pub(crate) fn emissions(&self) -> watch::Receiver<usize> {
         self.emitted.subscribe()
     }
 
-    /// Runs changes that emit nothing: drift for a consumer to find.
+    /// Makes changes without emitting events: drift for a consumer to find.
     pub(crate) fn silently<T>(&mut self, changes: impl FnOnce(&mut Self) -> T) -> T {
         let before = std::mem::replace(&mut self.silent, true);
         let result = changes(self);
@@ -91,14 +91,14 @@ impl World {
         result
     }
 
-    /// The stamp of a change: the clock's time, but never before an earlier change's.
+    /// The timestamp of a change: the clock's time, but never before an earlier change's.
     fn stamp(&mut self) -> Millis {
         self.last_stamp = self.clock.now().max(self.last_stamp);
         self.last_stamp
     }
 
-    /// The stamp of a change that must be later than all before it. What goes and comes back within one millisecond
-    /// cannot be told apart by time, so the simulated WorkOS never does that to one object.
+    /// The timestamp of a change that must be later than all before it. If an object went and came back within one
+    /// millisecond, time could not tell which came first, so the simulated WorkOS never does that.
     fn later_stamp(&mut self) -> Millis {
         let next = Millis(self.last_stamp.0 + 1);
         self.last_stamp = self.clock.now().max(next);
@@ -141,7 +141,7 @@ impl World {
         self.emitted.send_replace(self.events.len());
     }
 
-    /// Emits an `updated` event with what was there before, where this directory's options want it.
+    /// Emits an `updated` event, with the previous attributes where this directory's options want them.
     fn emit_updated(
         &mut self,
         kind: &str,

@@ -1,5 +1,5 @@
-//! The state API, asked over HTTP: the official SDK as a client and judge of every object,
-//! memberships from both sides, refusals, and the endpoints for a person with curl.
+//! The state API over HTTP: the official SDK as a client that checks every object, memberships from both sides,
+//! refusals, and the endpoints for use with curl.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should fail loudly")]
 
@@ -55,7 +55,7 @@ async fn the_official_sdk_reads_everything() {
         for user in &users {
             let row = &truth.users[&user.id];
             assert_eq!(user.role.as_ref().map(|role| role.slug.clone()), row.role);
-            #[expect(deprecated, reason = "it is what older teams still read")]
+            #[expect(deprecated, reason = "older teams still read it")]
             let groups: Vec<(String, String)> = user
                 .groups
                 .iter()
@@ -123,7 +123,7 @@ async fn refusals() {
     }
     sim.change(Change::DeleteDirectory { directory }).unwrap();
     let (status, _) = get(&sim, &format!("/directory_users/{}", seeded.users[0])).await;
-    assert_eq!(status, 404, "what a deleted directory held is gone too");
+    assert_eq!(status, 404, "a deleted directory's contents are gone, too");
 }
 
 #[tokio::test]

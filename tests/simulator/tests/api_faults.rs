@@ -1,4 +1,4 @@
-//! The state API when things go wrong, or happen at the wrong moment: limits, errors, lagging and halved lists, and
+//! The state API when things go wrong or happen at the wrong moment: limits, errors, lagging reads, halved lists, and
 //! changes scripted between two pages.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should fail loudly")]
@@ -21,7 +21,7 @@ async fn a_walk_survives_what_happens_between_its_pages() {
         },
     )
     .await;
-    // The cursor of the first page, and one not yet read, go; a new one comes behind the start.
+    // Delete the cursor of the first page and a user not yet read; add a new user before the start of the list.
     let cursor = seeded.users[20].clone();
     let unread = seeded.users[5].clone();
     sim.script(
@@ -53,7 +53,7 @@ async fn a_walk_survives_what_happens_between_its_pages() {
         .collect();
     assert_eq!(
         seen, expected,
-        "neither the new one nor the one gone unread, but the one gone after it was read"
+        "the user deleted after being read, but neither the new user nor the one deleted before being read"
     );
     let ascending = walk(
         &sim,
@@ -99,7 +99,7 @@ async fn limits_are_kept_and_refusals_are_bare_strings() {
         }
     });
     let path = format!("/directory_users?directory={directory}");
-    // One client, so that all six fall into one second.
+    // One client, so that all six requests fall within one second.
     let client = support::http();
     let mut statuses = Vec::new();
     for _ in 0..6 {
@@ -127,7 +127,7 @@ async fn limits_are_kept_and_refusals_are_bare_strings() {
             .contains_key("retry-after")
     );
     let (other, _) = get(&sim, &format!("/directory_groups?directory={directory}")).await;
-    assert_eq!(other, 200, "the limit is on users only");
+    assert_eq!(other, 200, "the limit applies to users only");
     let requests = sim.requests();
     assert_eq!(
         peak(&requests, Duration::from_secs(1), |request| request.endpoint

@@ -1,4 +1,4 @@
-//! Webhooks over real HTTP: signatures as the official SDK judges them, retries, and each fault.
+//! Webhooks over real HTTP: signatures, checked by the official SDK, retries, and each fault.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should fail loudly")]
 
@@ -17,7 +17,7 @@ use workos_sim::{DeliveryOptions, DirectoryOptions, Faults, From, Seed, Sim};
 const BOUND: Duration = Duration::from_secs(30);
 const SECRET: &str = "whsec_for_tests";
 
-/// What an endpoint got: signature and body, in order; and how it answers the first attempts at each body.
+/// What an endpoint received (signature and body, in order), and how it answers the first attempts at each body.
 #[derive(Clone, Default)]
 struct Receiver {
     got: Arc<Mutex<Vec<(String, String)>>>,
@@ -52,7 +52,7 @@ impl Receiver {
         self.got.lock().unwrap().clone()
     }
 
-    /// How often each body came.
+    /// How often each body was received.
     fn times(&self) -> BTreeMap<String, usize> {
         let mut times = BTreeMap::new();
         for (_, body) in self.got() {
@@ -113,7 +113,7 @@ async fn refused_deliveries_are_tried_again_with_a_fresh_signature() {
     assert_eq!(counts.answers[&503], 2 * events as u64);
     assert_eq!(counts.acked, events as u64);
 
-    // A delivery signed later carries the later time.
+    // A delivery signed later has the later time.
     let old = receiver.got()[0].clone();
     sim.clock().advance(Duration::from_hours(1));
     let id = sim.events()[0].id.clone();
@@ -130,7 +130,7 @@ async fn patience_has_an_end() {
     let options = DeliveryOptions {
         backoff: Duration::from_millis(1),
         give_up: Duration::ZERO,
-        // Nobody listens there: port 1 is privileged and unused.
+        // Nothing listens there: port 1 is privileged and unused.
         ..DeliveryOptions::new("http://127.0.0.1:1/hook", SECRET)
     };
     let counts = sim.deliver(options).unwrap().drained_within(BOUND).await.unwrap();
@@ -177,7 +177,7 @@ async fn each_fault_does_what_it_says() {
     let order: Vec<String> = receiver.got().into_iter().map(|(_, body)| body).collect();
     let mut sorted = order.clone();
     sorted.sort();
-    assert_ne!(order, sorted, "later events overtook those held back");
+    assert_ne!(order, sorted, "later events must overtake those held back");
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! The Events API: order, cursors, ranges, retention, and events that show up late.
+//! The Events API: order, cursors, ranges, retention, and events that appear late.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should fail loudly")]
 
@@ -69,11 +69,7 @@ async fn the_official_sdk_lists_them() {
             break;
         }
     }
-    assert_eq!(
-        seen,
-        ids(&sim),
-        "its `events=a,b` and its `order=desc` notwithstanding"
-    );
+    assert_eq!(seen, ids(&sim), "despite the SDK's `events=a,b` and `order=desc`");
 }
 
 #[tokio::test]
@@ -194,7 +190,7 @@ async fn held_back_events_appear_late_and_out_of_order() {
     assert_eq!(all.len(), 40, "nothing is held back for good");
     assert!(
         naive.len() < 35,
-        "the naive consumer should have skipped some: {}",
+        "the naive consumer should have missed some: {}",
         naive.len()
     );
 }

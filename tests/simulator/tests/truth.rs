@@ -1,5 +1,5 @@
-//! Events against the truth: a small fold of everything emitted, written down independently, arrives where the truth
-//! says the world is.
+//! Events against the truth: a small, independently written fold of everything emitted arrives at the same state as
+//! `Truth`.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should fail loudly")]
 
@@ -10,7 +10,7 @@ use workos_sim::{Change, Clock, DirectoryOptions, Millis, RoleShape, Seed, Truth
 
 const NOON: Millis = Millis(1_768_478_400_000);
 
-/// What events in the order of emission add up to, written down independently of the truth.
+/// The result of folding events in the order of emission, written independently of the truth.
 #[derive(Default)]
 struct Folded {
     directories: BTreeMap<String, Value>,

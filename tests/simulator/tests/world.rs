@@ -1,5 +1,5 @@
-//! What happens and what is told of it: the envelope of every kind of event as the official models read it, and the
-//! stories of the wire.
+//! Changes and the events they emit: the envelope of every kind of event, as read by the official models, and the
+//! sequences of events for typical histories.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should fail loudly")]
 
@@ -235,7 +235,7 @@ fn a_deletion_announced_but_not_made() {
     assert_eq!(
         kinds(&again),
         ["dsync.user.created"],
-        "the user, and nothing of its memberships"
+        "the user, and nothing about its memberships"
     );
     assert_eq!(again[0]["data"]["id"], json!(user));
     assert!(again[0]["data"]["updated_at"].as_str() > announced[0]["created_at"].as_str());
@@ -380,7 +380,7 @@ fn changes_are_written_as_json() {
     assert!(serde_json::from_str::<Change>(r#"{"change":"delete_user","usr":"x"}"#).is_err());
 }
 
-/// The times of an object's comings and goings must tell them apart.
+/// The times at which an object comes and goes must differ, so that they order these changes.
 #[test]
 fn nothing_goes_and_comes_within_a_millisecond() {
     let (mut world, _, user, group) = seeded(DirectoryOptions::default());

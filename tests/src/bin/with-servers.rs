@@ -1,6 +1,6 @@
-//! Runs a command with a private Postgres, migrated, and a private NATS beside it: `with-servers CMD [ARG]…`.
+//! Runs a command with a private, migrated Postgres and a private NATS: `with-servers CMD [ARG]…`.
 //!
-//! The command finds them through `DATABASE_URL` and `NATS_URL`. They end with it, and its exit code is passed on.
+//! The command finds them through `DATABASE_URL` and `NATS_URL`. They end when it ends, and its exit code is passed on.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use tests::{Nats, Postgres, Watchdog, Watched};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// How often to look whether the command has ended.
+/// How often to check whether the command has ended.
 const POLL: Duration = Duration::from_millis(10);
 
 #[tokio::main]
@@ -17,7 +17,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     let mut words = std::env::args_os().skip(1);
     let program = words.next().context("usage: with-servers CMD [ARG]…")?;
     let postgres = Postgres::migrated().await?;
-    // Where statements that name the projection's tables alone find them; the projector says so in each transaction.
+    // For statements that name the projection's tables without a schema. The projector sets this in each transaction.
     let pool = postgres.pool().await?;
     sqlx::raw_sql(
         "do $$ begin execute format('alter database %I set search_path = dsync', current_database()); end $$",
@@ -26,7 +26,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     .await?;
     pool.close().await;
     let nats = Nats::start().await?;
-    // It reads what we would read.
+    // The command gets this process's standard input.
     let mut watched = Watched::new(program, format!("/proc/{}/fd/0", std::process::id()));
     watched
         .command()
@@ -41,13 +41,13 @@ async fn main() -> anyhow::Result<ExitCode> {
         }
         tokio::select! {
             () = tokio::time::sleep(POLL) => {}
-            // Ctrl-C reaches the command too, which shares this terminal: it decides when to end.
+            // Ctrl-C also reaches the command, which shares this terminal and decides when to end.
             interrupted = tokio::signal::ctrl_c() => interrupted?,
             _ = terminated.recv() => child.kill()?,
         }
     };
     watchdog.call_off();
-    // A command ended by a signal has no code of its own: what a shell would say.
+    // A command ended by a signal has no exit code, so use the one that a shell would report.
     let code = status
         .code()
         .or_else(|| std::os::unix::process::ExitStatusExt::signal(&status).map(|s| 128 + s));

@@ -1,4 +1,4 @@
-//! Bad input: what makes sense is kept, what does not is named, and nobody else notices.
+//! Bad input: what makes sense is kept, what does not is reported, and nothing else is affected.
 
 use anyhow::{Context as _, ensure};
 use tests::{Program, eventually};
@@ -30,7 +30,7 @@ fn user_event(id: &str, more: &str) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[expect(
     clippy::too_many_lines,
-    reason = "a table of values, and a table of what became of them"
+    reason = "a table of values, and a table of their results"
 )]
 async fn every_odd_value_is_stored_without_loss_of_anything_else() -> anyhow::Result<()> {
     let stand = Stand::up().await?;

@@ -1,5 +1,5 @@
-//! The log on three brokers: one killed, one split off from the others, each restarted in turn, while webhooks come in.
-//! What was acknowledged is in the log, and the tables show the truth.
+//! The log on three brokers, of which one is killed, one is split off from the others, and each is restarted in turn,
+//! while webhooks come in. Everything acknowledged is in the log, and the tables show the truth.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -66,7 +66,7 @@ impl Stage {
         Ok(stage)
     }
 
-    /// Lets things happen until so many more webhooks were acknowledged.
+    /// Makes changes until `more` further webhooks are acknowledged.
     async fn gets_through(&self, more: usize) -> anyhow::Result<Duration> {
         let began = std::time::Instant::now();
         let before = self.delivery.acknowledged().len();
@@ -75,7 +75,7 @@ impl Stage {
             let since = self.delivery.acknowledged().len() - before;
             ensure!(
                 since >= more,
-                "{since} of {more} got through; ingest said:\n{}",
+                "{since} of {more} got through; ingest's output:\n{}",
                 self.ingest.tail(5)
             );
             Ok(())
@@ -95,7 +95,7 @@ impl Stage {
                 return Ok(n);
             }
         }
-        anyhow::bail!("ingest is connected to none")
+        anyhow::bail!("ingest is not connected to any server")
     }
 
     async fn leader(&self) -> anyhow::Result<usize> {
@@ -107,10 +107,10 @@ impl Stage {
         self.leader().await?;
         let counts = match self.delivery.drained_within(BOUND).await {
             Ok(counts) => counts,
-            Err(progress) => bail!("{progress:?}; ingest said:\n{}", self.ingest.tail(20)),
+            Err(progress) => bail!("{progress:?}; ingest's output:\n{}", self.ingest.tail(20)),
         };
         ensure!(counts.gave_up == 0, "{counts:?}");
-        // The log may be without a leader once more for a moment, now that all are together again.
+        // Now that all servers are together again, the log may briefly be without a leader once more.
         let logged = eventually(BOUND, async || self.logged().await).await?;
         let acknowledged: BTreeSet<String> = self
             .delivery
@@ -121,7 +121,7 @@ impl Stage {
         let lost: Vec<&String> = acknowledged.difference(&logged).collect();
         ensure!(
             lost.is_empty(),
-            "{} of {} are lost: {:?}",
+            "{} of {} acknowledged events are lost, such as {:?}",
             lost.len(),
             acknowledged.len(),
             lost[0]
@@ -135,13 +135,13 @@ impl Stage {
             .await
             .with_context(|| {
                 format!(
-                    "the log has everything; the projector said:\n{}",
+                    "the log has everything; the projector's output:\n{}",
                     self.projector.tail(20)
                 )
             })
     }
 
-    /// Nobody took the log for another, or for one that lost its end.
+    /// No projector took the log for another one, or for one that lost its end.
     async fn is_not_alarmed(&self) -> anyhow::Result<()> {
         let rewinds: i64 = sqlx::query_scalar("select count(*) from dsync.rewinds")
             .fetch_one(&self.pool)
@@ -175,7 +175,7 @@ async fn a_broker_killed_and_each_restarted_in_turn_lose_nothing() -> anyhow::Re
     println!("with the leader killed, 40 webhooks got through in {took:?}");
     stage.cluster.servers[leader].start_again().await?;
     for n in 0..3 {
-        // One may go when the others have everything.
+        // A server may stop once the others have everything.
         stage.leader().await?;
         stage.cluster.servers[n].stop().await?;
         stage
@@ -188,9 +188,9 @@ async fn a_broker_killed_and_each_restarted_in_turn_lose_nothing() -> anyhow::Re
     stage.is_not_alarmed().await
 }
 
-/// The one that leads is split off, so that it believes for a while that it still does; then the one that ingest is
-/// connected to, which goes on answering its pings and stores nothing for it. What it says of the log's end is past by
-/// then, and nobody may take that for a loss.
+/// First the leader is split off, which for a while believes that it still leads. Then the server that ingest is
+/// connected to is split off, which still answers ingest's pings, but stores nothing. What it reports as the log's end
+/// is outdated, and must not be taken for a loss.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_split_loses_nothing_and_the_larger_part_goes_on() -> anyhow::Result<()> {
     let stage = Stage::set().await?;

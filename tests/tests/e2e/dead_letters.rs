@@ -1,4 +1,4 @@
-//! One bad record stops nobody: it is set aside, shown, tried again or given up.
+//! One bad record stops nobody: it is set aside, and can be shown, retried or given up.
 
 use anyhow::{Context as _, ensure};
 use serde_json::Value;
@@ -24,7 +24,7 @@ async fn waiting(stand: &Stand) -> anyhow::Result<i64> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_postgres_refuses_is_set_aside_alone_and_applied_when_it_is_taken() -> anyhow::Result<()> {
     let stand = Stand::up().await?;
-    // Any rule that one record breaks.
+    // Any constraint that one record violates.
     sqlx::query("alter table dsync.users add constraint no_poison check (first_name <> 'Poison')")
         .execute(&stand.pool)
         .await?;
@@ -36,7 +36,7 @@ async fn what_postgres_refuses_is_set_aside_alone_and_applied_when_it_is_taken()
         stand.sim.change(Change::UpdateUser { user, set })?;
     }
     delivery.drained().await;
-    // The projector starts with all of it waiting: one batch, two bad records in it.
+    // When the projector starts, everything is waiting: one batch with two bad records in it.
     let projector = stand.projector().start().await?;
     stand.applied().await?;
     ensure!(waiting(&stand).await? == 2, "two are set aside");
@@ -47,7 +47,7 @@ async fn what_postgres_refuses_is_set_aside_alone_and_applied_when_it_is_taken()
             == 2,
         "others"
     );
-    ensure!(!projector.output().contains("Poison"), "a value is in the log");
+    ensure!(!projector.output().contains("Poison"), "a value was logged");
 
     let list: Vec<Value> = serde_json::from_str(&letters(&stand, &["list", "--json"]).await?.stdout)?;
     ensure!(list.len() == 2, "{list:?}");
@@ -56,7 +56,7 @@ async fn what_postgres_refuses_is_set_aside_alone_and_applied_when_it_is_taken()
     let id = list[0]["id"].to_string();
     ensure!(
         letters(&stand, &["show", &id]).await?.stdout.contains("Poison"),
-        "show shows the content"
+        "`show` must print the content"
     );
 
     let failed = letters(&stand, &["retry", &id]).await?;
@@ -79,7 +79,7 @@ async fn what_cannot_be_understood_is_set_aside_once_and_can_be_given_up() -> an
     let stand = Stand::up().await?;
     let mut projector = stand.projector().start().await?;
     let nats = async_nats::connect(stand.nats.url()).await?;
-    // Someone published straight into the log.
+    // Somebody published directly to the log.
     for body in [
         "",
         "not json",
@@ -114,7 +114,7 @@ async fn what_cannot_be_understood_is_set_aside_once_and_can_be_given_up() -> an
         "dropped"
     );
 
-    // Reading the log again does not raise them again.
+    // Reading the log again does not set them aside again.
     projector.terminate().await?;
     sqlx::query("update dsync.progress set seq = 0, seq_appended_at = null")
         .execute(&stand.pool)
@@ -122,7 +122,7 @@ async fn what_cannot_be_understood_is_set_aside_once_and_can_be_given_up() -> an
     projector.start_again()?;
     projector.ready().await?;
     stand.agrees().await?;
-    ensure!(waiting(&stand).await? == 0, "raised again");
+    ensure!(waiting(&stand).await? == 0, "set aside again");
     let unknown = letters(&stand, &["retry", "99"]).await?;
     ensure!(
         unknown.status.code() == Some(1) && unknown.stdout.contains("no such"),

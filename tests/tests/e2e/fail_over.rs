@@ -1,5 +1,5 @@
-//! Postgres fails over to a standby that misses the last commits. Programs find the primary at one address, which leads to
-//! the new one from some moment on, as a service's name or a virtual address does.
+//! Postgres fails over to a standby that lacks the last commits. Programs find the primary at one address, which at
+//! some moment begins to lead to the new primary, as a service name or a virtual address would.
 
 use std::time::{Duration, Instant};
 
@@ -13,9 +13,9 @@ use crate::stand::{BOUND, SECRET};
 struct Stage {
     primary: Postgres,
     standby: Postgres,
-    /// Between the standby and the primary.
+    /// The connection between the standby and the primary.
     stream: Proxy,
-    /// Where our programs find the primary.
+    /// The address at which the programs find the primary.
     name: Proxy,
     sim: Sim,
     delivery: Delivery,
@@ -94,7 +94,7 @@ impl Stage {
         eventually(BOUND, async || agrees(pool, &self.sim.truth()).await).await
     }
 
-    /// Commits that the standby does not get.
+    /// Makes commits that the standby does not get.
     async fn commits_that_are_missed(&self) -> anyhow::Result<()> {
         self.stream.set(Line::Silent);
         self.sim.burst(100)?;
@@ -103,12 +103,12 @@ impl Stage {
         let standby = self.standby.pool().await?;
         ensure!(
             agrees(&standby, &self.sim.truth()).await.is_err(),
-            "the standby misses nothing"
+            "the standby lacks nothing"
         );
         Ok(())
     }
 
-    /// All is well on the new primary, also with what happens from now on.
+    /// Checks that everything works on the new primary, for further changes, too.
     async fn goes_on(&self) -> anyhow::Result<()> {
         let began = Instant::now();
         let pool = self.standby.pool().await?;
@@ -121,7 +121,7 @@ impl Stage {
         let dead: i64 = sqlx::query_scalar("select count(*) from dsync.dead_letters")
             .fetch_one(&pool)
             .await?;
-        ensure!(dead == 0, "trouble is no dead letter");
+        ensure!(dead == 0, "an outage must not make dead letters");
         let since = workos_sim::Clock::system().now().rfc3339();
         eventually(BOUND, async || {
             for program in self.projectors.iter().chain([&self.reconciler]) {
@@ -129,10 +129,10 @@ impl Stage {
             }
             let caught_up = "select coalesce(position >= $1::timestamptz, false) from dsync.duties where duty = 'catch_up'";
             let caught_up: bool = sqlx::query_scalar(caught_up).bind(&since).fetch_one(&pool).await?;
-            ensure!(caught_up, "the catch-up stands still:\n{}", self.reconciler.tail(5));
+            ensure!(caught_up, "catch-up makes no progress:\n{}", self.reconciler.tail(5));
             let swept = "select coalesce(bool_and(swept_at >= $1::timestamptz), false) from dsync.sweeps";
             let swept: bool = sqlx::query_scalar(swept).bind(&since).fetch_one(&pool).await?;
-            ensure!(swept, "sweeps stand still:\n{}", self.reconciler.tail(5));
+            ensure!(swept, "sweeps make no progress:\n{}", self.reconciler.tail(5));
             Ok(())
         })
         .await?;
@@ -146,15 +146,12 @@ async fn a_promoted_standby_that_misses_the_last_commits_converges() -> anyhow::
     let mut stage = Stage::set().await?;
     stage.commits_that_are_missed().await?;
     stage.primary.kill()?;
-    // The address leads to the standby before that is one to write to.
+    // The address leads to the standby before it accepts writes.
     stage.name.turn_to(stage.standby.address());
     stage.sim.burst(50)?;
     eventually(BOUND, async || {
         for program in &stage.projectors {
-            ensure!(
-                program.readiness().await? == 503,
-                "ready on a server that is read-only"
-            );
+            ensure!(program.readiness().await? == 503, "ready on a read-only server");
         }
         Ok(())
     })
@@ -163,12 +160,12 @@ async fn a_promoted_standby_that_misses_the_last_commits_converges() -> anyhow::
     stage.goes_on().await
 }
 
-/// The primary does not die but falls silent, and never closes a connection: its host is gone.
+/// The primary does not die, but falls silent and never closes a connection, as if its host were gone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_to_a_primary_that_fell_silent_are_given_up() -> anyhow::Result<()> {
     let mut stage = Stage::set().await?;
     stage.commits_that_are_missed().await?;
-    // Everyone is in the middle of something.
+    // Every program has queries in progress.
     let primary = stage.primary.pool().await?;
     let mut locks = primary.begin().await?;
     for table in ["progress", "duties", "sweeps"] {
@@ -181,7 +178,7 @@ async fn connections_to_a_primary_that_fell_silent_are_given_up() -> anyhow::Res
         let waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and application_name like $1";
         for (program, least) in [("dsync-projector", 4_i64), ("dsync-reconciler", 2)] {
             let waits: i64 = sqlx::query_scalar(waiting).bind(program).fetch_one(&primary).await?;
-            ensure!(waits >= least, "{waits} of {program} wait");
+            ensure!(waits >= least, "only {waits} sessions of {program} wait");
         }
         Ok(())
     })
@@ -190,7 +187,7 @@ async fn connections_to_a_primary_that_fell_silent_are_given_up() -> anyhow::Res
     stage.name.turn_to(stage.standby.address());
     stage.standby.promote().await?;
     stage.goes_on().await?;
-    // For the harness: a frozen server cannot be cleaned up after.
+    // For the harness, which cannot clean up after a frozen server.
     stage.name.cut(Cut::Reset);
     stage.primary.resume()?;
     drop(locks);

@@ -1,4 +1,4 @@
-//! Kills, restarts and lost stores in the middle of it all: nothing acknowledged is lost, nobody needs help.
+//! Kills, restarts and lost stores while everything runs: nothing acknowledged is lost, and nobody has to intervene.
 
 use std::time::Duration;
 
@@ -9,13 +9,13 @@ use workos_sim::Faults;
 
 use crate::stand::{BOUND, Stand, a_bad_day};
 
-/// Waits until `more` events were applied since `seq`, or all there are.
+/// Waits until the position of the lane `all` has moved past `seq`, and returns it.
 async fn progress(stand: &Stand, seq: i64) -> anyhow::Result<i64> {
     eventually(BOUND, async || {
         let now = stand
             .count("select coalesce(max(seq), 0) from dsync.progress where lane = 'all'")
             .await?;
-        ensure!(now > seq, "stands at {now}");
+        ensure!(now > seq, "the position is still {now}");
         Ok(now)
     })
     .await
@@ -44,7 +44,7 @@ async fn projectors_killed_at_random_lose_nothing() -> anyhow::Result<()> {
     stand.agrees().await?;
     ensure!(
         stand.count("select count(*) from dsync.dead_letters").await? == 0,
-        "killing makes no dead letters"
+        "kills must not make dead letters"
     );
     Ok(())
 }
@@ -60,7 +60,7 @@ async fn the_broker_killed_in_the_middle_loses_nothing_acknowledged() -> anyhow:
         stand.sim.burst(150)?;
         seq = progress(&stand, seq).await?;
         stand.nats.kill();
-        // Deliveries meet a 503 now, and come again.
+        // Deliveries are answered with 503 now, and retried.
         let refused = delivery.progress().counts.answers.get(&503).copied().unwrap_or(0);
         stand.sim.burst(30)?;
         delivery.hurry();
@@ -94,7 +94,7 @@ async fn postgres_set_back_to_an_older_copy_catches_up_by_itself() -> anyhow::Re
     stand.agrees().await?;
     ensure!(
         stand.count("select count(*) from dsync.rewinds").await? == 0,
-        "the log did not change"
+        "a rewind although the log did not change"
     );
     Ok(())
 }
@@ -120,7 +120,7 @@ async fn a_database_that_is_down_is_waited_for() -> anyhow::Result<()> {
     stand.agrees().await?;
     ensure!(
         stand.count("select count(*) from dsync.dead_letters").await? == 0,
-        "trouble is no dead letter"
+        "an outage must not make dead letters"
     );
     eventually(BOUND, async || {
         ensure!(projector.readiness().await? == 200, "not ready again");
@@ -141,7 +141,7 @@ async fn a_log_made_anew_is_noticed_and_read_from_its_beginning() -> anyhow::Res
         .count("select seq from dsync.progress where lane = 'all'")
         .await?;
     stand.nats.wipe().await?;
-    // Fewer events than the old log had: a position carried over would wait for ever.
+    // Fewer events than the old log had. A position carried over would wait forever.
     stand.sim.burst(20)?;
     let counts = delivery.drained().await;
     ensure!(counts.gave_up == 0, "{counts:?}");
@@ -156,12 +156,12 @@ async fn a_log_made_anew_is_noticed_and_read_from_its_beginning() -> anyhow::Res
         Ok(())
     })
     .await?;
-    // The tables kept what the lost log said, and have what the new one says.
+    // The tables still have what was in the lost log, and also have what is in the new one.
     stand.agrees().await?;
     let after = stand
         .count("select seq from dsync.progress where lane = 'all'")
         .await?;
-    ensure!(after < before, "the new log is shorter: {after} after {before}");
+    ensure!(after < before, "the new log is longer: {after} after {before}");
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! What somebody else put into the log, by whatever way: it is set aside or applied, and stops nobody.
+//! Messages that somebody else put into the log, in whatever way: they are set aside or applied, and stop nobody.
 
 use std::path::Path;
 
@@ -46,13 +46,13 @@ async fn headers_and_subjects_that_postgres_cannot_hold_stop_nobody() -> anyhow:
             .count("select count(*) from directory.users where id <> 'u'")
             .await?
             == 15,
-        "honest traffic goes on"
+        "genuine events must be applied"
     );
     let output = projector.output();
     let obeyed = output.find(|c: char| c.is_control() && c != '\n');
     ensure!(
         obeyed.is_none(),
-        "the log holds what a terminal would obey: {:?}",
+        "the program's log contains control characters: {:?}",
         obeyed.map(|at| &output[at.saturating_sub(80)..(at + 20).min(output.len())])
     );
     Ok(())
@@ -91,7 +91,7 @@ async fn postgres_refuses_nothing_of_what_fuzzing_found() -> anyhow::Result<()> 
     let refused = "select count(*) from dsync.dead_letters where reason like '%Postgres%'";
     ensure!(
         stand.count(refused).await? == 0,
-        "Postgres refused what should have been mended"
+        "Postgres refused something that should have been repaired"
     );
     ensure!(stand.count("select count(*) from dsync.users").await? > 0);
     Ok(())

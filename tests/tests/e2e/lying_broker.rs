@@ -1,6 +1,6 @@
-//! A broker that loses what it acknowledged, because it lost its power before it had synced: noticed, and healed without a
-//! person, by what the Events API still lists or by what the state API says now. (SIGKILL is not enough: the kernel keeps
-//! what was written. The store is set back to an older copy instead.)
+//! A broker that loses acknowledged messages, because it lost power before it had synced them. The loss is noticed, and
+//! repaired without a person, from what the Events API still lists or from what the state API shows now. (SIGKILL is
+//! not enough, because the kernel keeps what was written, so the store is set back to an older copy instead.)
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -22,7 +22,7 @@ fn reconciler(stand: &Stand) -> Program {
         .env("SWEEP_CLOCK_MARGIN", "2s")
 }
 
-/// Everything up, people in the tables, and the catch-up past it all.
+/// Starts the stand and delivers a populated world to the log.
 async fn settled() -> anyhow::Result<(Stand, workos_sim::Delivery)> {
     let stand = Stand::up().await?;
     let delivery = stand.deliver(Faults::none())?;
@@ -43,7 +43,7 @@ async fn rewinds(projector: &Running) -> anyhow::Result<()> {
     .await
 }
 
-/// Waits until the catch-up has read on from now.
+/// Waits until catch-up has read past the current time.
 async fn caught_up(stand: &Stand) -> anyhow::Result<()> {
     let since = workos_sim::Clock::system().now().rfc3339();
     eventually(BOUND, async || {
@@ -53,7 +53,7 @@ async fn caught_up(stand: &Stand) -> anyhow::Result<()> {
         .bind(&since)
         .fetch_one(&stand.pool)
         .await?;
-        ensure!(done, "not caught up");
+        ensure!(done, "catch-up is behind");
         Ok(())
     })
     .await
@@ -76,7 +76,8 @@ async fn what_it_lost_comes_back_from_the_events_api() -> anyhow::Result<()> {
     caught_up(&stand).await?;
     stand.nats.set_back(&store).await?;
     rewinds(&projector).await?;
-    // Though the tables already have it: a rebuild will want it, and so will whoever reads the log.
+    // The log must get the events back even though the tables have them: rebuilds and other readers of the log need
+    // them.
     let told: BTreeSet<String> = delivery.acknowledged().into_iter().map(|one| one.event).collect();
     eventually(BOUND, async || {
         let logged = logged(&stand.nats.url()).await?;
@@ -84,14 +85,14 @@ async fn what_it_lost_comes_back_from_the_events_api() -> anyhow::Result<()> {
         let missing = missing
             .iter()
             .filter(|event| told.contains(&event.id) && !logged.contains(&event.id));
-        // The API lists no types it does not know.
+        // The API does not list event types that it does not know.
         let missing: Vec<&str> = missing
             .map(|event| event.kind.as_str())
             .filter(|kind| !kind.contains("schedule"))
             .collect();
         ensure!(
             missing.is_empty(),
-            "{} are still not in the log: {:?}",
+            "{} events are still not in the log, such as {:?}",
             missing.len(),
             missing[0]
         );
@@ -101,7 +102,7 @@ async fn what_it_lost_comes_back_from_the_events_api() -> anyhow::Result<()> {
     tables_heal(&stand).await
 }
 
-/// No events are listed any more, so that only a look at what is true now can help; and nobody asks for that look.
+/// The Events API no longer lists any events, so only a sweep can help, and nobody asks for one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_it_lost_and_nobody_lists_is_swept_up() -> anyhow::Result<()> {
     let (mut stand, delivery) = settled().await?;
@@ -114,7 +115,7 @@ async fn what_it_lost_and_nobody_lists_is_swept_up() -> anyhow::Result<()> {
     stand.sim.burst(30)?;
     delivery.drained().await;
     stand.agrees().await?;
-    // More, of which the projector reads nothing before it is lost.
+    // More events, none of which the projector reads before they are lost.
     projector.kill();
     stand.sim.burst(30)?;
     delivery.drained().await;
@@ -125,7 +126,8 @@ async fn what_it_lost_and_nobody_lists_is_swept_up() -> anyhow::Result<()> {
     tables_heal(&stand).await
 }
 
-/// What nobody had applied yet is missed by nobody's position: the log is as long as what was applied, or longer.
+/// Losing what no lane had applied yet leaves no gap at any position: the log is as long as what was applied, or
+/// longer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_it_lost_before_anybody_read_it_is_noticed_and_comes_back() -> anyhow::Result<()> {
     let (mut stand, delivery) = settled().await?;
@@ -134,7 +136,7 @@ async fn what_it_lost_before_anybody_read_it_is_noticed_and_comes_back() -> anyh
     stand.agrees().await?;
     caught_up(&stand).await?;
     let store = stand.nats.copy_of_store()?;
-    // It sees how long the log is, and applies none of it.
+    // The projector sees how long the log is, but applies none of it.
     sqlx::query("update dsync.progress set holder = 'a stranger', held_until = now() + interval '1 hour'")
         .execute(&stand.pool)
         .await?;
@@ -155,7 +157,7 @@ async fn what_it_lost_before_anybody_read_it_is_noticed_and_comes_back() -> anyh
         Ok(())
     })
     .await?;
-    // Long enough ago that the catch-up does not read it again of itself.
+    // Long enough ago that catch-up does not read it again anyway.
     caught_up(&stand).await?;
     caught_up(&stand).await?;
     stand.nats.set_back(&store).await?;

@@ -1,5 +1,5 @@
-//! The whole system as its user runs it: our programs as processes, real servers, and a simulated WorkOS that delivers
-//! signed webhooks. One module a promise.
+//! The whole system as its users run it: the programs as processes, real servers, and a simulated WorkOS that delivers
+//! signed webhooks. One module for each promise.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 

@@ -1,5 +1,5 @@
-//! More than can be stored, and more who connect than can be served: memory stays bounded, senders are told to come again,
-//! honest deliveries get through in the end, and nobody restarts anything.
+//! More requests than can be stored, and more connections than can be served: memory stays bounded, senders are told to
+//! retry, genuine deliveries get through in the end, and nothing is restarted.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,9 +15,9 @@ use workos_sim::{Counts, Delivery, DeliveryOptions, DirectoryOptions, Options, S
 
 use crate::stand::{BOUND, SECRET};
 
-/// Bytes a second that pass between ingest and the broker when that is slow.
+/// Bytes per second between ingest and the broker while the connection is slow.
 const TRICKLE: u32 = 30_000;
-/// More than ingest may ever need, in a debug build, on top of what it needs idle.
+/// The most memory that ingest may use above its idle state, in a debug build.
 const MORE_MEMORY: u64 = 160 << 20;
 
 struct Stage {
@@ -72,7 +72,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Bytes of memory that ingest holds now.
+    /// Ingest's current memory in bytes.
     fn memory(&self) -> anyhow::Result<u64> {
         let pid = self.ingest.pid().context("ingest is not running")?;
         let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
@@ -87,7 +87,7 @@ impl Stage {
         Ok(stream.cached_info().state.last_sequence)
     }
 
-    /// Everything gets through, and is in the tables.
+    /// Waits until everything is delivered and in the tables.
     async fn arrives(&self, delivery: &Delivery) -> anyhow::Result<Counts> {
         let counts = tokio::time::timeout(BOUND, delivery.drained()).await;
         let counts = counts.with_context(|| format!("{:?}", delivery.progress()))?;
@@ -132,7 +132,7 @@ async fn ten_times_what_can_be_stored_is_refused_politely_and_gets_through_later
         counts.answers.get(&503).copied().unwrap_or(0) > 0,
         "nobody was refused: {counts:?}"
     );
-    // What a refusal says, of one more webhook.
+    // The answer to one more webhook that is refused.
     let told = eventually(BOUND, async || {
         let event = stage.sim.events().pop().context("no events")?;
         let signature = workos_sim::sign(SECRET, workos_sim::Clock::system().now(), event.body().as_bytes());
@@ -146,14 +146,14 @@ async fn ten_times_what_can_be_stored_is_refused_politely_and_gets_through_later
         Ok(after.to_str()?.parse::<u32>()?)
     })
     .await?;
-    ensure!(told > 0, "come again at once?");
+    ensure!(told > 0, "`Retry-After` asks for an immediate retry");
     stage.to_broker.set(Line::Open);
     delivery.hurry();
     let freed = Instant::now();
     let counts = stage.arrives(&delivery).await?;
     most = most.max(stage.memory()?);
     println!(
-        "all {} events arrived {:?} after the broker was quick again: {counts:?}",
+        "all {} events arrived {:?} after the broker was fast again: {counts:?}",
         counts.events,
         freed.elapsed()
     );
@@ -162,12 +162,12 @@ async fn ten_times_what_can_be_stored_is_refused_politely_and_gets_through_later
         idle >> 10,
         most >> 10
     );
-    ensure!(counts.unanswered == 0, "time-outs: {counts:?}");
-    ensure!(most < idle + MORE_MEMORY, "{most} bytes, {idle} idle");
+    ensure!(counts.unanswered == 0, "timeouts: {counts:?}");
+    ensure!(most < idle + MORE_MEMORY, "{most} bytes, {idle} when idle");
     Ok(())
 }
 
-/// Room for this many files in this process; how many that are.
+/// Raises this process's limit of open files towards `wanted`, and returns the limit in effect.
 fn files(wanted: u64) -> u64 {
     let now = getrlimit(Resource::Nofile);
     let most = now.maximum.unwrap_or(u64::MAX);
@@ -179,8 +179,8 @@ fn files(wanted: u64) -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(wanted)
 }
 
-/// Keeps `count` connections that send `what` once, then a byte a second of a header or a body that never ends, or nothing;
-/// how many are open is counted. Those that are closed come back.
+/// Keeps `count` connections that send `what` once, and then nothing or, if `drips`, a byte per second of a header or
+/// body that never ends. Connections that are closed are opened again. Returns the number of open ones.
 fn besiege(
     siege: &mut JoinSet<()>,
     address: &str,
@@ -245,7 +245,7 @@ async fn ten_thousand_idle_connections_and_slow_senders_do_not_keep_honest_ones_
         let slow = [&headers, &bodies].map(|open| open.load(Ordering::Relaxed));
         ensure!(
             slow.iter().all(|open| *open > 100),
-            "{slow:?} slow ones are connected"
+            "only {slow:?} slow senders are connected"
         );
         Ok(())
     })
@@ -269,10 +269,10 @@ async fn ten_thousand_idle_connections_and_slow_senders_do_not_keep_honest_ones_
         .map(|open| open.load(Ordering::Relaxed))
         .into();
     println!(
-        "{idle} idle, {headers} slow with headers, {bodies} slow with bodies connected, of {idlers} and 600"
+        "connected: {idle} of {idlers} idle, {headers} of 300 with slow headers, {bodies} of 300 with slow bodies"
     );
     println!(
-        "{} honest deliveries took {:?}: {counts:?}",
+        "{} genuine deliveries took {:?}: {counts:?}",
         counts.acked,
         began.elapsed()
     );
@@ -287,7 +287,7 @@ async fn ten_thousand_idle_connections_and_slow_senders_do_not_keep_honest_ones_
         "{besieged} bytes, {before} before"
     );
     siege.shutdown().await;
-    // And as if nothing had been.
+    // Afterwards, everything works as before.
     let began = Instant::now();
     stage.sim.burst(30)?;
     stage.arrives(&delivery).await?;

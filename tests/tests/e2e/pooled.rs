@@ -1,6 +1,6 @@
-//! Behind a transaction pooler, which gives the server's sessions to whoever begins the next transaction.
+//! Behind a transaction pooler, which may give a server session to another client after each transaction.
 //!
-//! `ops/test` runs these where there is a PgBouncer that knows prepared statements: 1.21 or newer.
+//! `ops/test` runs these if there is a PgBouncer that supports prepared statements: 1.21 or newer.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::stand::{Stand, a_bad_day};
 use crate::take_over::pair;
 use crate::{rebuilding, schema};
 
-/// Long for what takes milliseconds.
+/// A generous limit for what takes milliseconds.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A stand whose programs reach the database through a pooler.
@@ -56,7 +56,7 @@ async fn three_projectors_may_start_on_an_empty_database_at_once() -> anyhow::Re
     let _ingest = ingest(&nats).start().await?;
     let _all =
         ready_at_once(|| schema::projector(&postgres, &nats).env("DATABASE_URL", pooler.url())).await?;
-    // Nobody keeps a lock that only a session would give back.
+    // No program keeps a session-level lock.
     let pool = postgres.pool().await?;
     eventually(PATIENCE, async || {
         let held: i64 = sqlx::query_scalar(
@@ -71,7 +71,7 @@ async fn three_projectors_may_start_on_an_empty_database_at_once() -> anyhow::Re
     .await
 }
 
-/// Temporary tables and settings would be met by others. To undo takes neither.
+/// Others would get sessions with the commands' temporary tables and settings. Undo needs neither.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs PgBouncer 1.21 or newer"]
 async fn verify_and_rebuild_refuse_and_leave_nothing_behind_and_undo_undoes() -> anyhow::Result<()> {
@@ -113,7 +113,7 @@ async fn verify_and_rebuild_refuse_and_leave_nothing_behind_and_undo_undoes() ->
     Ok(())
 }
 
-/// The look at what the server is at work on comes through the pooler too, on the very session that it looks at.
+/// The query that asks what the session is doing goes through the pooler, too, and reaches that very session.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs PgBouncer 1.21 or newer"]
 async fn an_answer_that_was_lost_is_given_up() -> anyhow::Result<()> {
@@ -131,7 +131,7 @@ async fn an_answer_that_was_lost_is_given_up() -> anyhow::Result<()> {
     let lost = std::future::pending::<Result<(), sqlx::Error>>();
     let given_up = tokio::time::timeout(PATIENCE, backend.answered(Duration::from_millis(200), lost))
         .await
-        .context("it is waited for for ever")?;
+        .context("still waiting for the lost answer")?;
     ensure!(given_up.is_err());
     Ok(())
 }

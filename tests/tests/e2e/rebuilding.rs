@@ -1,4 +1,4 @@
-//! `rebuild` and `verify` as their user runs them: under load, with readers looking on, and with people forgotten.
+//! `rebuild` and `verify` as users run them: under load, while readers read, and with people erased.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -28,7 +28,7 @@ async fn json(stand: &Stand, args: &[&str], code: i32) -> anyhow::Result<Value> 
     Ok(serde_json::from_str(&output.stdout)?)
 }
 
-/// A reader that counts a directory's people every 10 ms, on one connection, from its start to its end.
+/// A reader that counts a directory's people every 10 ms on one connection, until it is stopped.
 struct Reader {
     stop: Arc<AtomicBool>,
     counts: Arc<AtomicUsize>,
@@ -84,7 +84,7 @@ async fn a_rebuild_in_the_middle_of_a_burst_is_seen_by_nobody() -> anyhow::Resul
     delivery.hurry();
     delivery.drained().await;
     stand.agrees().await?;
-    // In this one nothing happens from here on.
+    // From here on, nothing changes in this directory.
     let quiet = stand.sim.create_directory(DirectoryOptions::default())?;
     stand.sim.seed(
         &quiet,
@@ -104,7 +104,7 @@ async fn a_rebuild_in_the_middle_of_a_burst_is_seen_by_nobody() -> anyhow::Resul
     .bind(&quiet)
     .fetch_one(&stand.pool)
     .await?;
-    ensure!(expected > 20, "a directory of nobody shows nothing");
+    ensure!(expected > 20, "too few people to show anything");
 
     let reader = Reader::start(&stand.pool, quiet.clone(), expected);
     reader.looked(3).await?;
@@ -161,7 +161,7 @@ async fn verify_names_the_row_and_its_columns_and_undo_brings_it_back() -> anyho
         output.stdout.contains("the projection is what the log says"),
         "{output:?}"
     );
-    ensure!(output.stderr.is_empty(), "no progress in a pipe: {output:?}");
+    ensure!(output.stderr.is_empty(), "progress in a pipe: {output:?}");
 
     let history = stand.count("select count(*) from dsync.changes").await?;
     let user: String = sqlx::query_scalar("select min(id) from directory.users where active")
@@ -172,7 +172,7 @@ async fn verify_names_the_row_and_its_columns_and_undo_brings_it_back() -> anyho
         .execute(&stand.pool)
         .await?;
     let recorded = stand.count("select count(*) from dsync.changes").await? - history;
-    ensure!(recorded == 1, "tampering leaves a trace in history");
+    ensure!(recorded == 1, "tampering must leave a trace in the history");
     let output = projector(&stand, &["verify"]).await?;
     ensure!(output.status.code() == Some(DIFFERS), "{output:?}");
     ensure!(
@@ -181,7 +181,7 @@ async fn verify_names_the_row_and_its_columns_and_undo_brings_it_back() -> anyho
     );
     ensure!(
         !output.stdout.contains("Secret of ours"),
-        "values are nobody's business"
+        "`verify` must not print values"
     );
 
     let rebuilt = json(&stand, &["rebuild"], 0).await?;
@@ -189,11 +189,11 @@ async fn verify_names_the_row_and_its_columns_and_undo_brings_it_back() -> anyho
     let history = history + recorded;
     ensure!(
         stand.count("select count(*) from dsync.changes").await? == history,
-        "rebuilds write none"
+        "rebuilds must write no history"
     );
     stand.agrees().await?;
 
-    // What comes after the rebuild, and has nothing to do with that row, is there after it is undone, too.
+    // Later changes to other rows survive when the rebuild is undone.
     let directories: Vec<String> = stand.sim.truth().directories.into_keys().collect();
     let mut hired = Vec::new();
     for directory in directories.iter().cycle().take(12) {
@@ -217,7 +217,7 @@ async fn verify_names_the_row_and_its_columns_and_undo_brings_it_back() -> anyho
         .bind(&hired)
         .fetch_one(&stand.pool)
         .await?;
-    ensure!(shown == 12, "{shown} of those hired since are there");
+    ensure!(shown == 12, "only {shown} of the 12 new users are there");
     let output = projector(&stand, &["rebuild", "--undo"]).await?;
     ensure!(
         output.status.code() == Some(1) && output.stderr.contains("no rebuild to undo"),
@@ -241,7 +241,7 @@ async fn who_was_erased_or_scrubbed_is_no_difference_and_does_not_come_back() ->
         .fetch_all(&stand.pool)
         .await?;
     let [erased, deleted] = &users[..] else {
-        anyhow::bail!("two people")
+        anyhow::bail!("fewer than two people")
     };
     let output = projector(&stand, &["erase", "--user", erased, "--force"]).await?;
     ensure!(output.status.success(), "{output:?}");
@@ -252,7 +252,7 @@ async fn who_was_erased_or_scrubbed_is_no_difference_and_does_not_come_back() ->
     })?;
     delivery.drained().await;
     stand.applied().await?;
-    // What upkeep does every ten minutes.
+    // Scrub as upkeep does every ten minutes.
     sqlx::query(
         "update dsync.users set idp_id = null, email = null, username = null, first_name = null, last_name = null,
              name = null, job_title = null, state = null, role = null, roles = '{}', custom_attributes = null,
@@ -275,7 +275,7 @@ async fn who_was_erased_or_scrubbed_is_no_difference_and_does_not_come_back() ->
             .bind(deleted)
             .fetch_one(&stand.pool)
             .await?;
-    ensure!(of_them == 0, "neither is back");
+    ensure!(of_them == 0, "an erased or scrubbed user is back");
     let kept: String = sqlx::query_scalar("select min(id) from dsync.replaced where entity = 'user'")
         .fetch_one(&stand.pool)
         .await?;
@@ -285,8 +285,8 @@ async fn who_was_erased_or_scrubbed_is_no_difference_and_does_not_come_back() ->
         .bind(&kept)
         .fetch_one(&stand.pool)
         .await?;
-    ensure!(images == 0, "what a rebuild replaced is forgotten with them");
-    // Of all others it can still be put back.
+    ensure!(images == 0, "replaced rows must be erased, too");
+    // The replaced rows of all others can still be restored.
     json(&stand, &["rebuild", "--undo"], 0).await?;
     let undone: (i64, i64) = sqlx::query_as(
         "select count(*) filter (where id = $1), count(*) filter (where email = 'x') from dsync.users",
@@ -319,7 +319,7 @@ async fn a_rebuild_without_servers_or_projection_says_what_is_missing() -> anyho
         .run()
         .await?;
     ensure!(unreachable.status.code() == Some(1), "{unreachable:?}");
-    let told = unreachable.stderr.lines().last().context("nothing is said")?;
+    let told = unreachable.stderr.lines().last().context("no error")?;
     ensure!(told.contains("the log"), "{told}");
     Ok(())
 }

@@ -1,9 +1,9 @@
-//! The soak, short, and the control beside it: the same check must find what is lost where something is.
+//! A short soak, and its negative control: the same check must find what is lost when something is.
 
 use anyhow::{Context as _, ensure};
 use tests::{Output, Program};
 
-/// The number that stands behind `label` in the report.
+/// The number after `label` in the report.
 fn figure(output: &Output, label: &str) -> anyhow::Result<u64> {
     let line = output.stdout.lines().find_map(|line| line.strip_prefix(label));
     let word = line.and_then(|line| line.split_whitespace().next());
@@ -35,7 +35,7 @@ async fn a_short_soak_loses_nothing_and_doubles_nothing() -> anyhow::Result<()> 
     Ok(())
 }
 
-/// The broker's default setting under a power loss, where neither catch-up nor sweep would bring anything back.
+/// A power loss with the broker's default sync setting, and neither catch-up nor sweeps to recover anything.
 #[tokio::test]
 async fn what_a_broker_loses_is_found_by_the_soaks_check() -> anyhow::Result<()> {
     let output = Program::new("soak")
@@ -52,7 +52,7 @@ async fn what_a_broker_loses_is_found_by_the_soaks_check() -> anyhow::Result<()>
     ensure!(figure(&output, "lost")? > 20, "{}", output.stdout);
     ensure!(
         output.stdout.contains("WRONG not within"),
-        "the tables must differ too: {}",
+        "the tables must differ, too: {}",
         output.stdout
     );
     Ok(())

@@ -10,7 +10,7 @@ use crate::stand::{BOUND, SECRET, Stand, a_bad_day};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn source_and_tables_agree_after_doubled_shuffled_and_stale_webhooks() -> anyhow::Result<()> {
-    // As talkative as can be: not even then may anything slip out.
+    // Secrets must not leak even at the most verbose level.
     let stand = Stand::logging("trace").await?;
     let (mut first, mut second) = (stand.projector().start().await?, stand.projector().start().await?);
     let delivery = stand.deliver(a_bad_day(1))?;
@@ -20,7 +20,7 @@ async fn source_and_tables_agree_after_doubled_shuffled_and_stale_webhooks() -> 
     let counts = delivery.drained().await;
     ensure!(
         counts.doubled > 50 && counts.shuffled > 50 && counts.stale > 20,
-        "a quiet day: {counts:?}"
+        "too few faults: {counts:?}"
     );
     ensure!(counts.gave_up == 0 && counts.lost == 0, "{counts:?}");
     stand.agrees().await?;
@@ -39,7 +39,7 @@ async fn source_and_tables_agree_after_doubled_shuffled_and_stale_webhooks() -> 
         "{accepted} + {duplicate} of {acked} acknowledged"
     );
 
-    // What both lanes applied was counted by one of them, and whatever was not stale was applied.
+    // Records that both lanes applied are counted by one of them, and every record that was not stale was applied.
     for program in [&mut first, &mut second] {
         program.keeps_secrets(&[SECRET])?;
     }
@@ -80,7 +80,7 @@ async fn records_that_come_one_by_one_share_transactions() -> anyhow::Result<()>
             .await?;
     }
     stand.applied().await?;
-    // None of them takes access away, so they are of one lane, whose transactions begin 10 ms apart.
+    // None of them takes access away, so one lane reads them all, whose transactions begin 10 ms apart.
     let (made, most) = (
         batches().await? - before,
         began.elapsed().as_secs_f64() * 100.0 + 2.0,
@@ -101,7 +101,7 @@ async fn a_removal_overtakes_a_backlog() -> anyhow::Result<()> {
     delivery.drained().await;
     stand.agrees().await?;
 
-    // Someone else holds the lane that reads everything, and does nothing.
+    // Somebody else holds the lane `all`, and does nothing.
     sqlx::query(
         "update dsync.progress set holder = 'a stranger', held_until = now() + interval '1 hour' where lane = 'all'",
     )
@@ -125,7 +125,7 @@ async fn a_removal_overtakes_a_backlog() -> anyhow::Result<()> {
             .fetch_all(&stand.pool)
             .await?;
     stand.sim.burst(50)?;
-    // The burst deletes people, too.
+    // Pick somebody whom the burst did not delete.
     let is_removed = |user: &String| {
         let user = user.clone();
         let removals = false;
@@ -137,17 +137,14 @@ async fn a_removal_overtakes_a_backlog() -> anyhow::Result<()> {
             .bind(&user)
             .fetch_one(&stand.pool)
             .await?;
-        ensure!(!there, "still there");
+        ensure!(!there, "the user is still shown");
         Ok(())
     })
     .await?;
     let now = stand
         .count("select seq from dsync.progress where lane = 'all'")
         .await?;
-    ensure!(
-        now == before,
-        "the lane of everything moved from {before} to {now}"
-    );
+    ensure!(now == before, "the lane `all` moved from {before} to {now}");
 
     sqlx::query("update dsync.progress set holder = null where lane = 'all'")
         .execute(&stand.pool)
@@ -195,7 +192,7 @@ async fn what_the_metrics_say_is_what_happened() -> anyhow::Result<()> {
     })
     .await?;
     ensure!(counts.events > 300, "{counts:?}");
-    // The promise is seconds. A crowded machine may take some; an hour would mean the wrong clock.
+    // The promise is seconds, and a busy machine may take some. An hour would mean the wrong clock.
     let metrics = projector.metrics().await?;
     let mean = metrics.get("dsync_projector_deprovision_seconds_sum", &[])?
         / metrics.get("dsync_projector_deprovision_seconds_count", &[])?;

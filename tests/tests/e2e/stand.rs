@@ -1,4 +1,4 @@
-//! The stand the tests play on: a simulated WorkOS, private servers, one ingest, and as many projectors as a test likes.
+//! The test stand: a simulated WorkOS, private servers, one ingest, and as many projectors as a test starts.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use tests::{Nats, NatsOptions, Pooler, Postgres, Program, Running, agrees, event
 use workos_sim::{Delivery, DeliveryOptions, DirectoryOptions, Faults, Options, Seed, Sim};
 
 pub(crate) const SECRET: &str = "whsec_of_the_stand_0123456789";
-/// Long enough for a crowded machine; nothing waits this long when it works.
+/// Long enough for a busy machine. Nothing that works takes this long.
 pub(crate) const BOUND: Duration = Duration::from_mins(2);
 
 pub(crate) struct Stand {
@@ -19,23 +19,23 @@ pub(crate) struct Stand {
     pub(crate) nats: Nats,
     pub(crate) ingest: Running,
     pub(crate) pool: PgPool,
-    /// By way of which programs reach the database, if not directly.
+    /// The pooler through which programs reach the database, if any.
     pub(crate) pooler: Option<Pooler>,
     filter: &'static str,
 }
 
 impl Stand {
-    /// Everything up but projectors: those are the tests' own.
+    /// Starts everything except projectors, which the tests start.
     pub(crate) async fn up() -> anyhow::Result<Self> {
         Self::logging("info").await
     }
 
-    /// The same, with programs that log that much.
+    /// As [`Stand::up`], with programs that log at this level.
     pub(crate) async fn logging(filter: &'static str) -> anyhow::Result<Self> {
         Self::with(NatsOptions::default(), &[("RUST_LOG", filter)]).await
     }
 
-    /// The same with a broker of that kind, and settings of ingest's.
+    /// As [`Stand::up`], with options for the broker and settings for ingest.
     pub(crate) async fn with(nats: NatsOptions, settings: &[(&str, &'static str)]) -> anyhow::Result<Self> {
         let (postgres, nats) = tokio::try_join!(Postgres::migrated(), Nats::with(nats))?;
         let ingest = Program::new("dsync-ingest")
@@ -91,7 +91,7 @@ impl Stand {
         format!("{}/webhooks/workos", self.ingest.listen_url())
     }
 
-    /// Delivers what happens from now on, and what happened before.
+    /// Delivers all events, past and future.
     pub(crate) fn deliver(&self, faults: Faults) -> anyhow::Result<Delivery> {
         Ok(self.sim.deliver(DeliveryOptions {
             faults,
@@ -101,7 +101,7 @@ impl Stand {
         })?)
     }
 
-    /// A directory of each shape, with people and groups.
+    /// Creates a directory of each shape, with people and groups.
     pub(crate) fn populate(&self, users: usize, groups: usize) -> anyhow::Result<Vec<String>> {
         let mut directories = Vec::new();
         for options in [
@@ -136,7 +136,7 @@ impl Stand {
         .await
     }
 
-    /// Waits until everything delivered is applied, and holds the tables against the source.
+    /// Waits until everything delivered is applied, and compares the tables with the source.
     pub(crate) async fn agrees(&self) -> anyhow::Result<()> {
         self.applied().await?;
         agrees(&self.pool, &self.sim.truth())
@@ -149,10 +149,10 @@ impl Stand {
     }
 }
 
-/// For one message of the log; whoever needs the whole asks again after that.
+/// How long to wait for one message of the log. Callers read the whole log again after that.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
 
-/// Ids of everything in the log on the broker at `url`.
+/// The ids of all records in the log on the broker at `url`.
 pub(crate) async fn logged(url: &str) -> anyhow::Result<BTreeSet<String>> {
     let nats = async_nats::connect(url).await?;
     let stream = async_nats::jetstream::new(nats).get_stream("DSYNC").await?;
@@ -162,7 +162,7 @@ pub(crate) async fn logged(url: &str) -> anyhow::Result<BTreeSet<String>> {
     let mut ids = BTreeSet::new();
     loop {
         let next = tokio::time::timeout(ANSWERS_WITHIN, messages.next()).await;
-        let Some(message) = next.context("the log's end does not come")? else {
+        let Some(message) = next.context("timed out before the end of the log")? else {
             break;
         };
         let message = message?;
@@ -170,7 +170,7 @@ pub(crate) async fn logged(url: &str) -> anyhow::Result<BTreeSet<String>> {
             .headers
             .as_ref()
             .and_then(|headers| headers.get("Nats-Msg-Id"));
-        // A record's second name, where a broker would not decide on the first.
+        // Remove the suffix of a further message id, used where the broker never decided on the first one.
         let id = id.context("a record without an id")?.as_str().split('.').next();
         ids.insert(id.unwrap_or_default().to_owned());
         let info = message.info().map_err(|error| anyhow::anyhow!("{error}"))?;
@@ -181,7 +181,7 @@ pub(crate) async fn logged(url: &str) -> anyhow::Result<BTreeSet<String>> {
     Ok(ids)
 }
 
-/// What WorkOS does on a bad day: a fifth doubled, a fifth shuffled, a tenth again much later.
+/// WorkOS on a bad day: a fifth of the events are duplicated, a fifth out of order, and a tenth sent again much later.
 pub(crate) fn a_bad_day(seed: u64) -> Faults {
     Faults {
         seed,

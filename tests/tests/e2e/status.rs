@@ -1,4 +1,4 @@
-//! `status` of each program: what it shows of a system that is well, and of one whose servers are gone.
+//! `status` of each program: what it shows of a healthy system, and of one whose servers are gone.
 
 use anyhow::ensure;
 use serde_json::{Value, json};
@@ -21,7 +21,7 @@ async fn status(program: &Program, args: &[&str]) -> anyhow::Result<Output> {
     }
     ensure!(
         !output.stdout.contains('\x1b'),
-        "no escapes in a pipe: {output:?}"
+        "escape sequences must not be printed to a pipe: {output:?}"
     );
     Ok(output)
 }
@@ -49,7 +49,7 @@ async fn each_program_shows_what_is_and_what_cannot_be_reached() -> anyhow::Resu
         .execute(&stand.pool)
         .await?;
 
-    // None needs more than it looks at: no key of WorkOS, no signing secret.
+    // None needs more settings than it uses: no WorkOS API key, no signing secret.
     let nats = |program: Program| program.env("NATS_URL", stand.nats.url());
     let projector = nats(Program::new("dsync-projector")).env("DATABASE_URL", stand.postgres.url());
     let reconciler = nats(Program::new("dsync-reconciler")).env("DATABASE_URL", stand.postgres.url());
@@ -72,7 +72,7 @@ async fn each_program_shows_what_is_and_what_cannot_be_reached() -> anyhow::Resu
         .collect();
     ensure!(
         first[0] == directories[2] && first[1] == directories[1],
-        "the most worrying first: {seen}"
+        "the most urgent must be first: {seen}"
     );
     ensure!(seen["log"]["messages"] == seen["log"]["last_sequence"], "{seen}");
 
@@ -128,7 +128,7 @@ async fn and_of_what_is_gone(
     let trouble = seen["database"]["trouble"].as_str().unwrap_or_default();
     ensure!(
         trouble.contains("refused"),
-        "the cause, not only that there was no answer: {seen}"
+        "the cause must be shown, not only that there was no answer: {seen}"
     );
     let text = status(&reconciler, &[]).await?;
     ensure!(text.stdout.contains("DATABASE  NOT REACHED"), "{text:?}");
@@ -141,7 +141,7 @@ async fn and_of_what_is_gone(
     Ok(())
 }
 
-/// Where a failure has left more than anybody counts, and some of it cannot be read.
+/// A failure has left more rows than `status` counts, and some tables cannot be read.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_be_read_or_counted_hides_nothing_else() -> anyhow::Result<()> {
     let (postgres, nats) = (Postgres::migrated().await?, Nats::start().await?);
@@ -154,7 +154,7 @@ async fn what_cannot_be_read_or_counted_hides_nothing_else() -> anyhow::Result<(
     let (projector, reconciler) = (program("dsync-projector"), program("dsync-reconciler"));
     sqlx::raw_sql(OVERFLOWING).execute(&pool).await?;
 
-    // No stream was made: that alone is wrong with the log.
+    // The only problem with the log is that no stream was created.
     let seen = &read(&projector, 1).await?["database"];
     ensure!(seen["trouble"] == Value::Null, "{seen}");
     ensure!(seen["dead_letters"] == 10_001, "{seen}");
@@ -179,10 +179,10 @@ async fn what_cannot_be_read_or_counted_hides_nothing_else() -> anyhow::Result<(
     ensure!(held == [json!(10_001), json!(2), Value::Null], "{seen}");
     ensure!(
         seen["oldest_sweep"] == "2026-02-02T00:00:00Z",
-        "of those that are not gone: {seen}"
+        "only directories that are not gone count: {seen}"
     );
 
-    // A table that is locked, and one that is not there.
+    // One table is locked, another does not exist.
     let mut locking = pool.begin().await?;
     sqlx::raw_sql("lock table dsync.dead_letters")
         .execute(&mut *locking)
@@ -203,7 +203,7 @@ async fn what_cannot_be_read_or_counted_hides_nothing_else() -> anyhow::Result<(
     Ok(())
 }
 
-/// Of three directories one is gone; more waits than is counted.
+/// Of three directories, one is gone. More rows wait than are counted.
 const OVERFLOWING: &str = "
     insert into dsync.directories (id, seen_at, gone_at) values
         ('directory_a', '2026-01-01', '-infinity'),

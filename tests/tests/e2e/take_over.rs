@@ -16,7 +16,7 @@ async fn holds(program: &Running) -> anyhow::Result<bool> {
         > 0.5)
 }
 
-/// Two projectors, the one that works the lane `all` first.
+/// Starts two projectors. Returns the one that works the lane `all` first.
 pub(crate) async fn pair(stand: &Stand) -> anyhow::Result<(Running, Running)> {
     let (one, two) = (stand.projector().start().await?, stand.projector().start().await?);
     let first_works = eventually(BOUND, async || match (holds(&one).await?, holds(&two).await?) {
@@ -43,7 +43,7 @@ async fn another_takes_over_from_a_dead_one_within_seconds() -> anyhow::Result<(
     stand.agrees().await?;
     ensure!(
         holds(&other).await.context("the one that is left")?,
-        "nobody works"
+        "no projector holds the lane"
     );
     ensure!(
         began.elapsed() < Duration::from_mins(1),
@@ -71,7 +71,7 @@ async fn a_frozen_one_is_replaced_and_does_no_harm_when_it_wakes() -> anyhow::Re
     stand.agrees().await?;
     ensure!(
         holds(&other).await? != holds(&worker).await?,
-        "one works, the other stands by"
+        "exactly one must work"
     );
     Ok(())
 }

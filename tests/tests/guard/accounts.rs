@@ -1,5 +1,5 @@
-//! `ops/nats/accounts.conf` as it is shipped: with it the three programs do their work, and whoever has one program's
-//! login can do nothing that is not that program's.
+//! `ops/nats/accounts.conf` as shipped: the three programs work with it, and a program's login can do nothing but that
+//! program's own work.
 
 use std::path::Path;
 use std::time::Duration;
@@ -19,8 +19,8 @@ const PASSWORDS: [(&str, &str); 3] = [
     ("reconciler", "of-reconciler-0123456789"),
 ];
 
-/// A broker with the shipped logins, and the files that say to the three programs where it is and who they are. The files end
-/// with the directory.
+/// Starts a broker with the shipped logins. Returns it with the paths of the files that contain the three programs'
+/// URLs and logins, and the directory, which is deleted with the files when dropped.
 async fn broker() -> anyhow::Result<(Nats, [String; 3], TempDir)> {
     let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../ops/nats/accounts.conf");
     let dir = tempfile::Builder::new().prefix("dsync-logins-").tempdir()?;
@@ -28,11 +28,11 @@ async fn broker() -> anyhow::Result<(Nats, [String; 3], TempDir)> {
     std::fs::copy(shipped, file("accounts.conf".to_owned()))?;
     let passwords = PASSWORDS.map(|(user, password)| format!("{user}_password: \"{password}\"\n"));
     std::fs::write(file("passwords.conf".to_owned()), passwords.concat())?;
-    // Beside the directory of the broker's own configuration, whose includes are relative to it.
+    // The directory is beside that of the broker's own configuration, to which includes are relative.
     let name = dir
         .path()
         .file_name()
-        .context("a name")?
+        .context("no name")?
         .to_string_lossy()
         .into_owned();
     let nats = Nats::with(NatsOptions {
@@ -47,7 +47,7 @@ async fn broker() -> anyhow::Result<(Nats, [String; 3], TempDir)> {
     Ok((nats, urls, dir))
 }
 
-/// Somebody who has a program's login.
+/// Connects as somebody who has a program's login.
 async fn intruder(nats: &Nats, login: usize) -> anyhow::Result<Client> {
     let (user, password) = PASSWORDS[login];
     let options = ConnectOptions::with_user_and_password(user.to_owned(), password.to_owned())
@@ -56,7 +56,7 @@ async fn intruder(nats: &Nats, login: usize) -> anyhow::Result<Client> {
     Ok(options.connect(nats.url_at("127.0.0.1")).await?)
 }
 
-/// Whether a question to the broker is answered without an error.
+/// Whether the broker answers a request without an error.
 async fn may(client: &Client, subject: &str, question: &str) -> bool {
     match client
         .request(subject.to_owned(), question.to_owned().into())
@@ -83,7 +83,7 @@ async fn the_three_programs_work_with_the_logins_that_are_shipped() -> anyhow::R
         let output = program.output();
         ensure!(
             !output.to_lowercase().contains("violation"),
-            "refused something:\n{output}"
+            "the broker refused something:\n{output}"
         );
         program.keeps_secrets(&PASSWORDS.map(|(_, password)| password))?;
     }
@@ -99,7 +99,7 @@ async fn a_login_that_is_not_taken_is_told_once_with_the_setting() -> anyhow::Re
         .env("NATS_URL_FILE", &ingest)
         .env("WORKOS_WEBHOOK_SECRET", SECRET)
         .spawn()?;
-    // By then it has tried some ten times.
+    // By the time of this message, it has tried some ten times.
     eventually(BOUND, async || {
         ensure!(ingest.output().contains("stream cannot be set up"), "not yet");
         Ok(())
@@ -108,13 +108,13 @@ async fn a_login_that_is_not_taken_is_told_once_with_the_setting() -> anyhow::Re
     let output = ingest.output();
     let told: Vec<&str> = output.lines().filter(|line| line.contains("violation")).collect();
     ensure!(
-        matches!(told[..], [line] if line.contains("does not take this login") && line.contains("NATS_URL")),
+        matches!(told[..], [line] if line.contains("rejects this login") && line.contains("NATS_URL")),
         "{output}"
     );
     Ok(())
 }
 
-/// The login of ingest may not change the stream: with limits set otherwise than it was made, webhooks are stored all the same.
+/// Ingest's login may not change the stream. If its limits differ from the stream's, webhooks are stored anyway.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn limits_that_a_login_may_not_change_stop_nobody() -> anyhow::Result<()> {
     let (_nats, [ingest, ..], _files) = broker().await?;
@@ -126,7 +126,7 @@ async fn limits_that_a_login_may_not_change_stop_nobody() -> anyhow::Result<()> 
     receiver().start().await?.terminate().await?;
     let changed = receiver().env("DSYNC_LOG_MAX_BYTES", "1GiB").start().await?;
     ensure!(
-        changed.output().contains("it is used all the same"),
+        changed.output().contains("using it as it is"),
         "{}",
         changed.output()
     );
@@ -138,14 +138,14 @@ async fn a_programs_login_is_refused_what_is_not_its_own() -> anyhow::Result<()>
     let (nats, ..) = broker().await?;
     ensure!(
         async_nats::connect(nats.url_at("127.0.0.1")).await.is_err(),
-        "a stranger is let in"
+        "a client without a login was admitted"
     );
     let ingest = intruder(&nats, 0).await?;
     let create = r#"{"name":"DSYNC","subjects":["dsync.>"],"storage":"file","allow_direct":true}"#;
     ensure!(may(&ingest, "$JS.API.STREAM.CREATE.DSYNC", create).await);
     ensure!(
         may(&ingest, "dsync.d.user.u.updated", "{}").await,
-        "it may append"
+        "ingest must be able to append"
     );
     let own = r#"{"stream_name":"DSYNC","config":{"name":"x","ack_policy":"none","mem_storage":true}}"#;
     let push =
@@ -192,7 +192,7 @@ async fn a_programs_login_is_refused_what_is_not_its_own() -> anyhow::Result<()>
         let intruder = intruder(&nats, login).await?;
         ensure!(
             may(&intruder, "$JS.API.STREAM.INFO.DSYNC", "").await,
-            "{login} may ask how far the log is"
+            "login {login} must be able to ask for the log's state"
         );
         for (subject, question) in refused {
             ensure!(!may(&intruder, subject, question).await, "{login} may {subject}");
@@ -201,11 +201,11 @@ async fn a_programs_login_is_refused_what_is_not_its_own() -> anyhow::Result<()>
     let projector = intruder(&nats, 1).await?;
     ensure!(
         may(&projector, "$JS.API.STREAM.MSG.GET.DSYNC", r#"{"seq":1}"#).await,
-        "it may read"
+        "the projector must be able to read"
     );
     ensure!(
         may(&projector, "$JS.API.STREAM.MSG.DELETE.DSYNC", r#"{"seq":1}"#).await,
-        "it may erase"
+        "the projector must be able to erase"
     );
     Ok(())
 }
@@ -227,8 +227,8 @@ async fn what_one_program_is_sent_no_other_can_listen_to() -> anyhow::Result<()>
     let reader = log
         .create_consumer(consumer::pull::OrderedConfig::default())
         .await?;
-    let first = reader.messages().await?.next().await.context("nothing")??;
-    ensure!(first.payload.as_ref() == b"{}", "the projector reads it");
+    let first = reader.messages().await?.next().await.context("no message")??;
+    ensure!(first.payload.as_ref() == b"{}", "the projector must read it");
     ingest.flush().await?;
     for mut listener in heard {
         let word = tokio::time::timeout(Duration::from_millis(50), listener.next()).await;

@@ -1,5 +1,5 @@
-//! What stops an attacker, tried: TLS with a private authority, logins at the broker, the threat model's promises. One
-//! module a promise.
+//! Tests of what stops an attacker: TLS with a private authority, logins at the broker, the threat model's promises.
+//! One module for each promise.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 

@@ -1,4 +1,4 @@
-//! All three programs with the settings a test gives them, a simulated WorkOS, and a burst that must arrive.
+//! All three programs with a test's settings, a simulated WorkOS, and a burst that must arrive.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use workos_sim::{Delivery, DeliveryOptions, DirectoryOptions, Faults, Options, S
 pub(crate) const SECRET: &str = "whsec_of_the_guard_0123456789";
 pub(crate) const BOUND: Duration = Duration::from_mins(2);
 
-/// Where each program finds broker (the setting that says so, and its value) and database, and what ingest gets besides.
+/// For each program, the setting that names the broker, and its value; the database; and further settings for ingest.
 pub(crate) struct Settings<'s> {
     pub(crate) nats: [(&'static str, String); 3],
     pub(crate) nats_ca: Option<&'s str>,
@@ -59,7 +59,8 @@ impl Pipeline {
         })
     }
 
-    /// Directories full of people, told by webhooks to `base`, some of them lost: the reconciler finds those.
+    /// Fills a directory with people and makes changes, with webhooks to `base`, some of which are lost. Waits until
+    /// the tables agree, because the reconciler has recovered the lost events.
     pub(crate) async fn burst(
         &self,
         base: &str,
@@ -83,10 +84,10 @@ impl Pipeline {
         ensure!(counts.acked > 50 && counts.lost > 5, "{counts:?}");
         eventually(BOUND, async || agrees(pool, &self.sim.truth()).await)
             .await
-            .context("tables and source differ")?;
+            .context("the tables differ from the source")?;
         let metrics = self.reconciler.metrics().await?;
         let recovered = metrics.count("dsync_reconciler_events_recovered_total", &[]);
-        ensure!(recovered > 0.0, "nothing was lost");
+        ensure!(recovered > 0.0, "the reconciler recovered nothing");
         for program in [&self.ingest, &self.projector, &self.reconciler] {
             program.keeps_secrets(&[SECRET])?;
         }
@@ -102,7 +103,7 @@ impl Pipeline {
     }
 }
 
-/// Posts a body as WorkOS would, with whatever header.
+/// Posts a body as WorkOS would, with any signature header.
 pub(crate) async fn post(base: &str, header: Option<&str>, body: &str) -> anyhow::Result<reqwest::Response> {
     let request = reqwest::Client::new()
         .post(format!("{base}/webhooks/workos"))

@@ -1,4 +1,4 @@
-//! Nothing that is secret or anybody's is said: not in logs, not in answers, not by the admin port, not when asked for help.
+//! Nothing secret or personal is printed: not in logs, not in answers, not on the admin port, not in help texts.
 
 use anyhow::ensure;
 use tests::{Nats, NatsOptions, Postgres, Program, eventually};
@@ -121,7 +121,7 @@ async fn a_replay_changes_nothing_while_fresh_and_is_refused_when_stale() -> any
     })
     .await?;
     let before = tables().await?;
-    // Somebody who heard the first one sends it again and again: the user must not come back.
+    // Somebody who intercepted the first webhook replays it again and again. The user must not come back.
     for _ in 0..20 {
         let answer = post(&url, Some(&fresh), &created).await?;
         ensure!(answer.status() == 200 && answer.text().await?.contains("duplicate"));
@@ -131,7 +131,7 @@ async fn a_replay_changes_nothing_while_fresh_and_is_refused_when_stale() -> any
         "{:?}",
         tables().await?
     );
-    // An hour old, and from tomorrow; and the fresh one with another time written over its own.
+    // Signatures an hour old and from tomorrow, and the fresh one with its time replaced.
     let stale = sign(workos_sim::Millis(now.0 - 3_600_000), &created);
     let early = sign(workos_sim::Millis(now.0 + 86_400_000), &created);
     let (_, mac) = fresh.split_once("v1=").unwrap_or_default();

@@ -1,4 +1,5 @@
-//! `ops/threat-model.md` and `ops/dependencies.md` say what is: the tests they name exist, and nothing they list is gone.
+//! `ops/threat-model.md` and `ops/dependencies.md` are up to date: the tests they name exist, and the dependencies they
+//! list are those in `Cargo.toml`.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -16,7 +17,7 @@ fn read(path: impl AsRef<Path>) -> String {
         .unwrap()
 }
 
-/// Every Rust file of ours.
+/// Reads all Rust files below a folder.
 fn sources(folder: &Path, into: &mut Vec<String>) {
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
@@ -31,7 +32,7 @@ fn sources(folder: &Path, into: &mut Vec<String>) {
     }
 }
 
-/// The rows of a page's tables, cell by cell.
+/// The rows of a page's tables, split into cells.
 fn rows(page: &str) -> Vec<Vec<&str>> {
     page.lines()
         .filter(|line| line.starts_with('|') && !line.starts_with("|---"))
@@ -39,7 +40,7 @@ fn rows(page: &str) -> Vec<Vec<&str>> {
         .collect()
 }
 
-/// What stands between backticks.
+/// The texts between backticks.
 fn quoted(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2)
 }
@@ -55,10 +56,10 @@ fn every_test_that_the_threat_model_names_exists() {
             if let Some(example) = name.split(" --example ").nth(1) {
                 assert!(
                     root().join(format!("ingest/examples/{example}.rs")).is_file(),
-                    "no {example}"
+                    "there is no example {example}"
                 );
             } else if name.starts_with("ops/") {
-                assert!(root().join(name).is_file(), "no {name}");
+                assert!(root().join(name).is_file(), "there is no file {name}");
             } else {
                 let function = format!("fn {name}(");
                 assert!(
@@ -69,10 +70,10 @@ fn every_test_that_the_threat_model_names_exists() {
             }
         }
     }
-    assert!(named > 40, "{named} tests are named");
+    assert!(named > 40, "only {named} tests are named");
 }
 
-/// The names of a table of a manifest.
+/// The keys in a table of a manifest.
 fn names_in(manifest: &str, table: &str) -> BTreeSet<String> {
     manifest
         .lines()
@@ -106,7 +107,7 @@ fn every_direct_dependency_has_its_reason() {
     assert_eq!(listed, foreign, "ops/dependencies.md and Cargo.toml differ");
 }
 
-/// Members of the workspace, and the fuzz targets beside it.
+/// Checks that the workspace forbids it, and that every member uses the workspace's lints.
 #[test]
 fn every_package_forbids_unsafe_code() {
     let manifest = read("Cargo.toml");

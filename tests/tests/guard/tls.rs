@@ -1,5 +1,5 @@
-//! TLS to the broker and to the database with a private authority, and TLS of ingest's own: who proves who they are is
-//! believed, who does not is refused, in one line that says which setting decides.
+//! TLS to the broker and the database with a private authority, and TLS served by ingest. Servers that prove their
+//! identity are trusted. Others are refused, with one line that names the setting to check.
 
 use std::io::Read as _;
 use std::time::Duration;
@@ -52,12 +52,12 @@ async fn everything_works_over_tls_with_a_private_authority() -> anyhow::Result<
     .fetch_one(&pool)
     .await?;
     ensure!(plain == 0, "{plain} connections without TLS");
-    // Plain HTTP on the port for TLS gets nowhere.
+    // The TLS port does not accept plain HTTP.
     ensure!(reqwest::get(pipeline.ingest.listen_url()).await.is_err());
     Ok(())
 }
 
-/// Waits for a line of the program's log that holds all of `words`.
+/// Waits for a line of the program's log that contains all of `words`.
 async fn says(program: &Running, words: &[&str]) -> anyhow::Result<()> {
     eventually(Duration::from_secs(40), async || {
         let output = program.output();
@@ -86,7 +86,7 @@ async fn a_broker_that_does_not_prove_who_it_is_gets_nothing() -> anyhow::Result
         }
     };
     for (url, ca, words) in [
-        // Another authority's; the system's; another name; and TLS asked for, but not spoken.
+        // Trust in another authority; in the system's; a certificate for another name; a server without TLS.
         (
             nats.url_at("localhost"),
             Some(&wrong),
@@ -104,7 +104,7 @@ async fn a_broker_that_does_not_prove_who_it_is_gets_nothing() -> anyhow::Result
         says(&program, words).await?;
         ensure!(
             program.readiness().await? == 503,
-            "ready with a broker that nobody knows"
+            "ready with an untrusted broker"
         );
         program.terminate().await?;
     }
@@ -186,7 +186,7 @@ async fn over_tls(authority: &Authority, nats: &Nats) -> anyhow::Result<(Running
     Ok((ingest, own))
 }
 
-/// A client of its own each time: it makes a new connection, and so sees the certificate of now.
+/// The status of a request from a new client, whose new connection sees the current certificate.
 async fn status(authority: &Authority, ingest: &Running) -> anyhow::Result<u16> {
     let pem = std::fs::read(authority.certificate())?;
     let client = reqwest::Client::builder()
@@ -209,11 +209,11 @@ async fn a_renewed_certificate_is_taken_up_and_a_broken_one_is_not() -> anyhow::
     ensure!(status(&authority, &ingest).await? == 401);
     ensure!(
         status(&other, &ingest).await.is_err(),
-        "believed by who should not"
+        "a client with another authority trusts it"
     );
     std::fs::write(&own.cert, "half a certif")?;
     says(&ingest, &["cannot be renewed", "TLS_CERT"]).await?;
-    ensure!(status(&authority, &ingest).await? == 401, "the old one stays");
+    ensure!(status(&authority, &ingest).await? == 401, "the old one must stay");
     other.renew(&own, &["127.0.0.1"])?;
     says(&ingest, &["renewed"]).await?;
     eventually(BOUND, async || {
@@ -223,7 +223,7 @@ async fn a_renewed_certificate_is_taken_up_and_a_broken_one_is_not() -> anyhow::
     .await?;
     let mut key = String::new();
     std::fs::File::open(&own.key)?.read_to_string(&mut key)?;
-    let secret = key.lines().nth(1).context("a key")?;
+    let secret = key.lines().nth(1).context("the key file has no second line")?;
     ingest.keeps_secrets(&[secret])
 }
 
@@ -233,18 +233,18 @@ async fn who_never_shakes_hands_is_let_go_and_leaves_room_for_others() -> anyhow
     let nats = Nats::start().await?;
     let (ingest, _own) = over_tls(&authority, &nats).await?;
     let address = ingest.listen_url().replace("http://", "");
-    // As many as are served at once: whoever comes after them waits until they are let go.
+    // As many connections as are served at once. The next one waits until these are closed.
     let mut silent = Vec::new();
     for _ in 0..768 {
         silent.push(TcpStream::connect(&address).await?);
     }
     let answered = tokio::time::timeout(Duration::from_secs(30), status(&authority, &ingest)).await;
-    ensure!(answered.context("no room")?? == 401);
+    ensure!(answered.context("the next client was not served")?? == 401);
     for stream in &mut silent {
         let closed = tokio::time::timeout(Duration::from_secs(30), stream.read(&mut [0; 1])).await;
         ensure!(
             matches!(closed, Ok(Ok(0) | Err(_))),
-            "a silent connection is kept: {closed:?}"
+            "a silent connection is still open: {closed:?}"
         );
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! A record is stored once, as it is, or refused with a reason.
+//! A record is stored once, unchanged, or refused with a reason.
 
 use std::time::{Duration, Instant};
 
@@ -96,7 +96,7 @@ async fn what_is_larger_than_the_broker_takes_is_refused_at_once() -> anyhow::Re
         .append(&record("large", "dsync.directory_1.user.user_1.created", &body))
         .await;
     assert_eq!(refused, Err(AppendError::TooLarge));
-    // The connection is none the worse for it.
+    // The connection still works.
     assert_eq!(journal.append(&nth(1)).await?, Appended::Stored { seq: 1 });
     Ok(())
 }
@@ -123,7 +123,7 @@ async fn a_full_log_refuses_drops_nothing_and_takes_again_when_there_is_room() -
             Ok(_) => stored += 1,
             Err(error) => break error,
         }
-        assert!(stored < 100, "never full");
+        assert!(stored < 100, "the log is never full");
     };
     assert_eq!(refusal, AppendError::Full);
     let identity = journal.identity().await?.expect("there");

@@ -1,4 +1,4 @@
-//! Three copies in a cluster of three: one server may go at any time.
+//! Three copies in a cluster of three: any one server may fail at any time.
 
 use std::time::Duration;
 
@@ -10,14 +10,14 @@ use tests::{Cluster, eventually, holds};
 
 use super::{BOUND, append_surely, limits, nth, read, settings};
 
-/// A log that was given three copies.
+/// Creates a log with three copies.
 async fn log_on_cluster(cluster: &Cluster) -> anyhow::Result<Journal> {
     let journal = Journal::connect(&Connection {
         url: cluster.url(),
         ..settings(&cluster.servers[0])
     })
     .await?;
-    // Until the cluster has a leader nobody answers.
+    // Until the cluster has a leader, nothing answers.
     eventually(BOUND, async || Ok(journal.ensure(&limits()).await?)).await?;
     let three = Limits {
         replicas: 3,
@@ -35,13 +35,13 @@ async fn log_on_cluster(cluster: &Cluster) -> anyhow::Result<Journal> {
     Ok(journal)
 }
 
-/// The server that leads the log. One may only go when the others have everything.
+/// The server that leads the log, once the others have everything, so that one may fail.
 async fn leader(cluster: &Cluster) -> anyhow::Result<usize> {
     eventually(BOUND, async || cluster.leader("DSYNC").await).await
 }
 
-/// The server that leads the stream is killed while a writer writes and a reader reads, twice. Often the reader's consumer
-/// goes with it, or the connection.
+/// Twice, the server that leads the stream is killed while a writer writes and a reader reads. Often, the reader's
+/// consumer or connection is lost with it.
 #[tokio::test(flavor = "multi_thread")]
 async fn with_three_copies_the_server_that_leads_may_be_killed() -> anyhow::Result<()> {
     const COUNT: usize = 1_000;
@@ -78,7 +78,7 @@ async fn with_three_copies_the_server_that_leads_may_be_killed() -> anyhow::Resu
     Ok(())
 }
 
-/// While one of them is on its way to the copies the broker knows its id and cannot say yet what becomes of it.
+/// While one of the appends is being replicated, the broker knows the record's id, but not yet its outcome.
 #[tokio::test(flavor = "multi_thread")]
 async fn of_one_record_appended_by_several_at_once_none_is_refused() -> anyhow::Result<()> {
     let cluster = Cluster::start(3).await?;
@@ -90,7 +90,7 @@ async fn of_one_record_appended_by_several_at_once_none_is_refused() -> anyhow::
         let appended = try_join_all((0..8).map(|_| journal.append(&record))).await?;
         let is_stored = |one: &&Appended| matches!(one, Appended::Stored { .. });
         let first = appended.iter().filter(is_stored).count();
-        // Again only where a busy machine leaves the broker undecided for a second.
+        // Stored more than once only if, on a busy machine, the broker stays undecided for a second.
         ensure!((1..8).contains(&first), "{appended:?}");
         stored += first as u64;
     }
@@ -98,15 +98,15 @@ async fn of_one_record_appended_by_several_at_once_none_is_refused() -> anyhow::
     Ok(())
 }
 
-/// One that leads and is cut off notes the id of what it is sent and decides nothing. In time for it to go on leading the
-/// line is there again, and it decides on all it was sent: also on the record's second name, by which one sees that there
-/// was one.
+/// A leader that is cut off notes the ids of messages but decides on none. It is reconnected in time to stay the
+/// leader, and then decides on everything that it was sent, including the record under its second message id. So both
+/// ids are in the log, which shows that the second one was used.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_broker_does_not_decide_on_goes_under_another_name() -> anyhow::Result<()> {
     let cluster = Cluster::start(3).await?;
     let journal = log_on_cluster(&cluster).await?;
     let mut names = Vec::new();
-    // On a machine that is busy the others may have elected another leader meanwhile.
+    // On a busy machine, the others may have elected another leader in the meantime.
     for n in 0..5 {
         let leader = leader(&cluster).await?;
         names = stored_while_cut_off(&cluster, leader, nth(n)).await?;
@@ -118,11 +118,11 @@ async fn what_a_broker_does_not_decide_on_goes_under_another_name() -> anyhow::R
             return Ok(());
         }
     }
-    bail!("never under a second name, at last {names:?}")
+    bail!("never stored under a second message id; the last attempt left {names:?}")
 }
 
-/// Appends a record by way of the server that leads, which has noted its id and is cut off from the others meanwhile.
-/// What is in the log then: sequences, message ids, and the ids of records.
+/// Appends a record through the leader, while that has noted the record's id and is cut off from the others. Returns
+/// what is in the log afterwards: sequences, message ids, and the ids of records.
 async fn stored_while_cut_off(
     cluster: &Cluster,
     leader: usize,
@@ -143,7 +143,7 @@ async fn stored_while_cut_off(
         async move { append_surely(&journal, &record).await }
     });
     holds(Duration::from_millis(1_500), async || {
-        ensure!(!appending.is_finished(), "who is cut off stores nothing");
+        ensure!(!appending.is_finished(), "stored while cut off");
         Ok(())
     })
     .await?;
@@ -155,8 +155,12 @@ async fn stored_while_cut_off(
     for seq in last + 1..=end {
         let stream = context.get_stream("DSYNC").await?;
         let message = stream.get_raw_message(seq).await?;
-        let name = message.headers.get("Nats-Msg-Id").context("no name")?.to_string();
-        let entry = journal.entry(seq).await?.context("no entry")?;
+        let name = message
+            .headers
+            .get("Nats-Msg-Id")
+            .context("no message id")?
+            .to_string();
+        let entry = journal.entry(seq).await?.context("an entry is missing")?;
         names.push((seq, name, entry.record.id));
     }
     Ok(names)

@@ -1,4 +1,4 @@
-//! The credentials file is read again for each connection: one that was renewed is used without a restart.
+//! The credentials file is read again for each connection, so renewed credentials are used without a restart.
 
 use std::path::Path;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use tests::{Nats, NatsOptions, eventually};
 
 use super::{BOUND, settings};
 
-/// What `issuer` says of `subject`, signed.
+/// A token about `subject`, signed by `issuer`.
 fn token(issuer: &KeyPair, subject: &str, exp: Option<i64>, nats: &Value) -> String {
     let part = |value: &Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
     let mut claims = json!({
@@ -31,11 +31,11 @@ fn token(issuer: &KeyPair, subject: &str, exp: Option<i64>, nats: &Value) -> Str
     format!("{said}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature))
 }
 
-/// A broker whose users prove themselves, and the account that lets them in.
+/// Starts a broker that authenticates users by tokens. Returns it with the account that issues them.
 async fn broker() -> anyhow::Result<(Nats, KeyPair)> {
     let (operator, system) = (KeyPair::new_operator(), KeyPair::new_account());
     let account = KeyPair::new_account();
-    // What an operator says of itself, and of an account that may store so much.
+    // The operator's tokens about itself and about accounts with storage limits.
     let of_operator = token(
         &operator,
         &operator.public_key(),
@@ -64,7 +64,7 @@ async fn broker() -> anyhow::Result<(Nats, KeyPair)> {
     Ok((nats, account))
 }
 
-/// Lets a new user in for so long, and writes what they prove it with.
+/// Issues credentials to a new user for the time `lasts`, and writes them to `path`.
 fn issue(account: &KeyPair, lasts: Duration, path: &Path) -> anyhow::Result<()> {
     let user = KeyPair::new_user();
     let exp = (Clock::system().now() + lasts).unix_timestamp();
@@ -97,7 +97,7 @@ async fn credentials_that_were_renewed_are_used_without_a_restart() -> anyhow::R
     })
     .await?;
     eventually(BOUND, async || Ok(journal.identity().await?)).await?;
-    // Expired, and refused since.
+    // Wait until they have expired and are refused.
     let mut connections = journal.connections();
     eventually(BOUND, async || {
         anyhow::ensure!(journal.identity().await.is_err(), "not expired yet");

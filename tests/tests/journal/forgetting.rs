@@ -1,4 +1,4 @@
-//! What is purged cannot be read; what is erased is not on the disk either.
+//! What is purged cannot be read; what is erased is no longer on disk, either.
 
 use std::path::Path;
 

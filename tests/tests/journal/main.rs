@@ -1,4 +1,4 @@
-//! The log against a real broker: what `journal` promises, one module a promise.
+//! The log against a real broker: the promises of `journal`, one module for each.
 
 mod appending;
 mod cluster;
@@ -37,7 +37,7 @@ fn limits() -> Limits {
     }
 }
 
-/// A handle on a log that exists.
+/// Creates a log, and returns a handle to it.
 async fn log_on(nats: &Nats) -> anyhow::Result<Journal> {
     let journal = Journal::connect(&settings(nats)).await?;
     journal.ensure(&limits()).await?;
@@ -56,7 +56,7 @@ fn record(id: &str, subject: &str, body: &[u8]) -> Record {
     }
 }
 
-/// The `n`th of a series, under one of ten subjects.
+/// The `n`th record of a series, about user `n` in one of ten directories.
 fn nth(n: usize) -> Record {
     let verb = if n.is_multiple_of(3) { "deleted" } else { "created" };
     let subject = format!("dsync.directory_{}.user.user_{n}.{verb}", n % 10);
@@ -91,7 +91,7 @@ async fn read(reader: &mut Reader, count: usize) -> anyhow::Result<Vec<Entry>> {
     Ok(entries)
 }
 
-/// A pause before the next attempt; the error once the bound is reached.
+/// Pauses before the next attempt. Fails with `error` once the bound is reached.
 async fn paced(start: Instant, error: impl Into<anyhow::Error>) -> anyhow::Result<()> {
     if start.elapsed() > BOUND {
         return Err(error.into());

@@ -1,4 +1,5 @@
-//! Brokers that are killed, frozen, late or made anew: nothing acknowledged is lost, order is kept, nobody waits for ever.
+//! Brokers that are killed, frozen, late or recreated: nothing acknowledged is lost, order is kept, nobody waits
+//! forever.
 
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ async fn reading_goes_on_where_it_was_when_the_broker_is_killed() -> anyhow::Res
     let mut reader = journal.read(0, &[]).await?;
     let mut got = Vec::new();
     for round in 1..=5 {
-        // Some were sent but not returned when the broker goes.
+        // When the broker is killed, it has sent some entries that were not returned yet.
         got.extend(seqs(&reader.next_batch(20, usize::MAX).await?));
         nats.kill();
         nats.start_again().await?;
@@ -43,7 +44,7 @@ async fn a_reader_at_the_end_gets_what_is_appended_after_a_restart() -> anyhow::
     Ok(())
 }
 
-/// Writers that retry, a reader, and a broker killed over and over: everything acknowledged is read, once, in order.
+/// Writers that retry, a reader, and a broker killed over and over: everything acknowledged is read once, in order.
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_acknowledged_is_lost_when_the_broker_is_killed_mid_burst() -> anyhow::Result<()> {
     const WRITERS: usize = 4;
@@ -74,7 +75,7 @@ async fn nothing_acknowledged_is_lost_when_the_broker_is_killed_mid_burst() -> a
             .map_or(0, |identity| identity.last_seq);
         nats.kill();
         nats.start_again().await?;
-        // Some progress between two kills.
+        // Make some progress between kills.
         eventually(BOUND, async || {
             let now = journal.identity().await?.map_or(0, |identity| identity.last_seq);
             anyhow::ensure!(now >= before + 50 || now == u64::try_from(WRITERS * EACH)?);
@@ -166,7 +167,7 @@ async fn a_log_made_anew_has_another_identity_and_ends_its_readers() -> anyhow::
     assert_eq!(gone, None);
     let ended = eventually(BOUND, async || match reader.next_batch(10, 1 << 20).await {
         Err(ReadError::Replaced) => Ok(()),
-        // What it had received before the end it may still return.
+        // It may still return what it had received before.
         other => anyhow::bail!("{other:?}"),
     });
     ended.await?;
@@ -175,9 +176,9 @@ async fn a_log_made_anew_has_another_identity_and_ends_its_readers() -> anyhow::
     for n in 1..=9 {
         append_surely(&journal, &nth(n)).await?;
     }
-    let new = journal.identity().await?.expect("made anew");
+    let new = journal.identity().await?.expect("recreated");
     assert!(new.created > old.created);
-    // Longer than the old one was, but still not the one this reader was opened on.
+    // The new log is longer than the old one was, but is still not the one on which this reader was opened.
     assert!(matches!(
         reader.next_batch(10, 1 << 20).await,
         Err(ReadError::Replaced)
@@ -198,7 +199,7 @@ async fn identity_survives_a_kill() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A restart of the broker is within an append's patience: the caller does not notice.
+/// An append waits long enough for a restart of the broker. The caller does not notice it.
 #[tokio::test]
 async fn an_append_outlasts_a_short_restart() -> anyhow::Result<()> {
     let mut nats = Nats::start().await?;
@@ -213,13 +214,13 @@ async fn an_append_outlasts_a_short_restart() -> anyhow::Result<()> {
     };
     let (appended, restarted) = tokio::join!(append, restart);
     restarted?;
-    // Stored by the attempt before the kill or by the one after it: once.
+    // Stored once, by the attempt before or after the kill.
     assert!(matches!(appended?, Stored { seq: 1 } | Duplicate { seq: 1 }));
     assert_eq!(journal.identity().await?.expect("there").messages, 1);
     Ok(())
 }
 
-/// Nothing is queued for a broker that is away: what was refused then is not stored later by itself.
+/// Nothing is queued for an unreachable broker, so what was refused is not stored later by itself.
 #[tokio::test]
 async fn an_append_without_a_broker_fails_in_time() -> anyhow::Result<()> {
     let mut nats = Nats::start().await?;

@@ -1,4 +1,4 @@
-//! Entries come in order, each once, from any position.
+//! Entries are read in order, each once, from any position.
 
 use std::time::{Duration, Instant};
 
@@ -37,7 +37,7 @@ async fn at_the_end_it_waits_and_then_returns_at_once_what_comes() -> anyhow::Re
     journal.append(&nth(1)).await?;
     let mut reader = journal.read(1, &[]).await?;
     for n in 2..=11 {
-        // Dropping a wait loses nothing.
+        // Abandoning a wait loses nothing.
         let waited = tokio::time::timeout(Duration::from_millis(10), reader.next_batch(100, 1 << 20)).await;
         assert!(waited.is_err());
         journal.append(&nth(n)).await?;
@@ -83,7 +83,7 @@ async fn a_batch_keeps_to_its_limits_and_the_rest_comes_next() -> anyhow::Result
     Ok(())
 }
 
-/// More than is ever asked for at once, in messages and in bytes: nothing stalls, nothing is lost.
+/// The log has more messages and more bytes than are ever requested at once. Nothing stalls, nothing is lost.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_long_log_of_large_and_small_entries_is_read_through() -> anyhow::Result<()> {
     let nats = Nats::start().await?;
@@ -115,7 +115,7 @@ async fn a_long_log_of_large_and_small_entries_is_read_through() -> anyhow::Resu
             expected += 1;
         }
     }
-    // A stall would cost at least a heartbeat's silence.
+    // A stall would last at least until heartbeats are missed.
     assert!(start.elapsed() < Duration::from_secs(6), "{:?}", start.elapsed());
     Ok(())
 }
@@ -148,7 +148,7 @@ async fn purged_entries_are_passed_over() -> anyhow::Result<()> {
     let mut reader = journal.read(0, &[]).await?;
     let expected: Vec<u64> = (1..=30).filter(|n| n % 10 != 1 && *n != 2).collect();
     assert_eq!(seqs(&read(&mut reader, expected.len()).await?), expected);
-    // Also when everything behind the position is gone.
+    // Even if everything after the position is gone.
     journal.purge("dsync.>").await?;
     let mut reader = journal.read(10, &[]).await?;
     journal.append(&nth(31)).await?;
@@ -156,7 +156,7 @@ async fn purged_entries_are_passed_over() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Longer than a pull stands and than the heartbeats' patience would be in two tests' time: a quiet log is not a fault.
+/// A quiet log is not a fault, even for longer than a pull request lasts and heartbeats may be missed.
 #[tokio::test]
 async fn a_quiet_log_is_no_error() -> anyhow::Result<()> {
     let nats = Nats::start().await?;
@@ -165,15 +165,15 @@ async fn a_quiet_log_is_no_error() -> anyhow::Result<()> {
     holds(Duration::from_secs(8), async || {
         match tokio::time::timeout(Duration::from_secs(2), reader.next_batch(10, 1 << 20)).await {
             Err(_) => Ok(()),
-            Ok(Ok(entries)) => anyhow::bail!("{} entries from nowhere", entries.len()),
+            Ok(Ok(entries)) => anyhow::bail!("read {} entries from an empty log", entries.len()),
             Ok(Err(error)) => Err(error.into()),
         }
     })
     .await
 }
 
-/// Messages that the client cannot take from a consumer: for the first three it drops the connection, the last it takes
-/// for the broker's own. None of them stops what comes behind.
+/// Messages that the client cannot receive from a consumer. For the first three, it drops the connection; the last, it
+/// mistakes for one of the broker's own. None of them holds up the entries after it.
 #[tokio::test]
 async fn a_message_with_broken_headers_stops_nobody() -> anyhow::Result<()> {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};

@@ -1,4 +1,4 @@
-//! The stream is made and kept as the settings say, and settings that cannot work say which.
+//! The stream is created and kept as the settings say, and errors name the settings that cannot work.
 
 use std::time::Duration;
 
@@ -61,7 +61,7 @@ async fn the_stream_refuses_rather_than_drops_and_allows_forgetting() -> anyhow:
     Ok(())
 }
 
-/// A limit below what is there takes nothing away: the log is full until it has room.
+/// A limit below the current size removes nothing. The log is full until there is room.
 #[tokio::test]
 async fn a_lower_size_limit_drops_nothing() -> anyhow::Result<()> {
     let nats = Nats::start().await?;
@@ -105,7 +105,7 @@ async fn what_the_operator_set_beside_ours_stays() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Settings that newer brokers have and this client does not know are no less the operator's.
+/// Settings of newer brokers that this client does not know belong to the operator, too.
 #[tokio::test]
 async fn settings_this_client_does_not_know_stay_too() -> anyhow::Result<()> {
     let nats = Nats::start().await?;
@@ -131,7 +131,7 @@ async fn settings_this_client_does_not_know_stay_too() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whoever needs a stream, and has limits of its own only in case there is none.
+/// For programs that need a stream, and whose limits apply only if there is none.
 #[tokio::test]
 async fn a_stream_that_is_there_is_left_as_it_is_by_who_only_makes_missing_ones() -> anyhow::Result<()> {
     let nats = Nats::start().await?;
@@ -147,7 +147,7 @@ async fn a_stream_that_is_there_is_left_as_it_is_by_who_only_makes_missing_ones(
     Ok(())
 }
 
-/// A stream that somebody made so that no entry can ever be taken out, which no broker lets anybody change.
+/// A stream created with `deny_delete`, so that no entry can ever be removed. Brokers refuse to change that setting.
 async fn made_for_ever(nats: &Nats, discard: DiscardPolicy) -> anyhow::Result<Journal> {
     let context = async_nats::jetstream::new(async_nats::connect(nats.url()).await?);
     context
@@ -164,13 +164,13 @@ async fn made_for_ever(nats: &Nats, discard: DiscardPolicy) -> anyhow::Result<Jo
     Ok(Journal::connect(&settings(nats)).await?)
 }
 
-/// What the broker does not take is no reason to refuse webhooks that it would store.
+/// Settings that the broker refuses to change are no reason to refuse webhooks that it would store.
 #[tokio::test]
 async fn a_stream_whose_settings_cannot_be_changed_serves_as_it_is() -> anyhow::Result<()> {
     let nats = Nats::start().await?;
     let journal = made_for_ever(&nats, DiscardPolicy::New).await?;
     let Ensured::Kept { differing, why } = journal.ensure(&limits()).await? else {
-        panic!("changed")
+        panic!("the stream was changed")
     };
     assert_eq!(differing, ["deny_delete"]);
     assert!(why.contains("deny"), "{why}");
@@ -178,7 +178,7 @@ async fn a_stream_whose_settings_cannot_be_changed_serves_as_it_is() -> anyhow::
     Ok(())
 }
 
-/// One that drops its oldest when it is full cannot: what it acknowledged would be lost.
+/// A stream that drops its oldest entries when full cannot serve: it would lose what it acknowledged.
 #[tokio::test]
 async fn a_stream_that_would_lose_entries_does_not() -> anyhow::Result<()> {
     let nats = Nats::start().await?;

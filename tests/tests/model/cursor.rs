@@ -1,8 +1,9 @@
-//! Why a lane's position moves by compare-and-set: the same two workers, the same kills, and a position that is only a
-//! high-water mark lose events; what finds it is the comparison with the source that judges every end-to-end test.
+//! Why a lane's position moves by compare-and-set: with the same two workers and the same kills, a position that is
+//! only a high-water mark loses events. The comparison with the source that judges every end-to-end test finds the
+//! loss.
 //!
-//! Workers take batches of one log in turn, write them in any order and are killed with a batch in hand; whoever starts
-//! again reads on from the position in Postgres.
+//! Workers take batches from one log in turn, write them in any order and may be killed while holding a batch. A
+//! restarted worker continues from the position in Postgres.
 
 use anyhow::{Context as _, ensure};
 use bytes::Bytes;
@@ -20,16 +21,16 @@ use workos_sim::{DirectoryOptions, Options, Seed, Sim};
 
 use super::clear;
 
-/// What a worker holds its batch against when it writes it.
+/// What a worker compares the position with when it writes a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Rule {
-    /// Where the batch begins: ours.
+    /// The start of the batch, as dsync does.
     CompareAndSet,
-    /// Wherever the position is, so long as it does not go back.
+    /// Nothing: the position may be anywhere, as long as it does not move back.
     HighWaterMark,
 }
 
-/// A log of what the simulator tells.
+/// A log of the simulator's events.
 fn log(sim: &Sim) -> anyhow::Result<Vec<Entry>> {
     let appended_at = Timestamp::from(Clock::system().now());
     let entry = |(seq, event): (u64, workos_sim::Event)| {
@@ -47,7 +48,9 @@ fn log(sim: &Sim) -> anyhow::Result<Vec<Entry>> {
 }
 
 async fn position(pool: &PgPool) -> anyhow::Result<Position> {
-    progress::position(pool, Lane::All).await?.context("not begun")
+    progress::position(pool, Lane::All)
+        .await?
+        .context("the lane has not begun")
 }
 
 async fn mark(pool: &PgPool, seq: u64) -> anyhow::Result<()> {
@@ -58,12 +61,12 @@ async fn mark(pool: &PgPool, seq: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Works the log off; how often a batch was turned away.
+/// Works through the log. Returns how often a batch was refused.
 async fn work(pool: &PgPool, log: &[Entry], rule: Rule, seed: u64) -> anyhow::Result<usize> {
     let mut rng = StdRng::seed_from_u64(seed);
     let begin = Timestamp::from_micros(1);
     progress::begin(pool, "DSYNC", begin).await?;
-    // What the next batch begins behind, as whoever hands batches out believes; and what each worker holds.
+    // The position after which the next batch is believed to begin, and the batch that each worker holds.
     let (mut next, mut held, mut turned_away) = (0, [None::<&[Entry]>, None], 0);
     while next < log.len() || held.iter().any(Option::is_some) {
         let worker = rng.random_range(0..2);
@@ -75,7 +78,7 @@ async fn work(pool: &PgPool, log: &[Entry], rule: Rule, seed: u64) -> anyhow::Re
         };
         let now = position(pool).await?;
         if rng.random_ratio(1, 4) {
-            // Killed with a batch in hand; the one that takes its place reads on from what Postgres says.
+            // Killed while holding a batch. The replacement continues from the position in Postgres.
             next = usize::try_from(now.seq)?;
             continue;
         }
@@ -97,7 +100,7 @@ async fn work(pool: &PgPool, log: &[Entry], rule: Rule, seed: u64) -> anyhow::Re
         };
         let mut connection = pool.acquire().await?;
         match apply::apply(&mut connection, batch, Clock::system().now()).await {
-            // A mark does not go back: what was written behind it was written, and it stays.
+            // A high-water mark does not move back, even after an older batch was written.
             Ok(_) if last < now.seq => mark(pool, now.seq).await?,
             Ok(_) => {}
             Err(apply::Error::Overtaken) => {
@@ -140,13 +143,10 @@ async fn a_high_water_mark_loses_what_compare_and_set_keeps() -> anyhow::Result<
         work(&pool, &log, Rule::HighWaterMark, seed).await?;
         lossy += usize::from(!differences(&pool, &truth).await?.is_empty());
     }
-    ensure!(
-        turned_away > 10,
-        "only {turned_away} batches met another position"
-    );
+    ensure!(turned_away > 10, "only {turned_away} batches were refused");
     ensure!(
         lossy >= 1,
-        "a high-water mark lost nothing in 4 runs: this test could not have noticed"
+        "a high-water mark lost nothing in 4 runs, so this test proves nothing"
     );
     Ok(())
 }

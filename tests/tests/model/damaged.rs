@@ -1,5 +1,5 @@
-//! One copy of three lost an entry to a bit of its store that turned over. Its server does not know, and a consumer that
-//! happens to be placed there leaves the entry out.
+//! One of three copies has lost an entry, because a bit in its store flipped. Its server does not know, and consumers
+//! that happen to be placed there leave out the entry.
 
 use std::time::Duration;
 
@@ -18,7 +18,8 @@ use crate::rebuilding::{BOUND, tools};
 use crate::worker;
 
 const SMALL: usize = 60;
-/// More than one file of the broker's store takes: what it writes to at the end it reads whole when it starts.
+/// Large entries, more than fit in one file of the broker's store: the broker reads its last file completely when it
+/// starts.
 const LARGE: usize = 10;
 const ALL: usize = SMALL + LARGE;
 
@@ -35,11 +36,11 @@ fn told(nth: usize) -> Record {
         Timestamp::from_micros(0),
     ) {
         Received::Event(record) => record,
-        Received::Quarantined(..) | Received::NotOurs => panic!("this can be addressed"),
+        Received::Quarantined(..) | Received::NotOurs => panic!("the record must be addressable"),
     }
 }
 
-/// How many entries a consumer gives, wherever it is placed.
+/// The number of entries that a consumer returns, wherever it is placed.
 async fn read(journal: &Journal, last: u64) -> anyhow::Result<usize> {
     let mut reader = eventually(BOUND, async || Ok(journal.read(0, &[]).await?)).await?;
     let mut count = 0;
@@ -51,14 +52,14 @@ async fn read(journal: &Journal, last: u64) -> anyhow::Result<usize> {
     Ok(count)
 }
 
-/// Works the lane of everything from the beginning; how many records it applied.
+/// Works the lane `all` from the beginning. Returns the number of records applied.
 async fn work(pool: &PgPool, journal: &Journal, last: u64) -> anyhow::Result<u64> {
     sqlx::query("update dsync.progress set seq = 0, seq_appended_at = null, holder = null")
         .execute(pool)
         .await?;
     let shutdown = CancellationToken::new();
     let worker = Worker {
-        // So that what was left out is asked for in parts.
+        // Small batches, so that missing entries are requested in parts.
         tuning: Tuning {
             batch_records: 50,
             ..Tuning::default()
@@ -68,7 +69,9 @@ async fn work(pool: &PgPool, journal: &Journal, last: u64) -> anyhow::Result<u64
     let metrics = worker.metrics.clone();
     let task = tokio::spawn(worker.work(Lane::All));
     eventually(BOUND, async || {
-        let position = progress::position(pool, Lane::All).await?.context("not begun")?;
+        let position = progress::position(pool, Lane::All)
+            .await?
+            .context("the lane has not begun")?;
         ensure!(position.seq >= last, "at {} of {last}", position.seq);
         Ok(())
     })
@@ -117,10 +120,10 @@ async fn what_one_copy_lost_is_applied_and_built_all_the_same() -> anyhow::Resul
         consumers += 1;
         ensure!(
             consumers < 200,
-            "no consumer leaves anything out: this shows nothing"
+            "no consumer leaves anything out, so this test proves nothing"
         );
     }
-    // Each goes by consumers of its own, a few of which are placed there.
+    // Each pass uses new consumers, a few of which are placed on the damaged copy.
     progress::begin(
         &pool,
         "DSYNC",
@@ -129,7 +132,7 @@ async fn what_one_copy_lost_is_applied_and_built_all_the_same() -> anyhow::Resul
     .await?;
     for pass in 0..20 {
         let applied = work(&pool, &journal, last).await?;
-        ensure!(applied == ALL as u64, "pass {pass}: {applied} applied of {ALL}");
+        ensure!(applied == ALL as u64, "pass {pass}: applied {applied} of {ALL}");
         let verified = tools(&pool, &journal).verify().await?;
         ensure!(verified.records == ALL as u64, "pass {pass}: {verified:?}");
     }

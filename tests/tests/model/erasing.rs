@@ -1,4 +1,4 @@
-//! An erasure and a batch that was read before it; and one that breaks off.
+//! An erasure while a batch that was read before it waits, and erasures that are interrupted.
 
 use anyhow::{Context as _, ensure};
 use projector::erase::{drain, erase};
@@ -13,7 +13,7 @@ use time::OffsetDateTime;
 use crate::history::Body;
 use crate::{log, pictured, record, records, somebody_waits, texts};
 
-/// What a batch knows of someone is old news if it had to wait for that person's erasure.
+/// A batch that had to wait for a person's erasure must leave out what it has about that person.
 #[tokio::test]
 async fn who_is_erased_while_a_batch_waits_is_left_out_of_it() -> anyhow::Result<()> {
     let postgres = Postgres::migrated().await?;
@@ -41,7 +41,7 @@ async fn who_is_erased_while_a_batch_waits_is_left_out_of_it() -> anyhow::Result
     };
     let (effects, erased) = tokio::join!(writing, erasing);
     erased?;
-    ensure!(effects?.erased.contains(&person), "the batch does not know of it");
+    ensure!(effects?.erased.contains(&person), "the batch missed the erasure");
     batch.commit().await?;
 
     let rows: i64 = sqlx::query_scalar(
@@ -50,15 +50,15 @@ async fn who_is_erased_while_a_batch_waits_is_left_out_of_it() -> anyhow::Result
     .bind(&person)
     .fetch_one(&pool)
     .await?;
-    ensure!(rows == 0, "{rows} rows of someone who was erased");
+    ensure!(rows == 0, "{rows} rows of a person who was erased");
     let others: i64 = sqlx::query_scalar("select count(*) from dsync.users")
         .fetch_one(&pool)
         .await?;
-    ensure!(others > 0, "nobody else was written either");
+    ensure!(others > 0, "nobody else was written, either");
     Ok(())
 }
 
-/// A log and a database whose note of entry `refused` fails, as if everything broke off there.
+/// Makes the database refuse to record the erasure of entry `refused`, as if everything were interrupted there.
 async fn breaking_off_at(pool: &PgPool, refused: u64) -> anyhow::Result<()> {
     let trigger = format!(
         "create function refuse() returns trigger language plpgsql as $$
@@ -94,16 +94,17 @@ fn told(id: &str, user: &str, email: &str) -> Record {
     record(&body, 1)
 }
 
-/// What nobody can address, and names somebody by their address alone.
+/// A record that cannot be addressed, and that identifies somebody only by their email address.
 fn quarantined(email: &str) -> Record {
     let body = format!("{{\"mail\": \"{email}\"");
     match Record::receive(body.into(), Source::Webhook, None, Timestamp::from_micros(0)) {
         Received::Quarantined(record, _) => record,
-        Received::Event(_) | Received::NotOurs => panic!("this can be addressed"),
+        Received::Event(_) | Received::NotOurs => panic!("the record must not be addressable"),
     }
 }
 
-/// Only the person's own messages tell an address they had once; once those are gone nobody could learn it again.
+/// Only a person's own messages contain an email address that the person once had. Once those are gone, nothing else
+/// could reveal it.
 #[tokio::test]
 async fn by_what_their_own_messages_tell_a_person_is_recognised_by_who_goes_on() -> anyhow::Result<()> {
     let (postgres, nats) = (Postgres::migrated().await?, Nats::start().await?);
@@ -120,13 +121,13 @@ async fn by_what_their_own_messages_tell_a_person_is_recognised_by_who_goes_on()
     ensure!(broken_off.is_err(), "{broken_off:?}");
     ensure!(
         journal.entry(1).await?.is_none(),
-        "their own is not gone yet: this shows nothing"
+        "the person's own message is still there, so this test proves nothing"
     );
     ensure!(journal.entry(2).await?.is_some());
     going_on(&pool).await?;
     let receipt = erase(&pool, &journal, "user_z", true, now).await?;
     ensure!(receipt.other_messages == 1, "{receipt:?}");
-    ensure!(journal.entry(2).await?.is_none(), "it still names them");
+    ensure!(journal.entry(2).await?.is_none(), "it is still there");
     let marks: Vec<String> = sqlx::query_scalar("select unnest(marks) from dsync.erased")
         .fetch_all(&pool)
         .await?;
@@ -134,7 +135,7 @@ async fn by_what_their_own_messages_tell_a_person_is_recognised_by_who_goes_on()
     Ok(())
 }
 
-/// What is gone from the log and not noted would look like something that the broker lost.
+/// An entry erased from the log without a record of it would look like one that the broker lost.
 #[tokio::test]
 async fn nothing_is_erased_from_the_log_before_that_is_noted() -> anyhow::Result<()> {
     let (postgres, nats) = (Postgres::migrated().await?, Nats::start().await?);
@@ -148,7 +149,7 @@ async fn nothing_is_erased_from_the_log_before_that_is_noted() -> anyhow::Result
     breaking_off_at(&pool, 1).await?;
     let broken_off = erase(&pool, &journal, "user_z", true, OffsetDateTime::UNIX_EPOCH).await;
     ensure!(broken_off.is_err(), "{broken_off:?}");
-    // Also what was read after the person was erased.
+    // The same for records that were read after the person was erased.
     let created = journal.identity().await?.context("no log")?.created;
     let mut connection = pool.acquire().await?;
     store::erased::note_purges(&mut connection, created, &[1, 2]).await?;

@@ -1,6 +1,6 @@
-//! Random histories: few objects, few moments, everything happening to all of them, and every oddity of the wire.
+//! Random histories: few objects and few moments, to which everything happens, with every oddity of the wire format.
 //!
-//! Written against the wire, not against our types: bodies are JSON made by hand here.
+//! Written against the wire format, not against dsync's types: bodies are JSON made by hand.
 
 use rand::prelude::*;
 use serde_json::{Map, Value, json};
@@ -14,7 +14,7 @@ pub(crate) struct Body {
     pub(crate) is_sweep: bool,
 }
 
-/// A mixed history of `length` records from `seed`: the same for the same seed.
+/// A mixed history of `length` records; the same `seed` gives the same history.
 pub(crate) fn history(seed: u64, length: usize) -> Vec<Body> {
     let mut rng = StdRng::seed_from_u64(seed);
     (0..length).map(|place| body(&mut rng, place)).collect()
@@ -65,7 +65,7 @@ fn body(rng: &mut StdRng, place: usize) -> Body {
     };
     let mut event = json!({
         "object": "event",
-        // Some ids come twice with other content: the tables must not depend on which came first.
+        // Some ids occur twice with different content. The tables must not depend on which comes first.
         "id": format!("event_{:04}", if rng.random_ratio(1, 20) { place / 2 } else { place }),
         "event": kind,
         "data": data,
@@ -74,7 +74,7 @@ fn body(rng: &mut StdRng, place: usize) -> Body {
         event["created_at"] = moment(rng);
     }
     let mut json = serde_json::to_string(&event).expect("JSON");
-    // What no JSON library writes by itself, and Postgres refuses.
+    // Values that JSON libraries do not write, and that Postgres refuses.
     json = json
         .replace("NUL", "\\u0000")
         .replace("LONE", "\\ud800")
@@ -85,7 +85,7 @@ fn body(rng: &mut StdRng, place: usize) -> Body {
     }
 }
 
-/// One of few moments, in one of the forms WorkOS sends; now and then none at all.
+/// One of few moments, in one of the forms that WorkOS sends. Now and then it is null or not a moment at all.
 fn moment(rng: &mut StdRng) -> Value {
     let second = rng.random_range(0..12);
     let (minute, second) = (second / 6, second % 6 * 10);
@@ -121,7 +121,7 @@ fn organization(rng: &mut StdRng, directory: u32) -> Value {
 fn object(rng: &mut StdRng, id: &str, directory: u32) -> Map<String, Value> {
     let mut object = Map::new();
     object.insert("id".to_owned(), json!(id));
-    // Now and then the wire contradicts itself about where an object is.
+    // Now and then, records contradict each other about an object's directory.
     let home = if rng.random_ratio(1, 60) { 1 } else { directory };
     object.insert("directory_id".to_owned(), json!(format!("directory_{home}")));
     object.insert("organization_id".to_owned(), organization(rng, directory));

@@ -1,5 +1,5 @@
-//! Entries that are not where the lane of everything should meet them: told once if the broker lost them, and never if
-//! anything else took them.
+//! Entries missing from the log where the lane `all` expects them: reported once if the broker lost them, and never if
+//! they are missing for any other reason.
 
 use anyhow::{Context as _, ensure};
 use journal::{Entry, Journal};
@@ -37,26 +37,26 @@ impl Stage {
         })
     }
 
-    /// Appends more; where the log ended before.
+    /// Appends more. Returns the previous end of the log.
     async fn more(&mut self) -> anyhow::Result<u64> {
         let end = self.last;
         self.last = append(&self.journal, &records(8), &mut StdRng::seed_from_u64(8)).await?;
         Ok(end)
     }
 
-    /// Works `lane` until it stands at `seq`, or behind it; how many entries it found lost.
+    /// Works `lane` until its position is `seq` or later. Returns the number of entries that it found lost.
     async fn work(&self, lane: Lane, seq: u64) -> anyhow::Result<u64> {
         let metrics = rebuilding::work(&self.pool, &self.nats, lane, seq).await?;
         Ok(metrics.log_lost_entries.get())
     }
 
-    /// What is noted as lost: the sequences around it.
+    /// The recorded losses, each as the sequences before and after it.
     async fn noted(&self) -> anyhow::Result<Vec<(i64, i64)>> {
         let noted = "select old_seq, new_seq from dsync.rewinds where old_created = new_created order by id";
         Ok(sqlx::query_as(noted).fetch_all(&self.pool).await?)
     }
 
-    /// Takes entries away as the broker loses them, or drops them by age: nobody notes it.
+    /// Removes entries without a record of it, as when the broker loses them or drops them by age.
     async fn lose(&self, seqs: impl IntoIterator<Item = u64>) -> anyhow::Result<()> {
         for seq in seqs {
             ensure!(self.journal.erase(seq).await?, "{seq} was not there");
@@ -64,7 +64,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Takes one away as an erasure does.
+    /// Removes an entry as an erasure does.
     async fn erase(&self, seq: u64) -> anyhow::Result<()> {
         let created = self.journal.identity().await?.context("no log")?.created;
         erased::overwritten(&self.pool, created, &[seq]).await?;
@@ -80,7 +80,8 @@ impl Stage {
         Ok(entries)
     }
 
-    /// What is missing in `entries`, which are put right: for a build beside, or for a lane.
+    /// Completes `entries` with what a consumer left out, and returns the holes. `over_dropped` is true for a build,
+    /// false for a lane.
     async fn complete(
         &self,
         entries: &mut Vec<Entry>,
@@ -97,10 +98,10 @@ impl Stage {
         let mut connection = self.pool.acquire().await?;
         complete(&mut connection, &self.journal, reading, entries)
             .await?
-            .context("it cannot be told")
+            .context("the holes cannot be determined")
     }
 
-    /// Has the lane of everything read the log again; how many entries it finds lost.
+    /// Lets the lane `all` read the log again. Returns the number of entries that it found lost.
     async fn again(&self) -> anyhow::Result<u64> {
         sqlx::query("update dsync.progress set seq = 0, seq_appended_at = null")
             .execute(&self.pool)
@@ -119,7 +120,8 @@ async fn what_the_broker_lost_ahead_of_the_lane_is_told_once() -> anyhow::Result
     stage.work(Lane::Removals, 0).await?;
     ensure!(stage.work(Lane::All, stage.last).await? == 0);
     let begin = stage.more().await?;
-    // One right where it goes on, one somewhere, in which one was erased; and one that only was erased.
+    // A hole right where the lane continues, a hole further on in which one entry was erased, and an entry that was
+    // only erased.
     stage
         .lose([begin + 1, begin + 10, begin + 11, begin + 13])
         .await?;
@@ -137,13 +139,13 @@ async fn what_the_broker_lost_ahead_of_the_lane_is_told_once() -> anyhow::Result
     ];
     ensure!(stage.noted().await? == holes, "{:?}", stage.noted().await?);
 
-    // Who reads it again, because a rebuild was undone or the log lost its end, tells nothing new; unless there is.
+    // Reading the log again, because a rebuild was undone or the log lost its end, reports only new losses.
     ensure!(stage.again().await? == 0);
     ensure!(stage.noted().await? == holes);
     stage.lose([begin + 5]).await?;
     ensure!(stage.again().await? == 1);
     ensure!(stage.noted().await?.last() == Some(&hole(begin + 4, begin + 6)?));
-    // Nor if what is around them is erased since, which makes one hole of all of them; unless something in it was there.
+    // The same if the entries between the holes were erased since, which joins them into one hole.
     let noted = stage.noted().await?.len();
     for seq in [begin + 6, begin + 7, begin + 8, begin + 9, begin + 14] {
         stage.erase(seq).await?;
@@ -163,7 +165,7 @@ async fn what_the_broker_lost_ahead_of_the_lane_is_told_once() -> anyhow::Result
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_erased_or_never_there_is_not_lost() -> anyhow::Result<()> {
     let mut stage = Stage::set().await?;
-    // Another database's erasures, before this one began.
+    // Erasures for another database, before this one began.
     stage.lose([3, 4, 9]).await?;
     stage.work(Lane::Removals, 0).await?;
     stage.work(Lane::All, stage.last).await?;
@@ -171,7 +173,7 @@ async fn what_was_erased_or_never_there_is_not_lost() -> anyhow::Result<()> {
     for seq in [at + 1, at + 4, at + 5] {
         stage.erase(seq).await?;
     }
-    // A lane of some subjects sees gaps all the time.
+    // A lane that reads only some subjects sees gaps all the time.
     stage.work(Lane::Removals, stage.last / 2).await?;
     let lost = stage.work(Lane::All, at + 50).await?;
     stage.nats.stop().await?;
@@ -180,11 +182,11 @@ async fn what_was_erased_or_never_there_is_not_lost() -> anyhow::Result<()> {
     let notes: i64 = sqlx::query_scalar("select count(*) from dsync.rewinds")
         .fetch_one(&stage.pool)
         .await?;
-    ensure!(lost == 0 && notes == 0, "{lost} entries, {notes} notes");
+    ensure!(lost == 0 && notes == 0, "{lost} lost, {notes} recorded");
     Ok(())
 }
 
-/// Of a log without any entry the broker says that it lacks entry 0.
+/// For a log without any entry, the broker reports that entry 0 is missing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_log_that_was_empty_when_it_was_begun_lacks_nothing() -> anyhow::Result<()> {
     let (postgres, nats) = (Postgres::migrated().await?, Nats::start().await?);
@@ -204,12 +206,12 @@ async fn a_log_that_was_empty_when_it_was_begun_lacks_nothing() -> anyhow::Resul
     let since = tools(&stage.pool, &stage.journal).verify().await?.complete_since;
     ensure!(
         noted == 0 && since.is_none(),
-        "{noted} notes, complete since {since:?}"
+        "{noted} erasures recorded, complete since {since:?}"
     );
     Ok(())
 }
 
-/// A quiet log of which everything aged out but what comes next, and that was erased before this lane came to it.
+/// In a quiet log, everything has aged out except the next entry, which was erased before the lane came to it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_erased_behind_all_that_aged_out_is_no_gap() -> anyhow::Result<()> {
     let mut stage = Stage::set().await?;
@@ -221,7 +223,7 @@ async fn what_was_erased_behind_all_that_aged_out_is_no_gap() -> anyhow::Result<
     let notes: i64 = sqlx::query_scalar("select count(*) from dsync.rewinds")
         .fetch_one(&stage.pool)
         .await?;
-    ensure!(notes == 0, "{notes} notes");
+    ensure!(notes == 0, "{notes} losses recorded");
     Ok(())
 }
 
@@ -236,12 +238,12 @@ async fn what_aged_out_before_it_was_sent_is_not_lost_but_a_gap_to_a_lane() -> a
     let expected = seqs(&entries);
     let holes = stage.complete(&mut entries, 1_000, true).await?;
     ensure!(holes.is_empty() && seqs(&entries) == expected, "{holes:?}");
-    // What the log begins after is none: then this lane has not begun.
+    // What is missing before the first entry is no hole, because the lane has not begun.
     let mut late = entries.clone();
     late.retain(|entry| entry.seq > at);
     let holes = stage.complete(&mut late, 1_000, false).await?;
     ensure!(holes.is_empty() && seqs(&late).first() == Some(&(at + 26)));
-    // Otherwise the lane gets no further than that, and finds there that it was dropped.
+    // Otherwise the lane stops at that position, and finds that what follows was dropped.
     let holes = stage.complete(&mut entries, 1_000, false).await?;
     ensure!(
         holes.is_empty() && seqs(&entries).last() == Some(&at),
@@ -253,7 +255,7 @@ async fn what_aged_out_before_it_was_sent_is_not_lost_but_a_gap_to_a_lane() -> a
     Ok(())
 }
 
-/// As a consumer does whose copy of the log lost entries that others have.
+/// A consumer on a damaged copy of the log leaves out entries that other copies have.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_only_a_consumer_left_out_is_asked_for() -> anyhow::Result<()> {
     let stage = Stage::set().await?;
@@ -279,12 +281,12 @@ async fn what_only_a_consumer_left_out_is_asked_for() -> anyhow::Result<()> {
     entries.extend(all.iter().filter(|entry| entry.seq > 15).cloned());
     stage.complete(&mut entries, 2, false).await?;
     ensure!(seqs(&entries).last() == Some(&11), "{:?}", seqs(&entries));
-    // Of many only some at once: a lease wants to be renewed.
+    // If many are missing, only some are requested at once, because the lease must be renewed.
     entries = all.clone();
     entries.retain(|entry| entry.seq <= 12 || entry.seq == stage.last);
     stage.complete(&mut entries, 1_000, false).await?;
     ensure!(entries.len() == 11 + 100, "{}", entries.len());
-    // What is behind the hole was erased since it was read, or who answers lacks it.
+    // The entry after the hole was erased since it was read, or the server that answers lacks it.
     entries = all.clone();
     entries.retain(|entry| !(20..=22).contains(&entry.seq));
     stage.lose([23]).await?;
@@ -294,7 +296,7 @@ async fn what_only_a_consumer_left_out_is_asked_for() -> anyhow::Result<()> {
         "{:?}",
         seqs(&entries)
     );
-    // Who answers knows nothing of what was read: nothing can be said.
+    // The server that answers has nothing of what was read, so nothing can be determined.
     entries = all;
     entries.retain(|entry| !(30..=32).contains(&entry.seq));
     stage.lose(33..=stage.last).await?;

@@ -1,4 +1,4 @@
-//! Building from a log that lacks its beginning, while it loses more of it, and where not every directory can be listed.
+//! Building from a log that lacks its beginning: while it loses more, and when not every directory can be listed.
 
 use anyhow::{Context as _, ensure};
 use indicatif::ProgressBar;
@@ -13,7 +13,7 @@ use tests::eventually;
 use crate::rebuilding::{Applied, BOUND, applied, tools};
 use crate::tables;
 
-/// Many rows take their time to be put in, and the log's max age goes on meanwhile.
+/// Inserting many rows takes time, and meanwhile the log goes on dropping entries by age.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_log_drops_while_it_begins_to_be_compared_is_no_difference() -> anyhow::Result<()> {
     let Applied {
@@ -29,7 +29,7 @@ async fn what_the_log_drops_while_it_begins_to_be_compared_is_no_difference() ->
     let first = journal
         .entry(last / 2 + 1)
         .await?
-        .context("no entry")?
+        .context("an entry is missing")?
         .appended_at;
     ensure!(
         matches!(build.reach(), Reach::Since(at) if at >= first),
@@ -44,7 +44,7 @@ async fn what_the_log_drops_while_it_begins_to_be_compared_is_no_difference() ->
     Ok(())
 }
 
-/// Such a record may be somebody's removal, which the live rows have.
+/// A record that the log loses may be somebody's removal, which the live rows reflect.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_built_without_what_the_log_loses_meanwhile() -> anyhow::Result<()> {
     let Applied {
@@ -59,7 +59,7 @@ async fn nothing_is_built_without_what_the_log_loses_meanwhile() -> anyhow::Resu
         matches!(refused, Some(Error::Lost(after)) if after == last / 2 - 1),
         "{refused:?}"
     );
-    // Whoever begins now knows of it.
+    // A build that begins now knows of the loss.
     connection.close_on_drop();
     drop(connection);
     let verified = tools(pool, journal).verify().await?;
@@ -67,13 +67,14 @@ async fn nothing_is_built_without_what_the_log_loses_meanwhile() -> anyhow::Resu
     Ok(())
 }
 
-/// The rows in a directory, every register of each, and of all others.
+/// All rows, with every register: those of a directory, and all others.
 async fn in_and_out(pool: &PgPool, directory: &str) -> anyhow::Result<(Vec<String>, Vec<String>)> {
     let rows = tables(pool).await?;
     Ok(rows.into_iter().partition(|row| row.contains(directory)))
 }
 
-/// Nobody can list it, and whether it is gone a person decides: a rebuild neither waits for it nor touches it.
+/// The directory cannot be listed, and a person must decide whether it is gone. A rebuild neither waits for it nor
+/// touches it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_directory_whose_own_deletion_is_held_is_left_as_it_is() -> anyhow::Result<()> {
     let Applied {
@@ -92,25 +93,25 @@ async fn a_directory_whose_own_deletion_is_held_is_left_as_it_is() -> anyhow::Re
     ensure!(held.len() > 5 && others.len() > 5);
     let tools = tools(pool, journal);
     let rebuilding = tokio::spawn(async move { tools.rebuild(true).await });
-    // As the reconciler does with those that are there.
+    // As the reconciler does for directories that exist.
     eventually(BOUND, async || {
         let listed = "update dsync.sweeps set relisted_at = now()
              where relist_at is not null and directory_id <> 'directory_2'";
         let listed = sqlx::query(listed).execute(pool).await?.rows_affected();
-        ensure!(listed == 2, "{listed} are asked for");
+        ensure!(listed == 2, "{listed} directories are requested, not 2");
         Ok(())
     })
     .await?;
     let rebuilt = tokio::time::timeout(BOUND, rebuilding)
         .await
-        .context("waits for ever")???;
+        .context("the rebuild waits forever")???;
     ensure!(rebuilt.unlisted == ["directory_2"], "{:?}", rebuilt.unlisted);
     ensure!(rebuilt.text().contains("directory_2"), "{}", rebuilt.text());
     let (held_after, others_after) = in_and_out(pool, "directory_2").await?;
     ensure!(held_after == held, "{held:#?} {held_after:#?}");
     ensure!(
         others_after != others,
-        "a log that lacks half of it changes nothing"
+        "the rebuild changed nothing, although the log lacks half of its entries"
     );
     Ok(())
 }

@@ -1,8 +1,8 @@
-//! The invariant above all: order, duplication and batching of the log, and the number of projectors, never change the
-//! tables. Random histories against real Postgres and a real log.
+//! The most important invariant: order, duplication and batching of the log, and the number of projectors, never change
+//! the tables. Tested with random histories against a real Postgres and a real log.
 //!
-//! What counts as failure: any byte of any projected table differing from the history applied once, in order, in one
-//! batch; or a view differing from what the pure fold calls live.
+//! A test fails if any byte of any projected table differs from the same history applied once, in order, in one batch;
+//! or if a view differs from what the pure fold calls live.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
@@ -56,11 +56,11 @@ fn record(body: &Body, nth: usize) -> Record {
     let json = Bytes::from(body.json.clone());
     match Record::receive(json, source, None, Timestamp::from_micros(1_714_557_600_000_000)) {
         Received::Event(record) => record,
-        Received::Quarantined(..) | Received::NotOurs => panic!("histories are of addressable events"),
+        Received::Quarantined(..) | Received::NotOurs => panic!("histories contain only addressable events"),
     }
 }
 
-/// A mixed history's records: the same for the same seed.
+/// The records of a mixed history; the same seed gives the same ones.
 fn records(seed: u64) -> Vec<Record> {
     let bodies = history(seed, 150);
     bodies
@@ -70,7 +70,7 @@ fn records(seed: u64) -> Vec<Record> {
         .collect()
 }
 
-/// The projected tables, every register of every row, byte for byte.
+/// The projected tables, with every register of every row, byte for byte.
 async fn tables(pool: &PgPool) -> anyhow::Result<Vec<String>> {
     let mut all = Vec::new();
     for (table, key) in TABLES {
@@ -94,7 +94,7 @@ async fn clear(pool: &PgPool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What each record says, borrowing from `texts`.
+/// The observations of all records, folded, borrowing from `texts`.
 fn pictured<'a>(texts: &'a [String], records: &[Record]) -> Picture<'a> {
     let mut picture = Picture::default();
     for (text, record) in texts.iter().zip(records) {
@@ -122,7 +122,7 @@ async fn write(pool: &PgPool, records: &[Record]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The views show exactly what the pure fold calls live.
+/// Checks that the views show exactly what the pure fold calls live.
 async fn views_agree(pool: &PgPool, records: &[Record]) -> anyhow::Result<()> {
     let texts = texts(records);
     let picture = pictured(&texts, records);
@@ -167,7 +167,7 @@ async fn views_agree(pool: &PgPool, records: &[Record]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The history in another order, a third of it again, in batches of random sizes.
+/// The history shuffled, with a third of it repeated, in batches of random sizes.
 fn batches(records: &[Record], rng: &mut StdRng) -> Vec<Vec<Record>> {
     let mut shuffled = records.to_vec();
     let again = records.len() / 3;
@@ -181,7 +181,8 @@ fn batches(records: &[Record], rng: &mut StdRng) -> Vec<Vec<Record>> {
     batches
 }
 
-/// Writers at the same time, each taking the next batch: nothing but the statements keeps the order from mattering.
+/// Writes batches concurrently, each writer taking the next one. Only the statements themselves keep order from
+/// mattering.
 async fn write_concurrently(pool: &PgPool, batches: Vec<Vec<Record>>, writers: usize) -> anyhow::Result<()> {
     let pool = pool.clone();
     let written = move |batch: Vec<Record>| {
@@ -204,11 +205,11 @@ async fn any_order_duplication_and_batching_by_any_number_of_writers_gives_equal
         let expected = tables(&pool).await?;
         ensure!(
             expected.len() > 10,
-            "seed {seed}: a history of nothing proves nothing"
+            "seed {seed}: the history is too short to prove anything"
         );
         views_agree(&pool, &records)
             .await
-            .with_context(|| format!("seed {seed}: a view shows what is not live"))?;
+            .with_context(|| format!("seed {seed}: a view differs from what is live"))?;
         clear(&pool).await?;
         let writers = [1, 2, 4][usize::try_from(seed % 3)?];
         write_concurrently(&pool, batches(&records, &mut rng), writers).await?;
@@ -233,27 +234,27 @@ async fn log(nats: &Nats) -> anyhow::Result<Journal> {
         replicas: 1,
         max_age: Duration::ZERO,
         max_bytes: 0,
-        // The shortest there is: a history has ids that repeat, and all of it shall be in the log.
+        // The shortest possible, because ids repeat in a history, and all of it must be in the log.
         dedup_window: Duration::from_millis(100),
     };
     journal.ensure(&limits).await?;
     Ok(journal)
 }
 
-/// Appends a history in another order, with repetitions, each under a message id of its own.
+/// Appends a history, shuffled and with repetitions, each record under a message id of its own.
 async fn append(journal: &Journal, records: &[Record], rng: &mut StdRng) -> anyhow::Result<u64> {
     let mut last = 0;
     for (nth, mut record) in batches(records, rng).into_iter().flatten().enumerate() {
         record.id = format!("{}-{nth}", record.id);
         let journal::Appended::Stored { seq } = journal.append(&record).await? else {
-            anyhow::bail!("an id of its own was taken for a repetition");
+            anyhow::bail!("a unique message id was taken for a duplicate");
         };
         last = seq;
     }
     Ok(last)
 }
 
-/// One that works as in production, until `shutdown`.
+/// A worker with production settings, which works until `shutdown`.
 fn worker(pool: PgPool, journal: Journal, shutdown: &CancellationToken) -> Worker {
     Worker {
         pool,
@@ -267,7 +268,7 @@ fn worker(pool: PgPool, journal: Journal, shutdown: &CancellationToken) -> Worke
     }
 }
 
-/// Waits until somebody waits for a lock of those in `pg_locks` that `meant` is true of.
+/// Waits until somebody waits for a lock in `pg_locks` that satisfies `meant`.
 async fn somebody_waits(pool: &PgPool, meant: &str) -> anyhow::Result<()> {
     eventually(Duration::from_mins(1), async || {
         let asked = format!("select exists (select from pg_locks where {meant} and not granted)");
@@ -299,7 +300,7 @@ async fn projectors_that_all_hold_the_lease_at_once_give_equal_tables() -> anyho
         for number in 0..projectors {
             let worker = Worker {
                 holder: format!("projector {number}"),
-                // A lease that ends at once: only the compare-and-set keeps them apart.
+                // Leases expire at once, so only the compare-and-set keeps projectors apart.
                 tuning: Tuning {
                     lease: Duration::ZERO,
                     batch_records: rng.random_range(1..40),

@@ -1,5 +1,5 @@
-//! The projection is a pure function of the log, so what the log says can be held against it, and put in its place.
-//! Random histories, lanes stopped anywhere, and rows tampered with in every way.
+//! The projection is a pure function of the log, so it can be compared with the log, and rebuilt from it. Tested with
+//! random histories, lanes stopped anywhere, and rows tampered with in every way.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -34,7 +34,7 @@ pub(crate) fn tools(pool: &PgPool, journal: &Journal) -> Tools {
     }
 }
 
-/// Works `lane` until it stands at `seq` or behind it; what it counted.
+/// Works `lane` until its position is `seq` or later. Returns its metrics.
 pub(crate) async fn work(pool: &PgPool, nats: &Nats, lane: Lane, seq: u64) -> anyhow::Result<Metrics> {
     let shutdown = CancellationToken::new();
     let worker = Worker {
@@ -50,7 +50,7 @@ pub(crate) async fn work(pool: &PgPool, nats: &Nats, lane: Lane, seq: u64) -> an
     eventually(BOUND, async || {
         let position = store::progress::position(pool, lane)
             .await?
-            .context("not begun")?;
+            .context("the lane has not begun")?;
         ensure!(position.seq >= seq, "at {} of {seq}", position.seq);
         Ok(())
     })
@@ -60,7 +60,7 @@ pub(crate) async fn work(pool: &PgPool, nats: &Nats, lane: Lane, seq: u64) -> an
     Ok(metrics)
 }
 
-/// Changes rows behind everybody's back. Answers which: entity and id.
+/// Tampers with rows. Returns which, as entity and id.
 async fn tamper(pool: &PgPool, rng: &mut StdRng) -> anyhow::Result<BTreeSet<(String, String)>> {
     let mut touched = BTreeSet::new();
     for (table, entity, key, column) in [
@@ -113,13 +113,16 @@ async fn wherever_the_lanes_stand_the_log_tells_what_was_tampered_with_and_puts_
         nats.wipe().await?;
         let journal = log(&nats).await?;
         let last = append(&journal, &records, &mut rng).await?;
-        // The removals lane ahead of the other, as in a backlog, or not yet begun.
+        // The lane `removals` is ahead of the other, as in a backlog, or behind it.
         let removals = journal
             .read(0, Lane::Removals.subjects())
             .await?
             .next_batch(1_000, 1 << 24)
             .await?;
-        let removals = removals.choose(&mut rng).context("no removal")?.seq;
+        let removals = removals
+            .choose(&mut rng)
+            .context("the history has no removal")?
+            .seq;
         work(&pool, &nats, Lane::Removals, removals).await?;
         work(&pool, &nats, Lane::All, rng.random_range(1..=last)).await?;
         let right = tables(&pool).await?;
@@ -135,7 +138,7 @@ async fn wherever_the_lanes_stand_the_log_tells_what_was_tampered_with_and_puts_
             .iter()
             .map(|one| (one.entity.clone(), one.id.clone()))
             .collect();
-        // Setting a register to what it was is no tampering.
+        // Setting a register to its old value is not tampering.
         ensure!(named.is_subset(&touched), "seed {seed}: {named:?} of {touched:?}");
         ensure!((named.is_empty()) == (wrong == right), "seed {seed}: {named:?}");
 
@@ -146,22 +149,22 @@ async fn wherever_the_lanes_stand_the_log_tells_what_was_tampered_with_and_puts_
         );
         ensure!(
             tables(&pool).await? == right,
-            "seed {seed}: not what the log says"
+            "seed {seed}: the tables are not what the log says"
         );
         ensure!(tools.verify().await?.differences.is_empty(), "seed {seed}");
 
         tools.undo().await?;
-        ensure!(tables(&pool).await? == wrong, "seed {seed}: not what it was");
+        ensure!(tables(&pool).await? == wrong, "seed {seed}: not undone");
         ensure!(tools.undo().await.is_err(), "seed {seed}: undone twice");
         tools.rebuild(false).await?;
-        // Whoever goes on from here goes on as if nothing had been.
+        // From here on, the lane continues as if nothing had happened.
         work(&pool, &nats, Lane::All, last).await?;
         ensure!(tools.verify().await?.differences.is_empty(), "seed {seed}");
     }
     Ok(())
 }
 
-/// A history in the log and, as it says, in the tables.
+/// A history in the log, applied to the tables.
 pub(crate) struct Applied {
     _postgres: Postgres,
     _nats: Nats,
@@ -187,7 +190,7 @@ pub(crate) async fn applied() -> anyhow::Result<Applied> {
     })
 }
 
-/// What history is still to tell of the rows as they are, it tells before they are replaced.
+/// Deferred history of the rows as they are is written before the rows are replaced.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn history_of_ends_is_written_before_rows_are_replaced() -> anyhow::Result<()> {
     let Applied { pool, journal, .. } = &applied().await?;
@@ -204,7 +207,7 @@ async fn history_of_ends_is_written_before_rows_are_replaced() -> anyhow::Result
         anyhow::ensure!(store::backlog::count(pool).await? == 2);
         Ok(())
     };
-    // Of both.
+    // Whether the history of both is written.
     let told = async || {
         let told = "with told as (delete from dsync.changes where event_id like 'end%' returning event_id)
                     select count(distinct event_id) = 2 from told";
@@ -221,7 +224,7 @@ async fn history_of_ends_is_written_before_rows_are_replaced() -> anyhow::Result
     Ok(())
 }
 
-/// In a burst a lane moves on between two questions of a build: here, while it waits for the first one's answer.
+/// In a burst, a lane moves on between two queries of a build: here, while the build waits for the first one's answer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lane_that_moves_on_while_a_build_begins_stands_in_no_other_log() -> anyhow::Result<()> {
     let (postgres, nats) = (Postgres::migrated().await?, Nats::start().await?);
@@ -253,8 +256,8 @@ async fn a_lane_that_moves_on_while_a_build_begins_stands_in_no_other_log() -> a
     Ok(())
 }
 
-/// A log set back to an older copy that has grown since is as long as the one that was applied, and not that one: what it lost
-/// would not be built again.
+/// A log that was set back to an older copy and has grown since may be as long as the one that was applied, but is not
+/// the same. What it lost would be missing from a build.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_built_from_a_log_with_another_entry_where_the_lane_stands() -> anyhow::Result<()> {
     let Applied { pool, journal, .. } = &applied().await?;
@@ -265,14 +268,14 @@ async fn nothing_is_built_from_a_log_with_another_entry_where_the_lane_stands() 
         .await?;
     let before = tables(pool).await?;
     for refused in [tools.verify().await.err(), tools.rebuild(false).await.err()] {
-        let refused = refused.context("built")?.to_string();
+        let refused = refused.context("it was not refused")?.to_string();
         ensure!(refused.contains("the log is not the one"), "{refused}");
     }
     ensure!(tables(pool).await? == before);
     Ok(())
 }
 
-/// A log with a hole may lack somebody's removal: nothing is built from it alone. What an erasure took is no hole.
+/// A log with a hole may lack somebody's removal, so nothing is built from it alone. An erased entry is no hole.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_built_from_a_log_that_lost_entries_from_its_middle() -> anyhow::Result<()> {
     let Applied {
@@ -288,9 +291,18 @@ async fn nothing_is_built_from_a_log_that_lost_entries_from_its_middle() -> anyh
     store::erased::overwritten(pool, created, &[taken]).await?;
     let before = tables(pool).await?;
     let since = tools.verify().await?.complete_since;
-    let after_it = journal.entry(hole + 1).await?.context("no entry")?.appended_at;
+    let after_it = journal
+        .entry(hole + 1)
+        .await?
+        .context("an entry is missing")?
+        .appended_at;
     ensure!(since == Some(after_it), "{since:?}");
-    let refused = tools.rebuild(false).await.err().context("built")?.to_string();
+    let refused = tools
+        .rebuild(false)
+        .await
+        .err()
+        .context("it was not refused")?
+        .to_string();
     ensure!(refused.contains("--sweep"), "{refused}");
     ensure!(tables(pool).await? == before);
     store::erased::overwritten(pool, created, &[hole]).await?;
@@ -298,7 +310,7 @@ async fn nothing_is_built_from_a_log_that_lost_entries_from_its_middle() -> anyh
     Ok(())
 }
 
-/// A directory that is connected while others are listed has nothing to be completed: it is not waited for.
+/// A directory that is connected while others are listed needs no list, and is not waited for.
 #[tokio::test]
 async fn a_directory_connected_meanwhile_is_not_waited_for() -> anyhow::Result<()> {
     let postgres = Postgres::migrated().await?;

@@ -1,4 +1,4 @@
-//! A lane that waits: for something to do, ready for what comes; and for a database that takes its time.
+//! A lane that waits: for records, ready to apply them at once, and for a slow database.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::{append, log, pictured, records, texts, worker};
 
 const BOUND: Duration = Duration::from_secs(20);
 
-/// So that the first removal after a quiet time does not wait for a look at the connection.
+/// So that the first removal after a quiet time does not wait for a check of the connection.
 #[tokio::test]
 async fn a_lease_is_renewed_on_the_connection_that_batches_are_written_with() -> anyhow::Result<()> {
     let (postgres, nats) = tokio::try_join!(Postgres::migrated(), Nats::start())?;
@@ -24,7 +24,7 @@ async fn a_lease_is_renewed_on_the_connection_that_batches_are_written_with() ->
     append(&journal, &records(3), &mut StdRng::seed_from_u64(3)).await?;
     let shutdown = CancellationToken::new();
     let work = tokio::spawn(worker(postgres.pool().await?, journal, &shutdown).work(Lane::All));
-    // It wrote, and its last word was that all of it counts.
+    // The session that wrote a batch last ran `COMMIT`.
     let mut writer = None;
     eventually(BOUND, async || {
         writer = sqlx::query_scalar::<_, i32>(
@@ -41,7 +41,7 @@ async fn a_lease_is_renewed_on_the_connection_that_batches_are_written_with() ->
             .bind(writer)
             .fetch_one(&pool)
             .await?;
-        ensure!(last.contains("set holder"), "it was last asked: {last}");
+        ensure!(last.contains("set holder"), "the session's last query is {last}");
         Ok(())
     })
     .await?;
@@ -49,8 +49,8 @@ async fn a_lease_is_renewed_on_the_connection_that_batches_are_written_with() ->
     Ok(work.await?)
 }
 
-/// The limit for this program's statements is not that of a batch's, whatever is in it: a batch that the server ends would
-/// begin again from nothing.
+/// The time limit for the program's statements does not apply to a batch's, whatever is in it: a batch that the server
+/// cancels would start again from scratch.
 #[tokio::test]
 async fn a_batchs_statements_may_take_longer_than_others() -> anyhow::Result<()> {
     let postgres = Postgres::migrated().await?;
@@ -71,24 +71,24 @@ async fn a_batchs_statements_may_take_longer_than_others() -> anyhow::Result<()>
             .filter(|(record, _)| record.event_type.starts_with(kind))
             .map(|(record, text)| (record.clone(), text.clone()))
             .unzip();
-        ensure!(!some.is_empty(), "no {kind}");
+        ensure!(!some.is_empty(), "the history has no {kind}");
         let mut transaction = connection.begin().await?;
         store::write(&mut transaction, &pictured(&of_them, &some)).await?;
         ensure!(limit(&mut transaction).await? == "15min", "{kind}");
         transaction.commit().await?;
         ensure!(
             limit(&mut connection).await? == "30s",
-            "{kind}: it outlives its transaction"
+            "{kind}: the setting outlives the transaction"
         );
     }
     Ok(())
 }
 
-/// A batch that was given up would begin again from nothing, and be given up again: what goes with a large group, or comes
-/// back with a directory, goes in one transaction, however long that takes.
+/// A batch that was given up would start again from scratch, and be given up again. What ends with a large group, or
+/// comes back with a directory, is written in one transaction, however long that takes.
 #[tokio::test]
 async fn a_batch_is_not_given_up_while_the_database_is_at_work_on_it() -> anyhow::Result<()> {
-    // Longer than the way from one statement to the next on a busy machine.
+    // Longer than the time between two statements on a busy machine.
     const PATIENCE: Duration = Duration::from_millis(300);
     let (postgres, nats) = tokio::try_join!(Postgres::migrated(), Nats::start())?;
     let (pool, journal) = (postgres.pool().await?, log(&nats).await?);

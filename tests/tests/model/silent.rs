@@ -1,4 +1,4 @@
-//! Who falls silent in a transaction that others wait for.
+//! A client that falls silent in a transaction that others wait for.
 
 use anyhow::ensure;
 use projector::lane::Lane;
@@ -12,13 +12,13 @@ use time::{Duration, OffsetDateTime};
 
 use crate::{pictured, records, texts};
 
-/// Behind a transaction pooler a connection's settings are not its own: that the server ends such a transaction is a matter
-/// of the transaction.
+/// Behind a transaction pooler, a connection's settings are not its own. So each such transaction itself sets the
+/// timeout after which the server ends it.
 #[tokio::test]
 async fn who_keeps_others_waiting_is_ended_by_the_server_whatever_the_connection_says() -> anyhow::Result<()>
 {
     let postgres = Postgres::migrated().await?;
-    // One without settings of ours.
+    // A pool without the programs' settings.
     let pool = postgres.pool().await?;
     sqlx::raw_sql(
         "create table noted (what text, value text);
@@ -81,7 +81,7 @@ async fn who_keeps_others_waiting_is_ended_by_the_server_whatever_the_connection
     ];
     ensure!(
         noted.iter().map(|(what, _)| what).eq(expected) && noted.iter().all(|(_, values)| *values == ["20s"]),
-        "by what, and after how long it is ended: {noted:?}"
+        "statements, and their transactions' timeouts: {noted:?}"
     );
     Ok(())
 }

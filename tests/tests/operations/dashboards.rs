@@ -11,9 +11,9 @@ pub(crate) struct Panel {
     pub(crate) name: String,
     pub(crate) description: String,
     pub(crate) unit: String,
-    /// Where its links lead.
+    /// The targets of its links.
     pub(crate) links: Vec<String>,
-    /// Its queries, as they stand in the file.
+    /// Its queries, as written in the file.
     pub(crate) queries: Vec<String>,
 }
 
@@ -23,7 +23,7 @@ pub(crate) struct Dashboard {
     pub(crate) panels: Vec<Panel>,
 }
 
-/// Every dashboard in `ops/grafana/dashboards`, by uid.
+/// All dashboards in `ops/grafana/dashboards`, sorted by uid.
 pub(crate) fn all() -> anyhow::Result<Vec<Dashboard>> {
     let mut dashboards = Vec::new();
     for file in std::fs::read_dir(operations("grafana/dashboards"))? {
@@ -52,7 +52,7 @@ fn dashboard(json: &Value) -> Dashboard {
     Dashboard { uid, panels }
 }
 
-/// A query as Grafana would send it: all instances, a time range that these tests can fill.
+/// A query as Grafana would send it, for all instances, and with a time range that these tests can fill.
 pub(crate) fn substituted(query: &str) -> String {
     query
         .replace("$__rate_interval", "5m")
@@ -60,7 +60,7 @@ pub(crate) fn substituted(query: &str) -> String {
         .replace("$instance", ".*")
 }
 
-/// The query without what it shows when it finds nothing.
+/// The query without the fallback that it shows when it finds nothing.
 pub(crate) fn without_fallback(query: &str) -> &str {
     query.rsplit_once(" or vector(").map_or(query, |(query, _)| query)
 }
@@ -94,7 +94,7 @@ fn every_panel_says_its_unit_what_it_shows_and_where_to_read_on() {
         let name = &panel.name;
         assert!(!panel.unit.is_empty(), "{name} has no unit");
         assert!(panel.description.len() > 20, "{name} has no description");
-        assert!(!panel.queries.is_empty(), "{name} asks nothing");
+        assert!(!panel.queries.is_empty(), "{name} has no query");
         let anchor = panel
             .links
             .iter()
@@ -107,7 +107,7 @@ fn every_panel_says_its_unit_what_it_shows_and_where_to_read_on() {
         for query in &panel.queries {
             assert!(
                 !substituted(query).contains('$'),
-                "{name} has a variable that is not known here: {query}"
+                "{name} has a variable that this test does not know: {query}"
             );
         }
     }

@@ -1,4 +1,4 @@
-//! What operators read, as files: the runbook and the alerts; and that they know of each other.
+//! The files that operators read, the runbook and the alerts, and the links between them.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ pub(crate) fn read(path: &Path) -> anyhow::Result<String> {
     std::fs::read_to_string(path).with_context(|| path.display().to_string())
 }
 
-/// The runbook's sections, as links name them.
+/// The anchors of the runbook's sections.
 pub(crate) fn runbook_anchors() -> anyhow::Result<BTreeSet<String>> {
     let runbook = read(&operations("runbook.md"))?;
     let headings = runbook.lines().filter(|line| line.starts_with('#'));
@@ -24,7 +24,7 @@ pub(crate) fn runbook_anchors() -> anyhow::Result<BTreeSet<String>> {
         .collect())
 }
 
-/// As GitHub and others make one of a heading.
+/// The anchor that GitHub and others make from a heading.
 fn anchor(heading: &str) -> String {
     let kept = heading
         .chars()
@@ -40,7 +40,7 @@ fn alerts() -> anyhow::Result<Vec<String>> {
     Ok(names.map(str::to_owned).collect())
 }
 
-/// `name: firing` of every expectation in the tests of the alerts.
+/// Every expectation in the tests of the alerts: the alert's name, and whether it must fire.
 fn expectations() -> anyhow::Result<BTreeSet<(String, bool)>> {
     let file = read(&operations("prometheus/tests/alerts.yaml"))?;
     let mut lines = file.lines().map(str::trim);
@@ -76,12 +76,12 @@ fn every_alert_is_seen_firing_and_quiet_and_has_its_section_in_the_runbook() {
         );
         assert!(
             file.contains(&format!("runbook: ops/runbook.md#{section}\n")),
-            "{alert} does not lead to its section"
+            "{alert} does not link to its section"
         );
     }
 }
 
-/// A runbook that names a test that is gone claims what nobody shows any more.
+/// If a test that the runbook names is gone, nothing backs up its claim any more.
 #[test]
 fn every_test_the_runbook_names_exists() {
     let runbook = read(&operations("runbook.md")).unwrap();
@@ -97,5 +97,5 @@ fn every_test_the_runbook_names_exists() {
         );
         named += 1;
     }
-    assert!(named > 5, "{named} tests are named");
+    assert!(named > 5, "only {named} tests are named");
 }

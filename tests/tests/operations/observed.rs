@@ -1,4 +1,4 @@
-//! A day in the life, in a minute: everything runs, everything that can be counted happens, and a real Prometheus looks on.
+//! A day of operation in a minute: everything runs, everything that is counted happens, and a real Prometheus watches.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::prometheus::Prometheus;
 use crate::scraped::{self, complete, ours};
 use crate::stand::{BOUND, SECRET, Stand};
 
-/// Panels that show their fallback here, because all is well.
+/// Panels that show their fallback here, because nothing is wrong.
 const EMPTY_WHEN_WELL: [&str; 1] = ["dsync-overview / Alerts firing"];
 
 struct Scene {
@@ -45,8 +45,8 @@ impl Scene {
         })
     }
 
-    /// Webhooks that arrive and that do not, people who come and go, drift, a bad signature, a body that cannot be read,
-    /// and a WorkOS that stumbles.
+    /// Makes everything happen: webhooks that arrive and that do not, people who come and go, drift, a bad signature,
+    /// an unreadable body, and errors from WorkOS.
     async fn play(&self) -> anyhow::Result<()> {
         let stand = &self.stand;
         stand.sim.tune(|tuning| tuning.faults.errors = 10);
@@ -70,7 +70,7 @@ impl Scene {
                 .await?;
         }
         delivery.drained().await;
-        // After the first scrapes, so that what counts from nothing is seen to grow.
+        // After the first scrapes, so that counters are seen to grow.
         for _ in 0..3 {
             stand.sim.burst(30)?;
             let user = stand.sim.create_user(&directory)?;
@@ -84,7 +84,7 @@ impl Scene {
         Ok(())
     }
 
-    /// Every program shows the metrics of its list, no more and no less.
+    /// Checks that every program has exactly the metrics in its list.
     async fn metrics_are_complete(&self) -> anyhow::Result<()> {
         let holder = if self.works().await? {
             &self.projectors[0]
@@ -103,13 +103,13 @@ impl Scene {
         Ok(())
     }
 
-    /// Whether the first projector works the lane of everything.
+    /// Whether the first projector works the lane `all`.
     async fn works(&self) -> anyhow::Result<bool> {
         let metrics = self.projectors[0].metrics().await?;
         Ok(metrics.get("dsync_projector_lane_held", &[("lane", "all")])? > 0.5)
     }
 
-    /// Every query of every panel gives data: without its fallback too, for all that happened here.
+    /// Checks that every query of every panel returns data, even without its fallback.
     async fn panels_have_data(&self) -> anyhow::Result<()> {
         let dashboards = dashboards::all()?;
         let panels = dashboards.iter().flat_map(|dashboard| &dashboard.panels);
@@ -128,7 +128,7 @@ impl Scene {
             for (panel, query) in &queries {
                 match self.prometheus.values(query).await {
                     Ok(values) if values.iter().any(|value| value.is_finite()) => {}
-                    Ok(values) => failed.push(format!("{panel}: {query}\n    gives {values:?}")),
+                    Ok(values) => failed.push(format!("{panel}: {query}\n    returns {values:?}")),
                     Err(error) => failed.push(format!("{panel}: {query}\n    {error}")),
                 }
             }
@@ -138,7 +138,7 @@ impl Scene {
         .await
     }
 
-    /// Every rule is evaluated without error, on series that exist, and no alert fires.
+    /// Checks that every rule is evaluated without error, on series that exist, and that no alert fires.
     async fn rules_are_sound(&self) -> anyhow::Result<()> {
         let rules = self.prometheus.rules().await?;
         ensure!(rules.len() > 30, "only {} rules", rules.len());
@@ -148,13 +148,13 @@ impl Scene {
             ensure!(rule.state != "firing", "{} fires", rule.name);
             ensure!(
                 rule.kind == "recording" || rule.runbook.starts_with("ops/runbook.md#"),
-                "{} leads to no runbook",
+                "{} has no link to the runbook",
                 rule.name
             );
             let unknown: Vec<_> = ours(&rule.query).difference(&names).cloned().collect();
             ensure!(
                 unknown.is_empty(),
-                "{} asks for {unknown:?}, which nothing has",
+                "{} uses {unknown:?}, which do not exist",
                 rule.name
             );
         }
@@ -162,7 +162,7 @@ impl Scene {
     }
 }
 
-/// Sweeps and catches up all the time, and trusts clocks.
+/// A reconciler that sweeps and catches up all the time, with a small clock margin.
 pub(crate) fn reconciler(stand: &Stand) -> Program {
     Program::new("dsync-reconciler")
         .env("NATS_URL", stand.nats.url())
@@ -175,7 +175,7 @@ pub(crate) fn reconciler(stand: &Stand) -> Program {
         .env("SWEEP_CLOCK_MARGIN", "1s")
 }
 
-/// A change that WorkOS tells nobody of: for a sweep to find.
+/// Makes a change without an event, for a sweep to find.
 fn silently(sim: &Sim, directory: &str) -> anyhow::Result<()> {
     let user = sim.create_user(directory)?;
     let set = Change::fields(serde_json::json!({ "job_title": "Drifter" }));
@@ -197,7 +197,7 @@ async fn metrics_dashboards_and_alerts_are_what_a_real_prometheus_says() -> anyh
     scene.rules_are_sound().await
 }
 
-/// An alert that needs no patience is seen to fire: rules, labels and annotations work in the real thing.
+/// An alert without a waiting time fires, so rules, labels and annotations work in a real Prometheus.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_log_that_is_lost_raises_the_alarm() -> anyhow::Result<()> {
     let mut stand = Stand::up().await?;
@@ -212,7 +212,7 @@ async fn a_log_that_is_lost_raises_the_alarm() -> anyhow::Result<()> {
     state(&prometheus, "DsyncLogRewound", "firing").await
 }
 
-/// Fills up a file of the broker's store, and more, with entries that say nothing.
+/// Appends meaningless entries, more than fit in one file of the broker's store.
 async fn filled(journal: &Journal, name: &str) -> anyhow::Result<()> {
     for number in 0..12 {
         let id = format!("filler_{name}_{number}");
@@ -222,15 +222,15 @@ async fn filled(journal: &Journal, name: &str) -> anyhow::Result<()> {
         let body = body.to_string().into();
         let Received::Event(record) = Record::receive(body, Source::Webhook, None, Timestamp::from_micros(0))
         else {
-            anyhow::bail!("this cannot be addressed");
+            anyhow::bail!("the record cannot be addressed");
         };
         journal.append(&record).await?;
     }
     Ok(())
 }
 
-/// What was lost says nothing to anybody who does not miss it, and no event tells it again: a sweep brings it, hours before its
-/// turn.
+/// Nothing reports the lost change again, and the Events API no longer lists it. A sweep repairs it, long before one is
+/// due.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_turned_over_bit_of_the_brokers_store_raises_the_alarm_and_is_swept_up() -> anyhow::Result<()> {
     let mut stand = Stand::up().await?;
@@ -259,7 +259,10 @@ async fn a_turned_over_bit_of_the_brokers_store_raises_the_alarm_and_is_swept_up
     stand.sim.burst(60)?;
     delivery.drained().await;
     let told = delivery.acknowledged();
-    let damaged = &told.get(before + 5).context("a burst of nothing")?.event;
+    let damaged = &told
+        .get(before + 5)
+        .context("the burst made too few events")?
+        .event;
     filled(&journal, "after").await?;
     stand.sim.tune(|tuning| tuning.events.retention = Duration::ZERO);
     stand.nats.stop().await?;
@@ -271,11 +274,12 @@ async fn a_turned_over_bit_of_the_brokers_store_raises_the_alarm_and_is_swept_up
         .metrics()
         .await?
         .get("dsync_projector_log_rewinds_total", &[])?;
-    ensure!(rewinds < 0.5, "the log goes on where it was");
+    ensure!(rewinds < 0.5, "a rewind although the log goes on where it was");
     eventually(BOUND, async || agrees(&stand.pool, &stand.sim.truth()).await).await
 }
 
-/// Balancers send nothing to an ingest that is not ready, so webhooks may not tell: the projector's lanes do.
+/// Load balancers send nothing to an ingest that is not ready, so webhook metrics may not show an outage. The
+/// projector's lanes do.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_log_or_database_nobody_holds_a_lane() -> anyhow::Result<()> {
     const ALERT: &str = "DsyncNoLaneHolder";

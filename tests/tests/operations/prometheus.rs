@@ -1,4 +1,4 @@
-//! A private Prometheus: the one on the path, on a port of 127.0.0.1, with our rules and alerts, scraping every second.
+//! A private Prometheus, from the path, on 127.0.0.1, with dsync's rules and alerts, scraping every second.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::documents::operations;
 
 const STARTS_WITHIN: Duration = Duration::from_mins(1);
 
-/// A running Prometheus; ends when dropped.
+/// A running Prometheus. Ends when dropped.
 pub(crate) struct Prometheus {
     _process: Process,
     port: Port,
@@ -20,24 +20,24 @@ pub(crate) struct Prometheus {
     _dir: TempDir,
 }
 
-/// A rule, as Prometheus has it.
+/// A rule, as Prometheus reports it.
 pub(crate) struct Rule {
     pub(crate) name: String,
     pub(crate) query: String,
     /// `alerting` or `recording`.
     pub(crate) kind: String,
-    /// Of an alert: `inactive`, `pending`, `firing`.
+    /// For alerts: `inactive`, `pending` or `firing`.
     pub(crate) state: String,
     pub(crate) error: String,
     pub(crate) runbook: String,
 }
 
 impl Prometheus {
-    /// Starts it on these programs, each under its job name.
+    /// Starts it to scrape these programs, under their job names.
     pub(crate) async fn over(jobs: &[(&str, &[&Running])]) -> anyhow::Result<Self> {
         ensure!(
             on_path("prometheus"),
-            "there is no prometheus on the path, and these tests need one: ops/test fetches it (it is Debian's package `prometheus`)"
+            "these tests need `prometheus` on the path; ops/test installs it (Debian's package `prometheus`)"
         );
         let dir = tempfile::Builder::new().prefix("dsync-prometheus-").tempdir()?;
         let port = Port::reserve()?;
@@ -81,7 +81,7 @@ impl Prometheus {
         }
     }
 
-    /// What a query gives now, one value a series. An error if it does not parse.
+    /// The current result of a query, one value for each series. Fails if the query does not parse.
     pub(crate) async fn values(&self, query: &str) -> anyhow::Result<Vec<f64>> {
         let data = self.get("query", &[("query", query)]).await?;
         let one = |sample: &Value| sample[1].as_str().and_then(|value| value.parse().ok());
@@ -99,7 +99,7 @@ impl Prometheus {
             .collect()
     }
 
-    /// The names of all series there are.
+    /// The names of all series.
     pub(crate) async fn names(&self) -> anyhow::Result<BTreeSet<String>> {
         let names = self.get("label/__name__/values", &[]).await?;
         Ok(serde_json::from_value(names)?)
@@ -125,12 +125,12 @@ impl Prometheus {
             .collect())
     }
 
-    /// Waits until each of `programs` was scraped.
+    /// Waits until this many programs have been scraped.
     pub(crate) async fn scraped(&self, bound: Duration, programs: usize) -> anyhow::Result<()> {
         eventually(bound, async || {
             let up = self.values("up").await?;
             let well = up.iter().filter(|value| **value > 0.5).count();
-            ensure!(well == programs, "{well} of {programs} programs are scraped");
+            ensure!(well == programs, "only {well} of {programs} programs are scraped");
             Ok(())
         })
         .await

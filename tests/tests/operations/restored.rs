@@ -1,4 +1,4 @@
-//! What is lost when a server's disk is, and how it comes back: what the runbook promises on backups and restores.
+//! What is lost with a server's disk, and how it is restored: the runbook's promises about backups and restores.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,7 +11,7 @@ use workos_sim::Faults;
 use crate::observed::reconciler;
 use crate::stand::{BOUND, Stand};
 
-/// A cold copy of the log: the server's store, taken while it was stopped.
+/// A cold copy of the log: the server's store, copied while the server was stopped.
 struct CopyOfLog(TempDir);
 
 impl CopyOfLog {
@@ -57,7 +57,7 @@ async fn a_log_set_back_to_an_older_copy_is_noticed_and_loses_nothing() -> anyho
     delivery.drained().await;
     eventually(BOUND, async || {
         let noticed = stand.count("select count(*) from dsync.rewinds").await?;
-        ensure!(noticed >= 1, "not noticed");
+        ensure!(noticed >= 1, "the rewind was not noticed");
         stand.agrees().await
     })
     .await
@@ -79,7 +79,7 @@ async fn log_and_database_set_back_to_older_copies_are_filled_up_from_workos() -
     delivery.drained().await;
     eventually(BOUND, async || stand.agrees().await).await?;
 
-    // What the burst brought is in neither copy, and no webhook brings it again.
+    // The burst's changes are in neither copy, and no webhook delivers them again.
     stand.postgres.restore(&database).await?;
     log.put_back(&mut stand).await?;
     stand.pool = stand.postgres.pool().await?;
@@ -118,5 +118,5 @@ async fn with_log_and_database_lost_everything_comes_from_workos() -> anyhow::Re
     let _reconciler = reconciler(&stand).start().await?;
     eventually(BOUND, async || agrees(&stand.pool, &stand.sim.truth()).await)
         .await
-        .context("tables and source differ")
+        .context("the tables differ from the source")
 }

@@ -1,5 +1,5 @@
-//! The complete list of the programs' metrics: names, kinds, labels, help. A metric that is not in it, or is in it and
-//! nowhere else, is a mistake in one of the two.
+//! The complete list of the programs' metrics: names, types and labels. A metric that is only in the list, or only in a
+//! program, is a mistake in one of the two.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,7 +9,7 @@ const COUNTER: &str = "counter";
 const GAUGE: &str = "gauge";
 const HISTOGRAM: &str = "histogram";
 
-/// Name, kind, labels.
+/// Name, type, labels.
 type Metric = (&'static str, &'static str, &'static [&'static str]);
 
 pub(crate) const INGEST: &[Metric] = &[
@@ -49,7 +49,7 @@ pub(crate) const RECONCILER: &[Metric] = &[
     ("dsync_reconciler_sweep_seconds", HISTOGRAM, &[]),
 ];
 
-/// Values that a label must show, whether or not they came up.
+/// Values that a label must show, even if they have not occurred.
 pub(crate) const VALUES: &[(&str, &str, &[&str])] = &[
     (
         "dsync_ingest_webhooks_total",
@@ -83,7 +83,7 @@ pub(crate) const VALUES: &[(&str, &str, &[&str])] = &[
     ),
 ];
 
-/// Holds a program's `/metrics` against the list.
+/// Compares a program's `/metrics` with the list.
 pub(crate) fn complete(text: &str, list: &[Metric]) -> anyhow::Result<()> {
     let helps = comments(text, "# HELP ");
     let kinds = comments(text, "# TYPE ");
@@ -91,7 +91,7 @@ pub(crate) fn complete(text: &str, list: &[Metric]) -> anyhow::Result<()> {
     let listed: BTreeSet<&str> = list.iter().map(|(name, ..)| *name).collect();
     ensure!(
         names == listed,
-        "not there: {:?}; not in the list: {:?}",
+        "missing: {:?}; not in the list: {:?}",
         listed.difference(&names),
         names.difference(&listed)
     );
@@ -134,7 +134,7 @@ fn comments<'a>(text: &'a str, prefix: &str) -> BTreeMap<&'a str, &'a str> {
     lines.filter_map(|line| line.split_once(' ')).collect()
 }
 
-/// The labels of each sample of this name. (No value of ours holds a comma or a quote.)
+/// The labels of each sample with this name. (None of dsync's values contains a comma or a quote.)
 fn samples_of<'a>(text: &'a str, name: &str) -> impl Iterator<Item = BTreeMap<&'a str, &'a str>> {
     text.lines()
         .filter(|line| !line.starts_with('#'))
@@ -151,7 +151,7 @@ fn samples_of<'a>(text: &'a str, name: &str) -> impl Iterator<Item = BTreeMap<&'
         })
 }
 
-/// Names in a query that can only be metrics or rules of ours.
+/// The names in a query that can only be dsync's metrics or rules.
 pub(crate) fn ours(query: &str) -> BTreeSet<String> {
     let part_of_name = |letter: char| letter.is_ascii_alphanumeric() || "_:".contains(letter);
     query
@@ -166,6 +166,8 @@ async fn a_name_in_a_query_is_found() -> anyhow::Result<()> {
     let found = ours(r#"1 - rate(dsync_a_bucket{le="1", job="dsync-x"}[5m]) > dsync:b:c5m"#);
     let expected = ["dsync:b:c5m", "dsync_a_bucket"].map(str::to_owned);
     ensure!(found == BTreeSet::from(expected), "{found:?}");
-    samples_of("a{b=\"c\"} 1\n", "a").next().context("a sample")?;
+    samples_of("a{b=\"c\"} 1\n", "a")
+        .next()
+        .context("no sample was found")?;
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Who was in, and who had access, at any past moment.
+//! Who was a member, and who had access, at any past moment.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,7 +15,7 @@ use super::{events, records_of_day, rows, text, write};
 
 const MOMENTS: usize = 50;
 
-/// What the source said at a moment: users with what access hangs on, and memberships.
+/// The source's state at a moment: users, with the attributes on which access depends, and memberships.
 fn of_source(truth: &Truth) -> (BTreeMap<String, Value>, BTreeSet<String>) {
     let (mut users, mut memberships) = (BTreeMap::new(), BTreeSet::new());
     for directory in truth.directories.values() {
@@ -83,35 +83,32 @@ async fn past_moments_look_as_the_source_did_then() -> anyhow::Result<()> {
         }
         agrees(&pool, &sim.truth()).await?;
         let moment = text(&pool, "select clock_timestamp()").await?.unwrap();
-        // The very rows, too, byte for byte.
+        // Also compare complete rows, byte for byte.
         let whole = rows(&pool, "select * from directory.users").await?;
         moments.push((moment, sim.truth(), whole));
     }
     let counts: BTreeSet<usize> = moments.iter().map(|(_, _, whole)| whole.len()).collect();
-    ensure!(
-        counts.len() > 5,
-        "histories in which nothing happens prove nothing"
-    );
+    ensure!(counts.len() > 5, "too little happened to prove anything");
     moments.shuffle(&mut rng);
     for (moment, truth, whole) in &moments {
         let users = format!("directory.users_at('{moment}')");
         let memberships = format!("directory.memberships_at('{moment}')");
         let found = of_tables(&pool, &users, &memberships).await?;
-        ensure!(found == of_source(truth), "at {moment} the source said otherwise");
+        ensure!(found == of_source(truth), "at {moment}, the source was different");
         ensure!(
             rows(&pool, format!("select * from {users}")).await? == *whole,
-            "at {moment} the view showed otherwise"
+            "at {moment}, the view was different"
         );
     }
     Ok(())
 }
 
-/// What the views show now, or showed at `moment`.
+/// The rows of the views now, or at `moment`.
 async fn views(pool: &PgPool, moment: Option<&str>) -> anyhow::Result<Vec<Vec<Value>>> {
     let mut all = Vec::new();
     for view in ["users", "groups", "memberships"] {
         let at = moment.map_or(String::new(), |moment| format!("_at('{moment}')"));
-        // When a membership was last seen is told by the view alone.
+        // Only the view, not history, has a membership's current `seen_at`.
         let but = if view == "memberships" { " - 'seen_at'" } else { "" };
         let query = format!("select to_jsonb(v){but} as row from directory.{view}{at} as v");
         all.push(rows(pool, query).await?);
@@ -119,7 +116,8 @@ async fn views(pool: &PgPool, moment: Option<&str>) -> anyhow::Result<Vec<Vec<Va
     Ok(all)
 }
 
-/// The wildest histories, while what directories took along is still to be told, and after it was.
+/// Random histories with every oddity, while the deferred history of ended directories and groups is written, and after
+/// it.
 #[tokio::test]
 async fn past_moments_look_as_the_views_did_then_while_history_is_written() -> anyhow::Result<()> {
     let postgres = Postgres::deferring().await?;
@@ -157,11 +155,11 @@ async fn past_moments_look_as_the_views_did_then_while_history_is_written() -> a
         }
         clear(&pool).await?;
     }
-    ensure!(looked > 100, "history was unfinished {looked} times");
+    ensure!(looked > 100, "history was unfinished only {looked} times");
     Ok(())
 }
 
-/// As if it were now: a caller that forgot to say when would take the answer for one about the past.
+/// If null meant now, a caller that forgot to pass the moment would take the answer for one about the past.
 #[tokio::test]
 async fn of_no_moment_there_is_no_answer() -> anyhow::Result<()> {
     let postgres = Postgres::migrated().await?;
@@ -184,7 +182,7 @@ async fn before_history_is_kept_there_is_no_answer() -> anyhow::Result<()> {
         let error = rows(&pool, format!("select * from directory.{function}('2020-01-01')"))
             .await
             .err()
-            .context("an answer out of thin air")?;
+            .context("an answer without history")?;
         ensure!(
             format!("{error:#}").contains("history is kept since"),
             "{error:#}"

@@ -1,4 +1,5 @@
-//! The end of a directory is in force at once; the history of what it took along follows, and is none the worse for it.
+//! The end of a directory takes effect at once. The history of its contents is written afterwards, and is the same as
+//! if it had been written at once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -40,7 +41,7 @@ pub(super) fn group(directory: &str) -> Value {
     })
 }
 
-/// A directory of three people, of whom two are in a group.
+/// A directory of three people, two of whom are in a group.
 pub(super) fn directory(id: &str) -> Vec<Record> {
     let own = json!({"id": id, "organization_id": format!("org_{id}"), "state": "linked", "updated_at": AT});
     let mut all = vec![told(&format!("{id}_1"), "dsync.activated", AT, own)];
@@ -70,7 +71,7 @@ fn end_of(id: &str) -> Record {
     told(&format!("{id}_end"), "dsync.deleted", ENDED, json!({"id": id}))
 }
 
-/// So many memberships in `group` of `d2`, of people nobody knows: not shown, but they count.
+/// Adds `count` memberships of unknown people in `group` of `d2`. They are not shown, but count towards its size.
 pub(super) async fn crowd(pool: &PgPool, group: &str, count: i32) -> anyhow::Result<()> {
     let joined = "insert into dsync.memberships (group_id, user_id, directory_id)
                   select $1, 'unknown_' || n, 'd2' from generate_series(1, $2) as n";
@@ -78,16 +79,17 @@ pub(super) async fn crowd(pool: &PgPool, group: &str, count: i32) -> anyhow::Res
     Ok(())
 }
 
-/// Of the end of `id`: the rows of history, and how many of them are its own.
+/// Describes the history of the end of `id`: the number of rows, their moments, and how many rows are the directory's
+/// own.
 async fn told_of_end(pool: &PgPool, id: &str) -> anyhow::Result<String> {
     let asked = format!(
         "select count(*) || ' of ' || count(distinct recorded_at) || ' moments, ' || count(*) filter (where entity = 'directory')
          from directory.changes where event_id = '{id}_end'"
     );
-    text(pool, asked).await?.context("no row")
+    text(pool, asked).await?.context("the query returned no row")
 }
 
-/// A database with a directory that ended, and whose history is still to be written.
+/// A database with a directory that has ended, and whose history is still to be written.
 async fn with_backlog() -> anyhow::Result<(Postgres, PgPool)> {
     let postgres = Postgres::deferring().await?;
     let pool = postgres.pool().await?;
@@ -97,7 +99,7 @@ async fn with_backlog() -> anyhow::Result<(Postgres, PgPool)> {
     Ok((postgres, pool))
 }
 
-/// Tells what directories left to be told, until it is done: few rows at a time, and not always at once.
+/// Writes deferred history until `done` is set, a few rows at a time, with pauses.
 async fn tell_now_and_then(pool: PgPool, seed: u64, done: Arc<AtomicBool>) -> anyhow::Result<()> {
     let mut rng = StdRng::seed_from_u64(seed);
     while !done.load(Ordering::SeqCst) {
@@ -112,7 +114,8 @@ async fn tell_now_and_then(pool: PgPool, seed: u64, done: Arc<AtomicBool>) -> an
     Ok(())
 }
 
-/// Changes that were written in another transaction than the end they came with, of directories and of groups.
+/// The numbers of changes that were written in a later transaction than the end to which they belong, for directories
+/// and for groups.
 async fn told_later(pool: &PgPool) -> anyhow::Result<(i64, i64)> {
     let count = sqlx::query_as(
         "select
@@ -126,8 +129,8 @@ async fn told_later(pool: &PgPool) -> anyhow::Result<(i64, i64)> {
     Ok(count.fetch_one(pool).await?)
 }
 
-/// The wildest histories, in which whatever a directory or a group takes along is told later, while four writers go on and someone
-/// polls.
+/// Random histories with every oddity, in which the history of all contents of directories and groups is deferred,
+/// while four writers go on and somebody polls.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_told_later_adds_up_to_the_views_too() -> anyhow::Result<()> {
     let postgres = Postgres::deferring().await?;
@@ -136,7 +139,7 @@ async fn what_is_told_later_adds_up_to_the_views_too() -> anyhow::Result<()> {
     for seed in 0..25 {
         let mut rng = StdRng::seed_from_u64(seed);
         clear(&pool).await?;
-        // Day after day (the last piece is taken first), so that directories end and come back.
+        // One day after another (the last batch is taken first), so that directories end and come back.
         let days = (1..=8)
             .rev()
             .flat_map(|day| shuffled(records_of_day(seed + day as u64 * 1_000, 50, day), &mut rng))
@@ -154,7 +157,7 @@ async fn what_is_told_later_adds_up_to_the_views_too() -> anyhow::Result<()> {
     }
     ensure!(
         of_directories > 100 && of_groups > 100,
-        "only {of_directories} and {of_groups} changes were told later"
+        "only {of_directories} and {of_groups} changes were written later"
     );
     Ok(())
 }
@@ -196,7 +199,7 @@ async fn access_ends_and_others_go_on_before_history_is_written() -> anyhow::Res
     let other = "select count(*) from directory.changes where event_id = 'd2_gone'";
     ensure!(
         text(&pool, other).await?.as_deref() == Some("2"),
-        "another's removal"
+        "a removal in another directory must not wait"
     );
     eventually(BOUND, async || {
         let waiting = projector
@@ -207,7 +210,7 @@ async fn access_ends_and_others_go_on_before_history_is_written() -> anyhow::Res
         Ok(())
     })
     .await?;
-    // What was, each tenant sees of itself as ever.
+    // Each tenant still sees its own past.
     for (organization, users) in [("org_d1", 3), ("org_d2", 3), ("org_3", 0)] {
         let tenant = reader(&postgres, "dsync_tenant", Some(organization)).await?;
         let then = rows(&tenant, format!("select * from directory.users_at('{before}')")).await?;
@@ -226,7 +229,7 @@ async fn access_ends_and_others_go_on_before_history_is_written() -> anyhow::Res
     adds_up(&pool).await.map(drop)
 }
 
-/// Wherever the backlog stands when they change: each row is told once, as it was last shown.
+/// However much of the backlog is written when rows change, history has the end of each row once, as it was last shown.
 #[tokio::test]
 async fn what_changes_meanwhile_is_told_as_it_was_shown() -> anyhow::Result<()> {
     let (_postgres, pool) = with_backlog().await?;
@@ -252,7 +255,7 @@ async fn what_changes_meanwhile_is_told_as_it_was_shown() -> anyhow::Result<()> 
             json!({"user": user("d1_u1", "d1"), "group": group("d1")}),
         ),
         told("gone", "dsync.group.deleted", ENDED, group("d1")),
-        // To another directory, whatever WorkOS means by it.
+        // A move to another directory, whatever WorkOS may mean by it.
         told(
             "moved_user",
             "dsync.user.updated",
@@ -270,7 +273,8 @@ async fn what_changes_meanwhile_is_told_as_it_was_shown() -> anyhow::Result<()> 
         clear(&pool).await?;
         write(&pool, &directory("d1")).await?;
         write(&pool, &[end_of("d1")]).await?;
-        // Three users, a group and two memberships, one a step, and one step for seeing that there are no more of each.
+        // Three users, a group and two memberships take a step each, and each kind takes another step to see that it is
+        // done.
         for step in 0..steps {
             let more = backlog::write_listed(&pool, 1, 1).await?;
             ensure!(more == (step < 9), "step {step}");
@@ -294,8 +298,8 @@ async fn what_changes_meanwhile_is_told_as_it_was_shown() -> anyhow::Result<()> 
     Ok(())
 }
 
-/// Whoever listed what is to be told before a directory came back and ended again has not listed what it held the second
-/// time.
+/// A list of deferred rows, made before a directory came back and ended again, lacks what the directory contained the
+/// second time.
 #[tokio::test]
 async fn what_was_listed_for_one_end_is_not_told_for_the_next() -> anyhow::Result<()> {
     let (_postgres, pool) = with_backlog().await?;
@@ -330,7 +334,7 @@ async fn of_who_is_erased_meanwhile_history_tells_the_end_and_no_values() -> any
     let (_postgres, pool) = with_backlog().await?;
     let erased = erase::forget(&pool, "d1_u1", false, datetime!(2026-06-01 00:00 UTC)).await?;
     ensure!(matches!(erased, erase::Outcome::Forgotten(_)), "{erased:?}");
-    // With the membership; the rest waits.
+    // The person's and the membership's history is written; the rest waits.
     ensure!(told_of_end(&pool, "d1").await? == "3 of 1 moments, 1");
     backlog::drain(&pool).await?;
     ensure!(told_of_end(&pool, "d1").await? == "7 of 1 moments, 1");
@@ -338,7 +342,7 @@ async fn of_who_is_erased_meanwhile_history_tells_the_end_and_no_values() -> any
     let values = "select count(*) from dsync.changes where entity_id = 'd1_u1' and (before ? 'email' or after ? 'email')";
     ensure!(
         text(&pool, values).await?.as_deref() == Some("0"),
-        "values of someone erased"
+        "history has values of an erased person"
     );
     Ok(())
 }
@@ -358,13 +362,13 @@ async fn what_history_is_still_to_tell_is_not_scrubbed_before() -> anyhow::Resul
         "select count(*) from dsync.changes where entity = 'user' and (before ? 'email' or after ? 'email')";
     ensure!(
         text(&pool, values).await?.as_deref() == Some("0"),
-        "values are left"
+        "history has values of a scrubbed person"
     );
     Ok(())
 }
 
-/// While programs are replaced, some do not know of the backlog: what such a one is about to change is written first, and
-/// what it ends has its history at once.
+/// During an upgrade, some programs do not know of the backlog. Before such a program changes anything, its deferred
+/// history is written. What the program ends has its history at once.
 #[tokio::test]
 async fn a_program_from_before_neither_makes_a_backlog_nor_spoils_one() -> anyhow::Result<()> {
     let (_postgres, pool) = with_backlog().await?;
@@ -388,7 +392,7 @@ async fn a_program_from_before_neither_makes_a_backlog_nor_spoils_one() -> anyho
     ensure!(told_of_end(&pool, "d2").await? == "7 of 1 moments, 1");
     ensure!(
         told_of_end(&pool, "d1").await? == "1 of 1 moments, 1",
-        "of another directory"
+        "another directory's history must still be deferred"
     );
     as_before(
         "d1",
@@ -399,7 +403,7 @@ async fn a_program_from_before_neither_makes_a_backlog_nor_spoils_one() -> anyho
     adds_up(&pool).await.map(drop)
 }
 
-/// Small ones have their history with their end, in one transaction, as everything else has.
+/// The history of a small directory's end is written with it in one transaction, as for everything else.
 #[tokio::test]
 async fn only_a_large_directory_leaves_history_for_later() -> anyhow::Result<()> {
     let postgres = Postgres::migrated().await?;
@@ -415,7 +419,7 @@ async fn only_a_large_directory_leaves_history_for_later() -> anyhow::Result<()>
     adds_up(&pool).await.map(drop)
 }
 
-/// An operator's slip must not keep anybody's access.
+/// A typo in an operator's setting must not prolong anybody's access.
 #[tokio::test]
 async fn a_setting_that_is_no_number_keeps_no_directory_from_ending() -> anyhow::Result<()> {
     let postgres = Postgres::migrated().await?;

@@ -1,4 +1,5 @@
-//! The end of a large group is in force at once; the history of its memberships follows, and is none the worse for it.
+//! The end of a large group takes effect at once. The history of its memberships is written afterwards, and is the same
+//! as if it had been written at once.
 
 use anyhow::{Context as _, ensure};
 use projector::store::erase;
@@ -13,7 +14,7 @@ use super::changes::{adds_up, clear};
 use super::ends::{AT, ENDED, crowd, directory, group, told, user};
 use super::{BOUND, append, log_on, rows, text, write};
 
-/// Between the two.
+/// Between `AT` and `ENDED`.
 const MEANWHILE: &str = "2026-01-01T12:00:00Z";
 const LATER: &str = "2026-01-03T00:00:00Z";
 
@@ -38,17 +39,18 @@ fn with(mut object: Value, changes: &[(&str, &str)]) -> Value {
     object
 }
 
-/// Of the group's end in `directory`: rows of history, how many tenants and moments they are of, and which memberships.
+/// Describes the history of the end of the group in `directory`: the number of rows, of how many moments and tenants
+/// they are, and whose memberships.
 async fn told_of_end(pool: &PgPool, directory: &str) -> anyhow::Result<String> {
     let asked = format!(
         "select count(*) || ' of ' || count(distinct (recorded_at, organization_id)) || ':'
             || coalesce(string_agg(' ' || split_part(entity_id, '/', 2), '' order by entity_id) filter (where entity = 'membership'), '')
          from directory.changes where event_id = '{directory}_group_end' and operation = 'deleted'"
     );
-    text(pool, asked).await?.context("no row")
+    text(pool, asked).await?.context("the query returned no row")
 }
 
-/// Group and memberships, all in one moment.
+/// The group and its memberships, all at one moment.
 const ALL: &str = "3 of 1: d1_u1 d1_u2";
 
 async fn with_backlog(pool: &PgPool) -> anyhow::Result<()> {
@@ -60,7 +62,7 @@ async fn with_backlog(pool: &PgPool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What may become of a group that ended, of its members and of its directory.
+/// Everything that may happen to a group that has ended, to its members and to its directory.
 fn whatever_else() -> Vec<Record> {
     let (one, two) = (user("d1_u1", "d1"), user("d1_u2", "d1"));
     let other = |object: Value| with(object, &[("email", "other@example.com"), ("updated_at", LATER)]);
@@ -100,7 +102,8 @@ fn whatever_else() -> Vec<Record> {
     ]
 }
 
-/// Wherever the backlog stands: each membership is told once, as it was last shown, and past moments look as they did.
+/// However much of the backlog is written, history has the end of each membership once, as it was last shown, and past
+/// moments look as they did.
 #[tokio::test]
 async fn what_changes_meanwhile_is_told_as_it_was_shown() -> anyhow::Result<()> {
     let postgres = Postgres::deferring().await?;
@@ -115,7 +118,7 @@ async fn what_changes_meanwhile_is_told_as_it_was_shown() -> anyhow::Result<()> 
             let then = format!("select user_id from directory.memberships_at('{before}')");
             anyhow::Ok(rows(&pool, then).await?.len())
         };
-        // Two memberships, one a step, and a step for seeing that there are no more.
+        // Two memberships take a step each, and another step shows that there are no more.
         for step in 0..steps {
             ensure!(members_then().await? == 2, "{case}: at step {step}");
             ensure!(backlog::write_listed(&pool, 1, 1).await?, "{case}: step {step}");
@@ -125,17 +128,17 @@ async fn what_changes_meanwhile_is_told_as_it_was_shown() -> anyhow::Result<()> 
             "{case}"
         );
         write(&pool, std::slice::from_ref(&record)).await?;
-        ensure!(members_then().await? == 2, "{case}: before it is told");
+        ensure!(members_then().await? == 2, "{case}: before it is written");
         backlog::drain(&pool).await?;
         let told = told_of_end(&pool, "d1").await?;
         ensure!(told == ALL, "{case}: {told}");
-        ensure!(members_then().await? == 2, "{case}: when it is told");
+        ensure!(members_then().await? == 2, "{case}: after it is written");
         adds_up(&pool).await.context(case)?;
     }
     Ok(())
 }
 
-/// As it is where a group's members are removed one by one, and then the group: all in a batch.
+/// As when a group's members are removed one by one, and then the group, all in one batch.
 #[tokio::test]
 async fn what_changes_in_the_same_transaction_is_told_too() -> anyhow::Result<()> {
     let postgres = Postgres::deferring().await?;
@@ -151,7 +154,7 @@ async fn what_changes_in_the_same_transaction_is_told_too() -> anyhow::Result<()
     Ok(())
 }
 
-/// The second time, only what was shown the second time.
+/// The second time, only what was shown again is written.
 #[tokio::test]
 async fn a_group_that_ends_twice_is_told_twice() -> anyhow::Result<()> {
     let postgres = Postgres::deferring().await?;
@@ -189,8 +192,8 @@ async fn of_who_is_erased_meanwhile_history_tells_the_end() -> anyhow::Result<()
     adds_up(&pool).await.map(drop)
 }
 
-/// While programs are replaced, some do not know of this backlog: what such a one is about to change is written first, and
-/// a group that it ends has its history at once.
+/// During an upgrade, some programs do not know of this backlog. Before such a program changes anything, its deferred
+/// history is written. A group that the program ends has its history at once.
 #[tokio::test]
 async fn a_program_from_before_neither_makes_a_backlog_nor_spoils_one() -> anyhow::Result<()> {
     let postgres = Postgres::deferring().await?;
@@ -229,7 +232,7 @@ async fn a_program_from_before_neither_makes_a_backlog_nor_spoils_one() -> anyho
     Ok(())
 }
 
-/// Others may know more of the tables than the programs of this version: an erasure or a rebuild by one from before.
+/// Erasures and rebuilds by programs of an earlier version do not spoil the backlog, either.
 #[tokio::test]
 async fn what_programs_from_before_do_besides_spoils_no_backlog_either() -> anyhow::Result<()> {
     let postgres = Postgres::deferring().await?;
@@ -238,7 +241,7 @@ async fn what_programs_from_before_do_besides_spoils_no_backlog_either() -> anyh
     let early = "select dsync.write_history_early(array['d1_u2'], array[''], '{}', '{}')";
     sqlx::query(early).execute(&pool).await?;
     ensure!(told_of_end(&pool, "d1").await? == "2 of 1: d1_u2");
-    // As if it had never ended.
+    // A rebuild without history brings the group back, as if it had never ended.
     let mut rebuilding = pool.begin().await?;
     for statement in [
         "set local dsync.history = off",
@@ -256,7 +259,8 @@ async fn what_programs_from_before_do_besides_spoils_no_backlog_either() -> anyh
     Ok(())
 }
 
-/// While history is still to be written, whoever is in another directory than an event of theirs says changes in both.
+/// While history is still to be written, an event that names a directory other than its user's concerns both
+/// directories. So it waits while a group in the user's directory ends.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_moves_while_a_group_ends_waits_for_that() -> anyhow::Result<()> {
     let postgres = Postgres::deferring().await?;
@@ -293,7 +297,8 @@ async fn who_moves_while_a_group_ends_waits_for_that() -> anyhow::Result<()> {
     adds_up(&pool).await.map(drop)
 }
 
-/// Of a directory that no tenant is known to have, no tenant would see the backlog: the past would look different to it.
+/// If a directory's organization is unknown, no tenant could see its backlog, and the past would look different to
+/// tenants. So its history is written at once.
 #[tokio::test]
 async fn in_a_directory_of_nobody_a_group_leaves_nothing_for_later() -> anyhow::Result<()> {
     let postgres = Postgres::deferring().await?;
@@ -316,7 +321,7 @@ async fn in_a_directory_of_nobody_a_group_leaves_nothing_for_later() -> anyhow::
     Ok(())
 }
 
-/// Small ones have their history with their end, in one transaction, as everything else has.
+/// The history of a small group's end is written with it in one transaction, as for everything else.
 #[tokio::test]
 async fn only_a_large_group_leaves_history_for_later() -> anyhow::Result<()> {
     let postgres = Postgres::migrated().await?;
@@ -350,7 +355,7 @@ async fn access_ends_before_history_is_written() -> anyhow::Result<()> {
             let found = rows(&pool, "select user_id from directory.memberships")
                 .await?
                 .len();
-            ensure!(found == memberships, "{found}, not {memberships}");
+            ensure!(found == memberships, "{found} memberships, not {memberships}");
             Ok(())
         })
         .await

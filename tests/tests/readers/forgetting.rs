@@ -1,4 +1,4 @@
-//! Who is erased leaves no trace: not in a table, not in the log, not after late retries or a replay of the log.
+//! An erased person leaves no trace: not in a table, not in the log, not after late retries or a replay of the log.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use tests::{Nats, Postgres, Program, Running, eventually};
 
 use super::{BOUND, append, log_on, record, rows, text};
 
-/// Words of the person that are to be found nowhere afterwards.
+/// Words about the person that must not be found anywhere afterwards.
 const WORDS: [&str; 5] = [
     "Zebulon",
     "Quicksilver",
@@ -51,7 +51,7 @@ impl Stage {
         let last = append(&self.journal, records).await?;
         eventually(BOUND, async || {
             let at = text(&self.pool, "select seq from dsync.progress where lane = 'all'").await?;
-            ensure!(at.context("not begun")?.parse::<u64>()? >= last);
+            ensure!(at.context("the lane has not begun")?.parse::<u64>()? >= last);
             Ok(())
         })
         .await?;
@@ -99,7 +99,7 @@ fn other(id: &str) -> Value {
         "email": format!("{id}@example.com"), "updated_at": moment(1)})
 }
 
-/// Everything that speaks of the person, in every way something can; and people nobody forgets.
+/// Records about the person, in every way in which a record can mention somebody, and about people who are not erased.
 fn life() -> Vec<Record> {
     let group = json!({"id": "g1", "directory_id": "d1", "organization_id": "org_1", "name": "Staff", "updated_at": moment(1)});
     let joined = |user: Value| json!({"directory_id": "d1", "user": user, "group": group});
@@ -111,12 +111,12 @@ fn life() -> Vec<Record> {
         event("e4", "dsync.group.user_added", 3, &joined(zebulon(2, &json!({})))),
         event("e5", "dsync.group.user_added", 3, &joined(other("user_ann"))),
         event("e6", "dsync.user.updated", 4, &zebulon(4, &json!({"email": "zebulon.q@example.com", "job_title": "Cook"}))),
-        // Of a kind nobody knows, and of no shape anybody can address.
+        // An event of an unknown kind, and ones that cannot be addressed.
         event("e7", "dsync.user.merged", 5, &json!({"id": "x", "directory_id": "d1", "into": zebulon(4, &json!({}))})),
         quarantined(json!({"id": "e8", "event": "dsync.user.updated", "data": zebulon(4, &json!({"id": "not an id"}))}).to_string()),
         quarantined(r#"{"id": "e9", "event": "dsync.user.updated", "data": {"mail": "zebulon.q\u0040example.com""#.to_owned()),
         quarantined(r#"{"id": "e10", "event": "dsync.user.updated", "data": {"mail": "user_ann@example.com"}}"#.to_owned()),
-        // A body that cannot be read though it is addressed: a dead letter.
+        // An addressed record whose body cannot be read: a dead letter.
         {
             let mut dead = event("e11", "dsync.user.updated", 6, &zebulon(6, &json!({})));
             dead.body = bytes::Bytes::from_static(b"{\"data\": \"Zebulon\"");
@@ -129,7 +129,7 @@ fn goodbye() -> Record {
     event("e20", "dsync.user.deleted", 20, &zebulon(6, &json!({})))
 }
 
-/// Every text, JSON and binary column of every table of ours that holds one of the words.
+/// The rows of all of dsync's tables that contain one of the words in a text, JSON or binary column.
 async fn found_in_tables(pool: &PgPool) -> anyhow::Result<Vec<String>> {
     let tables = rows(
         pool,
@@ -198,7 +198,7 @@ async fn no_trace(stage: &Stage) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What the log alone makes of an empty database.
+/// Fills an empty database from the log alone.
 async fn replayed(nats: &Nats, last: u64) -> anyhow::Result<(Postgres, PgPool, Running)> {
     let postgres = Postgres::migrated().await?;
     let pool = postgres.pool().await?;
@@ -209,7 +209,7 @@ async fn replayed(nats: &Nats, last: u64) -> anyhow::Result<(Postgres, PgPool, R
         .await?;
     eventually(BOUND, async || {
         let at = text(&pool, "select seq from dsync.progress where lane = 'all'").await?;
-        ensure!(at.context("not begun")?.parse::<u64>()? >= last);
+        ensure!(at.context("the lane has not begun")?.parse::<u64>()? >= last);
         Ok(())
     })
     .await?;
@@ -221,7 +221,7 @@ async fn who_is_erased_leaves_no_trace() -> anyhow::Result<()> {
     let stage = Stage::set().await?;
     let projector = stage.program().start().await?;
     stage.told(&life()).await?;
-    ensure!(found_in_tables(&stage.pool).await?.len() > 5, "nothing to forget");
+    ensure!(found_in_tables(&stage.pool).await?.len() > 5, "nothing to erase");
 
     let refused = stage.erase(&[]).await?;
     ensure!(
@@ -241,7 +241,7 @@ async fn who_is_erased_leaves_no_trace() -> anyhow::Result<()> {
     );
     ensure!(receipt["dead_letters"] == 3, "{receipt}");
     ensure!(receipt["namesakes"] == json!([]), "{receipt}");
-    // Its rows stay, with ids and times; how many there are depends on how the events fell into batches.
+    // The history's rows stay, with ids and times. Their number depends on how the events fell into batches.
     let history = rows(
         &stage.pool,
         "select after from directory.changes where entity_id = 'user_z'",
@@ -253,7 +253,7 @@ async fn who_is_erased_leaves_no_trace() -> anyhow::Result<()> {
     );
     no_trace(&stage).await?;
 
-    // Nobody else lost anything.
+    // Nobody else has lost anything.
     let left = rows(&stage.pool, "select id, email from directory.users").await?;
     ensure!(
         left == [json!({"id": "user_ann", "email": "user_ann@example.com"})],
@@ -262,7 +262,7 @@ async fn who_is_erased_leaves_no_trace() -> anyhow::Result<()> {
     let letters = rows(&stage.pool, "select event_id from dsync.dead_letters").await?;
     ensure!(letters == [json!({"event_id": "e10"})], "{letters:?}");
 
-    // Late retries of all of it, once the log no longer knows their ids.
+    // Late retries of all of them, once the log no longer knows their ids.
     let late: Vec<Record> = life()
         .into_iter()
         .filter(|record| holds_a_word(&record.body) && !record.subject.is_quarantine())
@@ -280,7 +280,7 @@ async fn who_is_erased_leaves_no_trace() -> anyhow::Result<()> {
         .told(&[event("e30", "dsync.user.created", 30, &other("user_bob"))])
         .await?;
     eventually(BOUND, async || no_trace(&stage).await).await?;
-    // Either lane may note the same message; whoever purges last strikes it out.
+    // Both lanes may record the same message. The last to purge it deletes the record.
     eventually(BOUND, async || {
         ensure!(
             text(&stage.pool, "select count(*) from dsync.purges")
@@ -293,25 +293,25 @@ async fn who_is_erased_leaves_no_trace() -> anyhow::Result<()> {
     .await?;
     ensure!(
         stage.journal.entry(last).await?.is_none(),
-        "a late retry stays in the log"
+        "a late retry is still in the log"
     );
 
-    // A database built again from the log.
+    // Rebuild a database from the log.
     let (_again, pool, _projector) = replayed(&stage.nats, last + 1).await?;
     let found = found_in_tables(&pool).await?;
-    ensure!(found.is_empty(), "a replay brings back {found:#?}");
+    ensure!(found.is_empty(), "a replay brought back {found:#?}");
     ensure!(rows(&pool, "select id from directory.users").await?.len() == 2);
 
     let output = projector.output().to_lowercase();
     ensure!(
         WORDS.iter().all(|word| !output.contains(&word.to_lowercase())),
-        "a name is in the projector's output"
+        "the projector's output contains a word about the person"
     );
     Ok(())
 }
 
-/// The broker away in the first attempt, and the log without the person's own messages, as a max age leaves it: what names only
-/// their address is still recognised when the command is run again.
+/// The broker is down at the first attempt, and the person's own messages have aged out of the log. When the command is
+/// run again, messages with only the person's email address are still recognised.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_could_not_be_erased_whole_is_so_by_the_next_attempt() -> anyhow::Result<()> {
     let mut stage = Stage::set().await?;
@@ -368,7 +368,7 @@ async fn erasing_someone_live_takes_force_and_can_be_lifted() -> anyhow::Result<
     let gone = "select count(*) from directory.changes where entity_id = 'g1/user_z' and operation = 'deleted' and source = 'erase'";
     ensure!(
         text(&stage.pool, gone).await?.as_deref() == Some("1"),
-        "the membership's going is not told"
+        "history lacks the membership's end"
     );
 
     stage

@@ -1,4 +1,4 @@
-//! What an event writes beside its rows: no index, as long as it moves nothing that rows are found by.
+//! What an event writes besides its rows: no index, as long as it changes no indexed column.
 
 use anyhow::ensure;
 use schema::record::{Record, Source};
@@ -33,7 +33,7 @@ fn promoted(nth: u32, second: u32) -> Record {
     told(nth, second, "dsync.user.updated", person(nth, second))
 }
 
-/// The user is told as of `known`, as WorkOS does with each membership; so that the user was seen again is noted.
+/// The user's attributes are those of `known`, as in WorkOS's membership events. So the user counts as seen again.
 fn joined(nth: u32, known: u32, second: u32) -> Record {
     let group = json!({
         "id": format!("g{}", nth % GROUPS), "directory_id": "d1", "organization_id": "org_1", "name": "Staff",
@@ -43,8 +43,8 @@ fn joined(nth: u32, known: u32, second: u32) -> Record {
     told(nth, second, "dsync.group.user_added", data)
 }
 
-/// Rows updated so far, and those of them that wrote no index. What earlier transactions did is in it until the
-/// session hands it on, which it does now and then, but never within a transaction.
+/// The numbers of rows updated so far, and of those that wrote no index. Earlier transactions of the session are
+/// included until it flushes its statistics, which it does now and then, but never within a transaction.
 async fn counted(transaction: &mut PgConnection) -> anyhow::Result<(i64, i64)> {
     let counted = sqlx::query_as(
         "select sum(n_tup_upd)::bigint, sum(n_tup_hot_upd)::bigint from pg_stat_xact_user_tables
@@ -53,7 +53,7 @@ async fn counted(transaction: &mut PgConnection) -> anyhow::Result<(i64, i64)> {
     Ok(counted.fetch_one(transaction).await?)
 }
 
-/// Rows updated by these records, and those of them that wrote no index.
+/// The numbers of rows updated by these records, and of those that wrote no index.
 async fn updated(session: &mut PgConnection, records: &[Record]) -> anyhow::Result<(i64, i64)> {
     let mut transaction = session.begin().await?;
     let before = counted(&mut transaction).await?;
@@ -72,7 +72,7 @@ async fn an_event_writes_no_index_that_it_does_not_concern() -> anyhow::Result<(
         &(0..USERS).map(hired).collect::<Vec<_>>(),
     )
     .await?;
-    // One in twenty: more than one on a page is not what happens.
+    // One user in twenty, because updates of several rows on one page are untypical.
     let some = |second: u32| (0..USERS).filter(move |nth| nth % 20 == second % 20);
     for second in 2..10 {
         for records in [
@@ -86,12 +86,12 @@ async fn an_event_writes_no_index_that_it_does_not_concern() -> anyhow::Result<(
             let (rows, alone) = updated(&mut session, &records).await?;
             ensure!(
                 rows >= 50,
-                "{rows} rows were updated in second {second}, of {}",
+                "only {rows} rows were updated in second {second}, of {}",
                 records.len()
             );
             ensure!(
                 alone * 20 >= rows * 19,
-                "only {alone} of {rows} rows left the indexes alone"
+                "only {alone} of {rows} updated rows wrote no index"
             );
         }
     }

@@ -30,7 +30,7 @@ async fn a_login_in_rust_lets_in_who_is_active_and_nobody_else() -> anyhow::Resu
     let (_, source) = include_str!("in_rust.rs").split_once("// [login\n").unwrap();
     ensure!(
         page.contains(source.split_once("// login]").unwrap().0),
-        "the page shows another one"
+        "ops/queries.md shows a different function"
     );
     let (postgres, pool, _) = populated().await?;
     sqlx::raw_sql("update dsync.users set state = 'suspended' where id in (select id from dsync.users order by id limit 9)")
@@ -52,7 +52,7 @@ async fn a_login_in_rust_lets_in_who_is_active_and_nobody_else() -> anyhow::Resu
         }
         ensure!(
             who(&tenant, "org_of_others", &word("email")).await?.is_none(),
-            "another's organization"
+            "somebody was let in to another organization"
         );
     }
     ensure!(let_in > 0 && kept_out > 0, "{let_in} {kept_out}");

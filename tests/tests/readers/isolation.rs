@@ -1,4 +1,4 @@
-//! A tenant sees itself only: in every view, function and table there is, whatever is added later, and in errors too.
+//! A tenant sees only its own data, in every view, function and table, whatever is added later, and in errors, too.
 
 use std::collections::BTreeSet;
 
@@ -46,18 +46,19 @@ impl Stage {
         sim.burst(120)?;
         let someone = rows(&pool, "select id from directory.users").await?.remove(0);
         let user = someone["id"].as_str().unwrap().to_owned();
-        // It may have been deleted in the burst.
+        // Fails if the burst deleted that user.
         sim.change(Change::DeleteUser {
             user,
             removals: false,
         })
         .ok();
         one_by_one(events(&sim, told)).await?;
-        // Of no organization yet, and with an organization's people in a directory that is not.
+        // A user without an organization.
         tell(&pool, json!({"id": "x1", "event": "dsync.user.created", "created_at": "2026-01-01T00:00:00Z",
             "data": {"id": "user_of_nobody", "directory_id": "directory_of_nobody", "email": "nobody@example.com"}}))
             .await?;
-        // Of all history is still being written, as it is of what was large and ended: nothing later than `moment`.
+        // Fill the backlogs as if everything were large and had ended, so that history is still being written, with
+        // nothing later than `moment`.
         sqlx::raw_sql(
             "insert into dsync.history_backlog (directory_id, seen_after, recorded_at, occurred_at, event_id, source)
              select id, '-infinity', '-infinity', '-infinity', seen_event, 'a' from dsync.directories;
@@ -91,7 +92,7 @@ impl Stage {
         Ok(stage)
     }
 
-    /// Rules that name what only one tenant may know of.
+    /// Applies rules that name objects that only one tenant may see.
     async fn rule(&mut self) -> anyhow::Result<()> {
         let mut file = "[[default]]\nrole = 'guest'\n".to_owned();
         for (number, organization) in self.organizations.iter().enumerate() {
@@ -115,14 +116,15 @@ impl Stage {
         Ok(())
     }
 
-    /// Words that are another's: ids, addresses, names. None of them may reach a tenant.
+    /// Words that belong to other tenants: ids, addresses, names. None of them may reach this tenant.
     async fn words_of_others(&self, organization: &str) -> anyhow::Result<BTreeSet<String>> {
         let own = rows(
             &self.pool,
             format!("select * from dsync.users where organization_id = '{organization}'"),
         )
         .await?;
-        // Names and addresses are few, and one that was used before may be another's now: ids tell whose something is.
+        // There are few names and addresses, and one that this tenant used may be another's now. Such words are left
+        // out; ids show whose something is.
         let names = rows(
             &self.pool,
             format!(
@@ -155,7 +157,7 @@ impl Stage {
 
 fn is_clean(words: &BTreeSet<String>, text: &str, what: &str) -> anyhow::Result<()> {
     match words.iter().find(|word| text.contains(word.as_str())) {
-        Some(word) => anyhow::bail!("{what} lets another's {word:?} through"),
+        Some(word) => anyhow::bail!("{what} shows {word:?}, which is another tenant's"),
         None => Ok(()),
     }
 }
@@ -181,13 +183,13 @@ async fn every_view_is_confined() -> anyhow::Result<()> {
         let all = rows(&stage.pool, format!("select * from {view}")).await?;
         ensure!(
             rows(&everyone, format!("select * from {view}")).await? == all,
-            "{view}: a reader sees all"
+            "{view}: a reader must see everything"
         );
         ensure!(
             rows(&nobody, format!("select * from {view}")).await?.is_empty(),
-            "{view}: unset is nobody"
+            "{view}: a tenant without an organization sees rows"
         );
-        // After `set local` the setting is an empty text, which is no organization either.
+        // After `set local`, the setting is an empty text, which is no organization, either.
         let mut connection = nobody.acquire().await?;
         sqlx::raw_sql("begin; set local dsync.organization_id = 'x'; commit")
             .execute(&mut *connection)
@@ -195,11 +197,11 @@ async fn every_view_is_confined() -> anyhow::Result<()> {
         let count: i64 = sqlx::query_scalar(sqlx::AssertSqlSafe(format!("select count(*) from {view}")))
             .fetch_one(&mut *connection)
             .await?;
-        ensure!(count == 0, "{view}: the empty text is nobody");
+        ensure!(count == 0, "{view}: shown to nobody");
     }
     for organization in &stage.organizations {
         let words = stage.words_of_others(organization).await?;
-        ensure!(words.len() > 50, "a tenant alone cannot be told apart");
+        ensure!(words.len() > 50, "too few words to prove anything");
         let tenant = reader(&stage.postgres, "dsync_tenant", Some(organization)).await?;
         for view in &views {
             let seen = rows(&tenant, format!("select * from {view}")).await?;
@@ -210,18 +212,18 @@ async fn every_view_is_confined() -> anyhow::Result<()> {
             .await?;
             ensure!(
                 seen == own,
-                "{view}: the tenant sees {} rows of {}",
+                "{view}: the tenant sees {} rows, and has {}",
                 seen.len(),
                 own.len()
             );
-            ensure!(!seen.is_empty(), "{view}: nothing to see proves nothing");
+            ensure!(!seen.is_empty(), "{view}: an empty view proves nothing");
             is_clean(&words, &json!(seen).to_string(), view)?;
         }
     }
     Ok(())
 }
 
-/// Arguments to try, by type: everybody's ids and addresses, and moments.
+/// Arguments to try, by type: all tenants' ids and addresses, and moments.
 async fn arguments(stage: &Stage, kind: &str) -> anyhow::Result<Vec<String>> {
     match kind {
         "text" => {
@@ -239,7 +241,7 @@ async fn arguments(stage: &Stage, kind: &str) -> anyhow::Result<Vec<String>> {
             "'2020-01-01'".to_owned(),
             "'infinity'".to_owned(),
         ]),
-        other => anyhow::bail!("a function takes {other}: say here what to try"),
+        other => anyhow::bail!("a function takes {other}; add arguments to try for that type here"),
     }
 }
 
@@ -262,7 +264,7 @@ async fn every_function_is_confined() -> anyhow::Result<()> {
         let mut calls = vec![Vec::new()];
         for kind in function["takes"].as_array().unwrap() {
             let arguments = arguments(&stage, kind.as_str().unwrap()).await?;
-            // Of two texts the first is an organization.
+            // If a function takes two arguments, the first is an organization.
             let organizations = stage.organizations.iter().map(|id| format!("'{id}'")).collect();
             let two = function["takes"].as_array().unwrap().len() == 2;
             let arguments = if two && calls[0].is_empty() {
@@ -295,7 +297,7 @@ async fn every_function_is_confined() -> anyhow::Result<()> {
     }
     ensure!(
         answered.len() >= 4,
-        "only {answered:?} answered the tenant about itself"
+        "only {answered:?} returned the tenant's own data"
     );
     Ok(())
 }
@@ -319,7 +321,7 @@ async fn every_table_is_confined() -> anyhow::Result<()> {
     .await?;
     ensure!(
         open.is_empty(),
-        "without row-level security, or not the reader's own: {open:?}"
+        "tables without row-level security, or views without `security_invoker`: {open:?}"
     );
     let organization = &stage.organizations[0];
     let words = stage.words_of_others(organization).await?;
@@ -342,8 +344,8 @@ async fn every_table_is_confined() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A gone directory that belongs to no organization, as far as anyone told: its people name theirs. To the tenant the
-/// directory must be as gone as it is.
+/// A directory that is gone, and whose organization is unknown, although its people name theirs. For the tenant, too,
+/// the directory must be gone.
 #[tokio::test]
 async fn what_a_tenant_may_not_see_still_takes_access_away() -> anyhow::Result<()> {
     let postgres = Postgres::migrated().await?;
@@ -368,7 +370,7 @@ async fn what_a_tenant_may_not_see_still_takes_access_away() -> anyhow::Result<(
             .remove(0);
         ensure!(answer["provisioned"] == false, "{answer}");
     }
-    // And one that is there, of no organization, is no directory of the tenant's.
+    // A directory that exists, but without an organization, is not one of the tenant's.
     tell(
         &pool,
         told(
@@ -439,7 +441,7 @@ async fn a_tenants_login_is_an_index_scan() -> anyhow::Result<()> {
         let mut found = Vec::new();
         scans(&plan[0]["Plan"], &mut found);
         found.retain(|table| ["users", "groups", "memberships", "directories"].contains(&table.as_str()));
-        ensure!(found.is_empty(), "{mode}: read as a whole: {found:?}");
+        ensure!(found.is_empty(), "{mode}: sequential scans of {found:?}");
         let plan = plan.to_string();
         ensure!(
             plan.contains("users_email_key") && plan.contains("users_idp_id"),

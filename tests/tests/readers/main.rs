@@ -1,5 +1,5 @@
-//! What readers get: history and feed (and what those cost to write), roles, isolation, forgetting; one module a promise,
-//! each against real servers.
+//! What readers get: history and the feed (and what those cost to write), roles, isolation, forgetting. One module for
+//! each promise, all against real servers.
 
 #![allow(
     clippy::unwrap_used,
@@ -8,7 +8,7 @@
     clippy::format_push_string,
     clippy::format_collect,
     clippy::too_many_lines,
-    reason = "tests: told as stories, with data made by hand"
+    reason = "tests: written as stories, with data made by hand"
 )]
 
 mod as_of;
@@ -41,14 +41,14 @@ use sqlx::{AssertSqlSafe, PgConnection, PgPool};
 use tests::{Nats, Postgres};
 use workos_sim::Sim;
 
-/// Long enough for a crowded machine; nothing waits this long when it works.
+/// Long enough for a busy machine. Nothing that works takes this long.
 const BOUND: Duration = Duration::from_mins(2);
 
 fn record(body: &[u8], source: Source) -> Record {
     let at = Timestamp::from_micros(1_714_557_600_000_000);
     match Record::receive(Bytes::copy_from_slice(body), source, None, at) {
         Received::Event(record) | Received::Quarantined(record, _) => record,
-        Received::NotOurs => panic!("all events here are ours"),
+        Received::NotOurs => panic!("all events here are directory events"),
     }
 }
 
@@ -57,7 +57,7 @@ fn random_records(seed: u64, length: usize) -> Vec<Record> {
     records_of_day(seed, length, 1)
 }
 
-/// The same on a day of the same month: what it tells comes after all that a history of an earlier day does.
+/// The same on another day of the month. All of its times are later than those in a history of an earlier day.
 fn records_of_day(seed: u64, length: usize, day: usize) -> Vec<Record> {
     history::history(seed, length)
         .iter()
@@ -109,7 +109,7 @@ fn events(sim: &Sim, from: usize) -> Vec<Record> {
         .collect()
 }
 
-/// A handle on a log that exists.
+/// Creates a log, and returns a handle to it.
 async fn log_on(nats: &Nats) -> anyhow::Result<Journal> {
     let journal = Journal::connect(&Connection {
         url: nats.url(),
@@ -139,7 +139,7 @@ async fn append(journal: &Journal, records: &[Record]) -> anyhow::Result<u64> {
     Ok(last)
 }
 
-/// A connection of an application: a login that was granted `role`, confined to `organization` if one is given.
+/// Connects as an application: with a login that was granted `role`, confined to `organization` if one is given.
 async fn reader(postgres: &Postgres, role: &str, organization: Option<&str>) -> anyhow::Result<PgPool> {
     let (login, password) = (format!("app_of_{role}"), "of-the-application");
     let admin = postgres.pool().await?;
@@ -163,7 +163,7 @@ async fn reader(postgres: &Postgres, role: &str, organization: Option<&str>) -> 
         .context("the application cannot connect")
 }
 
-/// The rows of a query as JSON, in the order of their text.
+/// The rows of a query as JSON, sorted by their text.
 async fn rows(pool: &PgPool, query: impl Into<String>) -> anyhow::Result<Vec<Value>> {
     let sql = format!(
         "select to_jsonb(q) from ({}) as q order by to_jsonb(q)::text",

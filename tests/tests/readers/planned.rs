@@ -1,4 +1,4 @@
-//! What writing history reads, however long ago a session planned that.
+//! What writing history reads, however long ago the session planned its statements.
 
 use anyhow::ensure;
 use schema::record::Source;
@@ -9,8 +9,8 @@ use tests::Postgres;
 use super::changes::{event, user};
 use super::{record, write_within};
 
-/// A session plans the functions that write history once. Planned while there was no membership, they must not go on to
-/// read all of them for each batch of users.
+/// A session plans the functions that write history only once. If it planned them while there were no memberships, they
+/// must not read all memberships for each batch of users later on.
 #[tokio::test]
 async fn what_users_take_along_is_looked_up_by_key_whenever_that_was_planned() -> anyhow::Result<()> {
     const BEFORE: u32 = 10;
@@ -31,7 +31,7 @@ async fn what_users_take_along_is_looked_up_by_key_whenever_that_was_planned() -
     .execute(&mut other)
     .await?;
     let (memberships, groups) = read_by(&mut session, BEFORE + 1).await?;
-    // Of one who went, the own hundred.
+    // The hundred memberships of the one user who was deleted.
     ensure!(
         (100..=200).contains(&memberships) && (100..=200).contains(&groups),
         "{memberships} memberships and {groups} groups were read"
@@ -39,7 +39,7 @@ async fn what_users_take_along_is_looked_up_by_key_whenever_that_was_planned() -
     Ok(())
 }
 
-/// Updates many users and deletes one; how many rows of memberships and of groups that read.
+/// Updates many users and deletes one. Returns how many rows of memberships and of groups that read.
 async fn read_by(session: &mut PgConnection, second: u32) -> anyhow::Result<(i64, i64)> {
     let records: Vec<_> = (0..1_000)
         .map(|n| {
@@ -60,7 +60,7 @@ async fn read_by(session: &mut PgConnection, second: u32) -> anyhow::Result<(i64
         .bind(second.to_string())
         .fetch_one(&mut *transaction)
         .await?;
-    // All but the one that went: a deletion says nothing of how somebody looks.
+    // All except the deleted one, because a deletion carries no attributes.
     ensure!(written == 999, "{written} users were written");
     let read = sqlx::query_as(
         "select

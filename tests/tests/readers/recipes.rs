@@ -1,4 +1,4 @@
-//! The recipes of `ops/queries.md`, as they stand there.
+//! The recipes in `ops/queries.md`, as written there.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -82,7 +82,8 @@ async fn every_query_runs_as_it_stands() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Two consumers at once, while things happen: every change is consumed once, nobody without access keeps a session.
+/// Two consumers at once, while changes are made: every change is consumed once, and nobody without access keeps a
+/// session.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_consumer_hands_over_each_change_once() -> anyhow::Result<()> {
     let (_postgres, pool, sim) = populated().await?;
@@ -90,7 +91,7 @@ async fn the_consumer_hands_over_each_change_once() -> anyhow::Result<()> {
     sqlx::raw_sql(AssertSqlSafe(recipes["consumer tables"].clone()))
         .execute(&pool)
         .await?;
-    // What the consumer is handed, counted where it acts.
+    // Count the changes that the consumer gets, where it acts on them.
     sqlx::raw_sql(
         "create table audit (change_id bigint, at timestamptz default now());
          insert into sessions (user_id) select id from directory.users where active",
@@ -151,14 +152,14 @@ async fn the_consumer_hands_over_each_change_once() -> anyhow::Result<()> {
     .await?;
     ensure!(
         audited == all && all.len() > 50,
-        "{} of {}",
+        "consumed {} of {} changes",
         audited.len(),
         all.len()
     );
     let kept = "select count(*) from sessions as s where not exists (select from directory.users as u where u.id = s.user_id and u.active)";
     ensure!(
         text(&pool, kept).await?.as_deref() == Some("0"),
-        "someone without access has a session"
+        "somebody without access has a session"
     );
     let left = text(&pool, "select count(*) from sessions")
         .await?

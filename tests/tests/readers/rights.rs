@@ -1,4 +1,4 @@
-//! The rights each program needs: none but to its own schemas, and nobody's superuser.
+//! The rights that each program needs: only those on its own schemas, and no superuser.
 
 use anyhow::{Context as _, ensure};
 use serde_json::json;
@@ -7,7 +7,7 @@ use tests::{Nats, Postgres, Program, eventually};
 
 use super::{BOUND, append, log_on, reader, record, rows, text};
 
-/// A server without our schema, with a login that may do so much and no more.
+/// A server without dsync's schema, with a login that has only these rights.
 async fn with_login(rights: &str) -> anyhow::Result<(Postgres, PgPool, String)> {
     let postgres = Postgres::start().await?;
     let pool = postgres.pool().await?;
@@ -39,7 +39,7 @@ async fn a_login_that_may_create_schemas_is_enough() -> anyhow::Result<()> {
         );
     }
 
-    // It works without them: events are applied, upkeep is done.
+    // It works without these roles: events are applied, upkeep is done.
     let journal = log_on(&nats).await?;
     let projector = Program::new("dsync-projector")
         .env("DATABASE_URL", &url)
@@ -62,7 +62,7 @@ async fn a_login_that_may_create_schemas_is_enough() -> anyhow::Result<()> {
         let partitions = "select count(*) from pg_inherits where inhparent = 'dsync.changes'::regclass";
         ensure!(
             text(&admin, partitions).await?.context("none")?.parse::<u32>()? >= 5,
-            "upkeep makes months ahead"
+            "upkeep must create partitions for months ahead"
         );
         Ok(())
     })
@@ -71,7 +71,7 @@ async fn a_login_that_may_create_schemas_is_enough() -> anyhow::Result<()> {
     ensure!(!output.contains("permission denied"), "{output}");
     ensure!(
         output.contains("create role dsync_reader"),
-        "the log does not tell what is missing"
+        "the program's log does not show what is missing"
     );
     for command in [
         &["roles", "show"][..],
@@ -89,7 +89,7 @@ async fn a_login_that_may_create_schemas_is_enough() -> anyhow::Result<()> {
         ensure!(done.status.success(), "{command:?}: {done:?}");
     }
 
-    // An administrator does what was asked, and nothing else is needed.
+    // An administrator creates the roles as asked, and nothing else is needed.
     sqlx::raw_sql("create role dsync_reader nologin; create role dsync_tenant nologin")
         .execute(&admin)
         .await?;

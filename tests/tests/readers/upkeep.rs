@@ -1,4 +1,5 @@
-//! What time does: long-deleted objects are scrubbed, months of history come and go; neither changes what is shown.
+//! What happens over time: long-deleted objects are scrubbed, and months of history come and go. Neither changes what
+//! is shown.
 
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ fn user(id: &str, event: &str, kind: &str, at: &str, updated_at: &str) -> Value 
     }})
 }
 
-/// Registers and columns of every user, and all of history: everything that could change.
+/// Everything that could change: registers and columns of every user, and all history.
 async fn everything(pool: &PgPool) -> anyhow::Result<Vec<Value>> {
     let mut all = rows(pool, "select * from dsync.users").await?;
     all.extend(rows(pool, "select * from dsync.changes").await?);
@@ -92,7 +93,7 @@ async fn what_was_deleted_long_ago_is_scrubbed_and_old_events_do_not_bring_it_ba
     for body in &told {
         tell(&pool, body.clone()).await?;
     }
-    ensure!(upkeep.scrub().await? == Scrubbed::NOTHING, "30 days are not over");
+    ensure!(upkeep.scrub().await? == Scrubbed::NOTHING, "scrubbed too early");
     clock.set(datetime!(2026-02-15 00:00 UTC));
     let scrubbed = upkeep.scrub().await?;
     ensure!(scrubbed.users == 1, "{scrubbed:?}");
@@ -117,9 +118,9 @@ async fn what_was_deleted_long_ago_is_scrubbed_and_old_events_do_not_bring_it_ba
     );
     ensure!(
         json!(history).to_string().contains("\"active\":true"),
-        "who had access stays known"
+        "history must still show who had access"
     );
-    // Those who are there, or have not been gone for long, keep theirs.
+    // Users who are live, or were deleted recently, keep their attributes.
     let kept = text(&pool, "select count(*) from dsync.users where email is not null").await?;
     ensure!(kept.as_deref() == Some("2"));
 
@@ -133,7 +134,7 @@ async fn what_was_deleted_long_ago_is_scrubbed_and_old_events_do_not_bring_it_ba
     );
     ensure!(upkeep.scrub().await? == Scrubbed::NOTHING);
 
-    // Who comes back is whole again.
+    // A user who comes back has all attributes again.
     tell(
         &pool,
         user(
@@ -150,8 +151,8 @@ async fn what_was_deleted_long_ago_is_scrubbed_and_old_events_do_not_bring_it_ba
     Ok(())
 }
 
-/// Scrubbing everything that is gone, again and again in the middle of things, with old events repeated: what is shown
-/// is what the source says, as if nobody had scrubbed.
+/// Everything that is gone is scrubbed again and again between changes, while old events are repeated. The views still
+/// show what the source says, as if nothing had been scrubbed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn scrubbing_never_changes_what_is_shown() -> anyhow::Result<()> {
     let postgres = Postgres::migrated().await?;
@@ -186,7 +187,7 @@ async fn scrubbing_never_changes_what_is_shown() -> anyhow::Result<()> {
         scrubbed += done.users + done.groups + done.directories;
         agrees(&pool, &sim.truth()).await?;
     }
-    ensure!(scrubbed > 30, "only {scrubbed} were scrubbed");
+    ensure!(scrubbed > 30, "only {scrubbed} objects were scrubbed");
     let left = "select count(*) from dsync.users as u where (email, first_name, raw_attributes) is distinct from (null, null, null)
         and not exists (select from directory.users as v where v.id = u.id)";
     ensure!(
@@ -213,7 +214,7 @@ async fn months_of_history_come_and_go() -> anyhow::Result<()> {
     let postgres = Postgres::migrated().await?;
     let pool = postgres.pool().await?;
     let now: OffsetDateTime = sqlx::query_scalar("select now()").fetch_one(&pool).await?;
-    // A month that nobody prepared.
+    // Changes in months without a partition.
     sqlx::raw_sql(
         "insert into dsync.changes (change_id, recorded_at, directory_id, entity, entity_id, operation)
          select 0, date_trunc('month', now()) + interval '4 months', 'd', 'user', 'later', 'created'
@@ -229,11 +230,11 @@ async fn months_of_history_come_and_go() -> anyhow::Result<()> {
     ensure!(!made.is_empty() && partitions(&pool).await?.len() == before + made.len());
     ensure!(
         make_partitions(&pool, now + 140 * DAY).await?.is_empty(),
-        "made twice"
+        "partitions were made twice"
     );
     ensure!(
         text(&pool, where_is("later")).await? != Some("dsync.changes_unprepared".to_owned()),
-        "it was not moved"
+        "the change was not moved to its month's partition"
     );
     ensure!(
         text(&pool, "select bool_and(relrowsecurity) from pg_class where oid in (select inhrelid from pg_inherits where inhparent = 'dsync.changes'::regclass) and relname <> 'changes_unprepared'").await?
@@ -247,7 +248,7 @@ async fn months_of_history_come_and_go() -> anyhow::Result<()> {
     let in_lz4 = text(&pool, "select bool_and(attcompression = 'l') from pg_attribute where attname in ('before', 'after') and (attrelid = 'dsync.changes'::regclass or attrelid in (select inhrelid from pg_inherits where inhparent = 'dsync.changes'::regclass))").await?;
     ensure!(
         in_lz4 == has_lz4,
-        "lz4 at the server {has_lz4:?}, in months {in_lz4:?}"
+        "the server supports lz4: {has_lz4:?}; partitions use it: {in_lz4:?}"
     );
 
     tell(
@@ -263,7 +264,7 @@ async fn months_of_history_come_and_go() -> anyhow::Result<()> {
     .await?;
     ensure!(
         drop_partitions(&pool, now).await?.is_empty(),
-        "this month is not over"
+        "the current month was dropped"
     );
     ensure!(
         rows(&pool, "select * from directory.users_at(now())")
@@ -271,7 +272,7 @@ async fn months_of_history_come_and_go() -> anyhow::Result<()> {
             .len()
             == 1
     );
-    // Whatever day it is, this month is over then and the next is not.
+    // At that time, whatever today's date, this month is over and the next is not.
     let in_the_next: OffsetDateTime =
         sqlx::query_scalar("select date_trunc('month', now()) + interval '1 month 1 day'")
             .fetch_one(&pool)
@@ -279,7 +280,7 @@ async fn months_of_history_come_and_go() -> anyhow::Result<()> {
     let dropped = drop_partitions(&pool, in_the_next).await?;
     ensure!(dropped.len() == 1, "{dropped:?}");
     ensure!(text(&pool, where_is("u1")).await?.is_none());
-    // Past moments of which history is gone have no answer; those of which it is kept have the right one.
+    // Moments whose history was dropped have no answer. Those whose history is kept have the right one.
     ensure!(
         rows(&pool, "select * from directory.users_at(now())")
             .await

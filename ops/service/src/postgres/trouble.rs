@@ -1,4 +1,4 @@
-//! What a database error means for whoever must go on: the only place that says so.
+//! What a database error means for the program that got it. No other place decides this.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -8,12 +8,12 @@ use sqlx::Error;
 /// What to do about an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trouble {
-    /// The database or the way to it: wait and try the same again. No data is at fault.
+    /// The database or the network is at fault, not the data: wait, then retry the same.
     Transient,
-    /// Some value in what was sent: trying the same again cannot help. Find the record, set it aside, go on.
+    /// A value that was sent is at fault: retrying cannot help. Find the record, set it aside, and go on.
     Data,
-    /// The program or the schema: wait and try again loudly, until a person has looked. Never a reason to set data
-    /// aside: all of it would follow.
+    /// The program or the schema is at fault: wait, retry, and report it as an error until a person has looked. Never a
+    /// reason to set data aside, because all of it would follow.
     Defect,
 }
 
@@ -30,7 +30,7 @@ impl Trouble {
             | Error::PoolClosed
             | Error::WorkerCrashed
             | Error::BeginFailed => Self::Transient,
-            // A value that cannot even be written down for the server.
+            // A value that cannot even be encoded for the server.
             Error::Encode(_) => Self::Data,
             _ => Self::Defect,
         }
@@ -52,25 +52,26 @@ impl Trouble {
     }
 }
 
-/// Which setting decides whether a database is believed to be the one that is meant.
+/// Names the settings that decide whether the server's identity is accepted.
 pub(crate) const UNPROVEN: &str =
-    "DATABASE_URL (--database-url): its host, sslmode and sslrootcert decide which server is believed";
+    "DATABASE_URL (--database-url): its host, sslmode and sslrootcert decide which server is trusted";
 
-/// Said of statements that are there already, or not any more: no program of ours names one itself.
-const MIXED_UP: &str = "a pooler before Postgres mixes up prepared statements, and another may be run than was meant: DATABASE_URL \
-     (--database-url); ops/runbook.md, Behind a transaction pooler";
+/// Added to errors about prepared statements that already exist or no longer exist: our programs never name one
+/// themselves.
+const MIXED_UP: &str = "a pooler in front of Postgres mixes up prepared statements, so a wrong one may run: check DATABASE_URL \
+     (--database-url); see ops/runbook.md, Behind a transaction pooler";
 
-/// Whether no TLS came about, or the server did not prove who it is.
+/// Whether TLS failed, or the server did not prove its identity.
 pub(crate) fn is_unproven(error: &Error) -> bool {
     match error {
         Error::Tls(_) => true,
-        // What is wrong with a certificate comes out of the handshake as trouble with the socket.
+        // The handshake reports a bad certificate as an error of the socket.
         Error::Io(error) => error.to_string().contains("certificate"),
         _ => false,
     }
 }
 
-/// Shows `error` without any value that was sent: Postgres repeats values in messages about them.
+/// Displays `error` without any value that was sent. Postgres repeats values in its messages about them.
 pub fn described<E: Borrow<Error>>(error: E) -> Described<E> {
     Described(error)
 }

@@ -1,6 +1,6 @@
 //! Groups of settings that several programs share, for `#[command(flatten)]`.
 //!
-//! All of them are `global`: they may stand before or after a subcommand.
+//! All of them are `global`: they may be given before or after a subcommand.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -29,7 +29,7 @@ pub struct DatabaseArgs {
 
 #[cfg(feature = "postgres")]
 impl DatabaseArgs {
-    /// The database's URL, whichever way it was given; an error when it was not.
+    /// The database's URL, given by value or by file. An error when it was not given.
     pub fn url(&self) -> Result<Secret, SettingError> {
         Secret::required(
             "DATABASE_URL",
@@ -42,15 +42,15 @@ impl DatabaseArgs {
 /// Where the log is: the NATS server and the stream.
 #[derive(Args, Clone, Debug)]
 pub struct JournalArgs {
-    /// NATS 2.10 or newer with its streams (`--jetstream`) enabled
+    /// NATS server, 2.10 or newer, with JetStream enabled (`--jetstream`)
     ///
     /// [default: nats://127.0.0.1:4222]
     #[expect(
         clippy::doc_markdown,
-        reason = "it is help, written as the parser writes defaults"
+        reason = "help text, in the form in which clap shows defaults"
     )]
-    // Held as a secret because a password may be part of it. The parser is not told of the default: it could not tell that
-    // from a URL given beside a file.
+    // A secret, because it may contain a password. clap does not know the default: otherwise the default could not be
+    // told from a URL that is given in addition to a file.
     #[arg(
         long,
         env = "NATS_URL",
@@ -65,8 +65,8 @@ pub struct JournalArgs {
     /// NATS credentials file
     #[arg(long, env = "NATS_CREDS", global = true, value_name = "PATH")]
     pub nats_creds: Option<PathBuf>,
-    /// File with the certificates (PEM) of the only authorities whose brokers are believed, and TLS a must; unset = those the
-    /// system knows, and TLS where `NATS_URL` begins with `tls://` or the broker asks for it
+    /// File with the certificates (PEM) of the only certificate authorities to trust; makes TLS mandatory. Unset = the
+    /// system's authorities, and TLS if `NATS_URL` begins with `tls://` or the broker asks for it
     #[arg(long, env = "NATS_CA", global = true, value_name = "PATH")]
     pub nats_ca: Option<PathBuf>,
     /// Name of the log's stream
@@ -75,32 +75,34 @@ pub struct JournalArgs {
 }
 
 impl JournalArgs {
-    /// The broker's URL, whichever way it was given; without one, this machine's.
+    /// The broker's URL, given by value or by file. If it was not given, a broker on this machine.
     pub fn url(&self) -> Result<Secret, SettingError> {
         let given = Secret::given("NATS_URL", self.nats_url.as_ref(), self.nats_url_file.as_deref())?;
         Ok(given.unwrap_or_else(|| Secret::from("nats://127.0.0.1:4222")))
     }
 }
 
-/// How long and how much the log keeps. For whoever creates or updates the stream.
+/// How much the log keeps, and for how long. For programs that create or update the stream.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct JournalLimitArgs {
-    /// Copies of the log in a NATS cluster
+    /// Number of copies of the log in a NATS cluster
     #[arg(long, env = "DSYNC_STREAM_REPLICAS", default_value = "1", global = true, value_name = "N", value_parser = replicas)]
     pub dsync_stream_replicas: usize,
-    /// How long the log is kept; 0 = for ever
+    /// How long the log keeps records; 0 = forever
     #[arg(long, env = "DSYNC_LOG_MAX_AGE", default_value = "0", global = true, value_name = "DURATION", value_parser = duration_or_off)]
     pub dsync_log_max_age: Duration,
-    /// How large the log may grow; 0 = no limit. A full log refuses (503), it never drops its oldest
+    /// Maximum size of the log; 0 = no limit. A full log refuses new records (503); it never drops the oldest
     #[arg(long, env = "DSYNC_LOG_MAX_BYTES", default_value = "0", global = true, value_name = "SIZE", value_parser = size)]
     pub dsync_log_max_bytes: u64,
-    /// How long the log remembers event ids (about 210 bytes of broker memory each); never more than the max age
+    /// How long the log remembers event ids (about 210 bytes of broker memory each); never longer than the log's max
+    /// age
     #[arg(long, env = "DSYNC_DEDUP_WINDOW", default_value = "4d", global = true, value_name = "DURATION", value_parser = duration)]
     dsync_dedup_window: Duration,
 }
 
 impl JournalLimitArgs {
-    /// How long ids are remembered: as set, but never longer than the log is kept, which the broker would refuse.
+    /// How long ids are remembered: as set, but never longer than records are kept, because the broker would refuse
+    /// that.
     pub fn dedup_window(&self) -> Duration {
         match self.dsync_log_max_age {
             Duration::ZERO => self.dsync_dedup_window,
@@ -109,7 +111,7 @@ impl JournalLimitArgs {
     }
 }
 
-/// Why a value of these groups is refused; the rest of a sentence that begins with the value.
+/// Why a value of these groups is refused, worded to follow the value in a sentence.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 enum GroupValueError {
     #[error("is not a stream name: letters, digits, - and _ only")]
@@ -168,7 +170,7 @@ mod tests {
             (&[][..], "nats://127.0.0.1:4222"),
             (&["verify"], "nats://127.0.0.1:4222"),
             (&["--nats-url", "nats://a:1", "verify"], "nats://a:1"),
-            // Before and after a subcommand: nothing that was not given may count as given beside it.
+            // Before and after a subcommand. The URL was not given here, and must not count as given.
             (&["--nats-url-file", file, "verify"], "nats://me:hunter2@b:1"),
             (&["verify", "--nats-url-file", file], "nats://me:hunter2@b:1"),
         ] {

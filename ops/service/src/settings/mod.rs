@@ -1,7 +1,7 @@
-//! Settings: how they are written, how secrets are read, and what is said when one is wrong.
+//! Settings: the form of their values, how secrets are read, and the messages about wrong ones.
 //!
-//! Every setting is a flag and an environment variable of the same name (`--listen-addr`, `LISTEN_ADDR`). A wrong one
-//! ends the program with one line and exit code 2; that line names the setting and never shows a secret.
+//! Every setting is a flag and an environment variable of the same name (`--listen-addr`, `LISTEN_ADDR`). A wrong value
+//! ends the program with exit code 2 and one line, which names the setting and never shows a secret.
 
 mod groups;
 mod refusal;
@@ -17,20 +17,20 @@ pub(crate) use refusal::refusal;
 pub use secret::Secret;
 pub use values::{Percent, ValueError, duration, duration_or_off, percent, size};
 
-/// Why a setting cannot be used, found after the command line was parsed. Returned (anywhere in the chain of an
-/// [`anyhow::Error`]) from the function given to [`crate::boot::run`], it ends the program as a parse error would:
-/// one line, exit code 2.
+/// Why a setting cannot be used, found after the command line was parsed. If the function passed to
+/// [`crate::boot::run`] returns it, anywhere in the chain of an [`anyhow::Error`], the program ends as after a parse
+/// error: with one line and exit code 2.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SettingError {
-    /// It is required and was not given.
+    /// The setting is required and was not given.
     #[error("{0} is not set")]
     Missing(Setting),
-    /// It was given, but cannot be used. The reason never repeats a secret.
+    /// The setting was given, but cannot be used. The reason never repeats a secret.
     #[error("{setting} {reason}")]
     Malformed {
         /// Which setting.
         setting: Setting,
-        /// What is wrong with it, as the rest of a sentence: "must begin with /".
+        /// What is wrong with it, worded to follow the setting's name: "must begin with /".
         reason: String,
     },
 }
@@ -41,8 +41,8 @@ impl SettingError {
         Self::Missing(Setting(env))
     }
 
-    /// What another package says of a setting: `error` names `env` if that is to blame, else it stays as it is. It must hold
-    /// no secret.
+    /// Turns another package's `error` into one that names the setting to blame, `env`. Without `env`, `error` is
+    /// returned as it is. It must not contain a secret.
     pub fn found_later<E>(env: Option<&'static str>, error: E) -> anyhow::Error
     where
         E: std::error::Error + Send + Sync + 'static,
@@ -53,7 +53,7 @@ impl SettingError {
         }
     }
 
-    /// The setting `env` cannot be used. `reason` ends the sentence that begins with its name; no secret in it.
+    /// The setting `env` cannot be used. `reason` follows its name in the message and must not contain a secret.
     pub fn malformed(env: &'static str, reason: impl Into<String>) -> Self {
         Self::Malformed {
             setting: Setting(env),
@@ -62,7 +62,7 @@ impl SettingError {
     }
 }
 
-/// A setting's name; shown as `LISTEN_ADDR (--listen-addr)`.
+/// A setting's name, shown as `LISTEN_ADDR (--listen-addr)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Setting(&'static str);
 

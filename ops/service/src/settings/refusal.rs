@@ -1,13 +1,13 @@
-//! What is said when the command line cannot be parsed: one line that names the setting, never a secret.
+//! The message when the command line cannot be parsed: one line that names the setting and never shows a secret.
 //!
-//! clap's own messages take several lines, know only the flag, and repeat the value.
+//! clap's own messages take several lines, name only the flag, and repeat the value.
 
 use std::error::Error as _;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, Command};
 
-/// The line to print for clap's `error` about `command`'s command line; nothing when help or version was asked for.
+/// The line to print for clap's `error` about `command`'s command line. `None` if help or version was asked for.
 pub(crate) fn refusal(command: &Command, error: &clap::Error) -> Option<String> {
     let argument = text(error, ContextKind::InvalidArg);
     let arg = find(command, argument);
@@ -15,10 +15,10 @@ pub(crate) fn refusal(command: &Command, error: &clap::Error) -> Option<String> 
     Some(match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => return None,
         ErrorKind::InvalidValue | ErrorKind::ValueValidation => wrong_value(arg, &name, error),
-        ErrorKind::UnknownArgument if argument.starts_with('-') => format!("there is no argument {name}"),
-        // What stands there may be a secret that lost its flag.
-        ErrorKind::UnknownArgument => "an argument was not expected (see --help)".to_owned(),
-        ErrorKind::InvalidSubcommand => "there is no such subcommand (see --help)".to_owned(),
+        ErrorKind::UnknownArgument if argument.starts_with('-') => format!("unknown argument {name}"),
+        // The argument is not shown: it may be a secret whose flag was left out.
+        ErrorKind::UnknownArgument => "unexpected argument (see --help)".to_owned(),
+        ErrorKind::InvalidSubcommand => "unknown subcommand (see --help)".to_owned(),
         ErrorKind::MissingRequiredArgument => format!("{name} is not set"),
         ErrorKind::ArgumentConflict if argument == text(error, ContextKind::PriorArg) => {
             format!("{name} is given twice")
@@ -59,7 +59,7 @@ fn choices(error: &clap::Error) -> String {
     }
 }
 
-/// `--listen-addr <ADDR>` or `--listen-addr=x` as `--listen-addr`: what follows may be a secret.
+/// Cuts `--listen-addr <ADDR>` or `--listen-addr=x` to `--listen-addr`: the rest may be a secret.
 fn bare(argument: &str) -> &str {
     argument.split([' ', '=']).next().unwrap_or_default()
 }
@@ -168,12 +168,9 @@ mod tests {
     #[test]
     fn other_slips_are_one_line_too_and_repeat_nothing_that_may_be_secret() {
         for (args, line) in [
-            (&["--sercet=whsec_1"][..], "there is no argument --sercet"),
-            (
-                &["--secret", "a", "whsec_1"],
-                "there is no such subcommand (see --help)",
-            ),
-            (&["show", "whsec_1"], "an argument was not expected (see --help)"),
+            (&["--sercet=whsec_1"][..], "unknown argument --sercet"),
+            (&["--secret", "a", "whsec_1"], "unknown subcommand (see --help)"),
+            (&["show", "whsec_1"], "unexpected argument (see --help)"),
             (
                 &["--secret", "whsec_1", "--secret", "whsec_2"],
                 "REFUSAL_TEST_SECRET (--secret) is given twice",

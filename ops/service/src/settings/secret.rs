@@ -1,4 +1,4 @@
-//! Secrets: given directly or by a file, never printed.
+//! Secrets: given directly or by a file, and never printed.
 
 use std::fmt;
 use std::path::Path;
@@ -7,7 +7,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::SettingError;
 
-/// A secret setting. `Debug` shows nothing of it, there is no `Display`, and its memory is wiped when it goes.
+/// A secret setting. `Debug` does not show it, there is no `Display`, and its memory is wiped on drop.
 #[derive(Clone)]
 pub struct Secret(SecretString);
 
@@ -17,8 +17,8 @@ impl Secret {
         self.0.expose_secret()
     }
 
-    /// The secret called `env`, from whichever was given: its value, or the file that `<env>_FILE` names (one
-    /// line break at the end is dropped). Both, an unreadable file, or an empty secret is an error.
+    /// The secret called `env`, from its value or from the file that `<env>_FILE` names, without one line break at its
+    /// end. `None` if neither was given. An error if both were given, the file cannot be read, or the secret is empty.
     pub fn given(
         env: &'static str,
         value: Option<&Self>,
@@ -41,7 +41,7 @@ impl Secret {
         Ok(Some(secret))
     }
 
-    /// As [`Secret::given`], and an error when it was not given at all.
+    /// Like [`Secret::given`], but an error if it was not given.
     pub fn required(
         env: &'static str,
         value: Option<&Self>,

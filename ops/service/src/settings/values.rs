@@ -1,9 +1,9 @@
-//! How values are written: `15s`, `960KiB`, `10%`. Parsers for clap's `value_parser`.
+//! Parsers for clap's `value_parser`, for values such as `15s`, `960KiB` and `10%`.
 
 use std::fmt;
 use std::time::Duration;
 
-/// Why a value is not what the setting needs; the rest of a sentence that begins with the value.
+/// Why a value is refused, worded to follow the value in a sentence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ValueError {
     /// Not written as a duration.
@@ -12,7 +12,7 @@ pub enum ValueError {
     /// Zero, where that would make no sense.
     #[error("must be longer than zero")]
     Zero,
-    /// Longer than a century: surely a slip, and time arithmetic would overflow.
+    /// Longer than a century: certainly a mistake, and time arithmetic would overflow.
     #[error("is too long")]
     TooLong,
     /// Not written as a size.
@@ -33,7 +33,7 @@ pub fn duration(text: &str) -> Result<Duration, ValueError> {
     }
 }
 
-/// A duration, or `0` for "off", "keep", or whatever zero means to the setting.
+/// A duration, or `0`, whose meaning depends on the setting ("off", say, or "keep").
 pub fn duration_or_off(text: &str) -> Result<Duration, ValueError> {
     let duration = match text.trim() {
         "0" => Duration::ZERO,
@@ -54,7 +54,7 @@ pub fn size(text: &str) -> Result<u64, ValueError> {
         .map_err(|_| ValueError::NotASize)
 }
 
-/// A percentage, `0%` to `100%`, to two decimals.
+/// A percentage from `0%` to `100%`, rounded to two decimals.
 pub fn percent(text: &str) -> Result<Percent, ValueError> {
     let number: f64 = text
         .trim()

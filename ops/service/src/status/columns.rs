@@ -1,23 +1,23 @@
-//! How much fits on a line: widths as a terminal shows them, where one character may take two columns or none.
+//! Text widths as a terminal shows them: a character may take two columns, or none.
 
 use unicode_width::UnicodeWidthStr as _;
 
 /// The width of a screen.
 pub(super) const COLUMNS: usize = 80;
 
-/// How many columns a text takes.
+/// How many columns `text` takes.
 pub(super) fn wide(text: &str) -> usize {
     text.width()
 }
 
-/// At most so many columns of a text, the last one an ellipsis if anything was left out. What would move the cursor or
-/// end the line is a space.
+/// Cuts `text` to at most `columns`. If anything is left out, the last character is an ellipsis. Characters that would
+/// move the cursor or end the line become spaces.
 pub(super) fn cut(text: &str, columns: usize) -> String {
     let text = text.replace(char::is_control, " ");
     if wide(&text) <= columns {
         return text;
     }
-    // By whole prefixes: what a character adds depends on those before it.
+    // Measures whole prefixes, because the width of a character depends on those before it.
     let kept = text
         .char_indices()
         .map(|(at, _)| &text[..at])
@@ -26,7 +26,7 @@ pub(super) fn cut(text: &str, columns: usize) -> String {
     format!("{}…", kept.unwrap_or_default())
 }
 
-/// Exactly so many columns: cut, or with spaces behind it.
+/// Cuts `text`, or appends spaces, to exactly `columns`.
 pub(super) fn padded(text: &str, columns: usize) -> String {
     let mut text = cut(text, columns);
     text.push_str(&" ".repeat(columns.saturating_sub(wide(&text))));
@@ -41,7 +41,7 @@ mod tests {
     fn what_takes_two_columns_counts_as_two() {
         assert_eq!(cut("東京本社", 8), "東京本社");
         assert_eq!(cut("東京本社", 7), "東京本…");
-        // Half a character does not fit: a column stays free.
+        // A wide character does not fit into the last column, which stays empty.
         assert_eq!(cut("東京本社", 6), "東京…");
         assert_eq!(padded("東京本社", 6), "東京… ");
         assert_eq!(padded("東京", 6), "東京  ");

@@ -1,7 +1,7 @@
-//! The subcommand `status`: one screen that says how a program's surroundings are, once or again and again.
+//! The subcommand `status`: one screen about a program and the servers it depends on, shown once or repeatedly.
 //!
-//! A program gathers parts; here they become lines of at most 80 columns, or one JSON object. What cannot be reached is a
-//! part that says so, beside those that can.
+//! A program gathers parts. Here they become lines of at most 80 columns, or one JSON object. A part that cannot be
+//! reached says so, beside those that can.
 
 mod columns;
 mod part;
@@ -24,16 +24,16 @@ use columns::{COLUMNS, wide};
 pub use part::Part;
 pub use told::Told;
 
-/// How `status` is asked for.
+/// Options of `status`.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct StatusArgs {
-    /// Show it again and again, until Ctrl-C
+    /// Show the status again at this interval (2s if omitted), until Ctrl-C
     #[arg(long, value_name = "INTERVAL", num_args = 0..=1, default_missing_value = "2s", value_parser = duration)]
     watch: Option<Duration>,
-    /// Print JSON, one object a line
+    /// Print JSON, one object per line
     #[arg(long)]
     json: bool,
-    /// List everything, not only what is most worrying
+    /// List all rows, not only the most urgent ones
     #[arg(long)]
     pub all: bool,
 }
@@ -93,7 +93,8 @@ impl Screen {
     }
 }
 
-/// Shows what `gather` gathers, once or until `shutdown`. Exit code 0 when everything was reached the last time, else 1.
+/// Shows what `gather` returns, once, or again and again until `shutdown`. When shown once, the exit code is 0 if
+/// everything was reached, otherwise 1.
 pub async fn show(
     args: StatusArgs,
     shutdown: &CancellationToken,
@@ -104,7 +105,7 @@ pub async fn show(
             return Ok(ExitCode::SUCCESS);
         };
         match draw(args, &screen) {
-            // Whoever read it has seen enough.
+            // The reader closed the pipe.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(ExitCode::SUCCESS),
             drawn => drawn?,
         }
@@ -127,7 +128,7 @@ fn draw(args: StatusArgs, screen: &Screen) -> io::Result<()> {
         writeln!(out, "{}", screen.json())?;
     } else {
         if args.watch.is_some() && out.is_terminal() {
-            // Home, and everything below it cleared.
+            // Moves the cursor home and clears the screen.
             write!(out, "\x1b[H\x1b[2J")?;
         }
         write!(out, "{}", screen.text())?;

@@ -1,4 +1,4 @@
-//! The parts of a status screen: each one thing that was looked at, or that could not be.
+//! The parts of a status screen. Each shows one thing, or says why it could not be reached.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -9,16 +9,16 @@ use super::columns::{COLUMNS, cut, wide};
 use super::table::Table;
 use super::told::Told;
 
-/// How long one part may take to be gathered.
+/// How long gathering one part may take.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// One thing that was looked at.
+/// One part of the screen.
 #[derive(Clone, Debug)]
 pub struct Part {
     name: &'static str,
-    /// Why it was not reached.
+    /// Why the part was not reached.
     trouble: Option<String>,
-    /// What of it could not be read, and why.
+    /// The sections that could not be read, and why.
     lacking: Vec<(&'static str, String)>,
     facts: Vec<(&'static str, Told)>,
     tables: Vec<Table>,
@@ -36,7 +36,7 @@ impl Part {
         }
     }
 
-    /// What `gathering` gathers, or that it could not be within a few seconds.
+    /// The part that `gathering` returns, or a part that was not reached if it fails or takes more than 3 s.
     pub async fn gathered<E: std::fmt::Display>(
         name: &'static str,
         gathering: impl Future<Output = Result<Part, E>>,
@@ -60,12 +60,12 @@ impl Part {
         self.name
     }
 
-    /// Whether all of it was reached.
+    /// Whether the whole part was reached and read.
     pub(super) fn is_whole(&self) -> bool {
         self.trouble.is_none() && self.lacking.is_empty()
     }
 
-    /// With all that was `read` of something, or that this could not be, beside what could.
+    /// Adds a section: everything in `read` or, if that is an error, the note that `what` could not be read, and why.
     #[must_use]
     pub fn with<E: std::fmt::Display>(mut self, what: &'static str, read: Result<Part, E>) -> Self {
         match read {
@@ -79,21 +79,21 @@ impl Part {
         self
     }
 
-    /// All that is wrong with it.
+    /// Everything that went wrong, in one line.
     fn troubles(&self) -> Option<String> {
         let lacking = self.lacking.iter().map(|(what, why)| format!("{what}: {why}"));
         let troubles: Vec<_> = self.trouble.iter().cloned().chain(lacking).collect();
         (!troubles.is_empty()).then(|| troubles.join("; "))
     }
 
-    /// With something told.
+    /// Adds a fact.
     #[must_use]
     pub fn fact(mut self, name: &'static str, told: Told) -> Self {
         self.facts.push((name, told));
         self
     }
 
-    /// With a list; `more` rows were left out.
+    /// Adds a list, of which `more` rows were left out.
     #[must_use]
     pub fn table(
         mut self,

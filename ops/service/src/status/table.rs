@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::columns::{COLUMNS, cut, padded, wide};
 use super::told::Told;
 
-/// A list, each row of as many cells as there are columns.
+/// A list. Each row has as many cells as there are columns.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Table {
     pub(super) name: &'static str,
@@ -53,7 +53,7 @@ impl Table {
                     .unwrap_or(0)
             })
             .collect();
-        // What is too wide for the screen is the widest column's fault.
+        // If the table is too wide for the screen, the widest column shrinks.
         while widths.iter().sum::<usize>() + 2 * widths.len() > COLUMNS {
             match widths.iter_mut().max() {
                 Some(widest) if *widest > 4 => *widest -= 1,

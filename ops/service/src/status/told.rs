@@ -1,4 +1,4 @@
-//! What is told on a status screen: each thing as JSON, and as people say it.
+//! The values on a status screen: each as JSON, and as text for people.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-/// Something that is told: as JSON, and for people.
+/// A value as JSON, and as text for people.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Told {
     pub(super) json: Value,
@@ -32,8 +32,8 @@ impl Told {
         }
     }
 
-    /// A number of things that were counted to `most` and one further, as there may be too many to count. That one further
-    /// stands for any number, in JSON too.
+    /// A number of things that may be too many to count, so that counting stopped at `most` + 1. That number stands for
+    /// itself and any larger one, in JSON too.
     pub fn counted(count: u64, most: u64) -> Self {
         if count <= most {
             return Self::count(count);
@@ -60,7 +60,7 @@ impl Told {
         }
     }
 
-    /// A moment, by how long ago it was, or how soon it will be.
+    /// A time, shown as how long ago it was or how soon it will be.
     pub fn moment(at: Option<OffsetDateTime>, now: OffsetDateTime) -> Self {
         let Some(at) = at else {
             return Self::text(None::<String>);
@@ -78,7 +78,7 @@ impl Told {
     }
 }
 
-/// Whole seconds as people say them.
+/// A number of seconds in the unit that suits its size.
 fn spoken(seconds: u64) -> String {
     match seconds {
         0..120 => format!("{seconds} s"),

@@ -1,4 +1,4 @@
-//! What the API says: a status and a JSON body, errors as WorkOS words them. Pure.
+//! The API's answers: a status and a JSON body, with errors in WorkOS's words. Pure.
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -35,7 +35,7 @@ impl Answer {
         }
     }
 
-    /// A page: `data`, and the cursors that `page` names.
+    /// A page of `data`, with the cursors in `page`.
     pub(crate) fn list<T: Serialize>(data: &[T], page: &Page<'_>) -> Self {
         let cursors = Cursors {
             before: page.before,
@@ -71,7 +71,7 @@ impl Answer {
         Self::json(422, &json!({ "message": message, "errors": errors }))
     }
 
-    /// Over a limit: a bare JSON string, not an object.
+    /// The answer to requests over a limit: a bare JSON string, not an object.
     pub(crate) fn rate_limited() -> Self {
         Self::json(429, &json!("Ratelimited"))
     }

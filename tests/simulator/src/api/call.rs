@@ -1,4 +1,4 @@
-//! One request to the API, read from its path and query: which endpoint, asking for what. Pure.
+//! Parses the path and query of a request to the API. Pure.
 
 use serde::{Deserialize, Serialize};
 
@@ -30,7 +30,7 @@ pub enum Endpoint {
     Other,
 }
 
-/// Where a path leads, and the id in it.
+/// The endpoint that a path names, and the id in it.
 pub(crate) fn endpoint(path: &str) -> (Endpoint, &str) {
     let mut parts = path.trim_matches('/').splitn(2, '/');
     let (collection, id) = (parts.next().unwrap_or_default(), parts.next());
@@ -52,7 +52,7 @@ pub(crate) fn endpoint(path: &str) -> (Endpoint, &str) {
 pub(crate) struct Query(pub(crate) Vec<(String, String)>);
 
 impl Query {
-    /// The first non-empty value of that name.
+    /// The first non-empty value with that name.
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
         let mut values = self
             .0
@@ -61,7 +61,7 @@ impl Query {
         values.next().map(|(_, value)| value.as_str())
     }
 
-    /// The part of a list asked for.
+    /// The part of a list that is asked for.
     pub(crate) fn page(&self) -> Result<PageQuery, Answer> {
         let limit = match self.get("limit") {
             None => 10,
@@ -90,7 +90,7 @@ impl Query {
         })
     }
 
-    /// The event types asked for, as `events[]=a&events[]=b`, `events=a&events=b` or `events=a,b`.
+    /// The event types that are asked for, as `events[]=a&events[]=b`, `events=a&events=b` or `events=a,b`.
     pub(crate) fn event_types(&self) -> Vec<&str> {
         let values = self
             .0
@@ -103,7 +103,7 @@ impl Query {
             .collect()
     }
 
-    /// A moment; only the `Z` form of RFC 3339 is taken.
+    /// A moment, in the `Z` form of RFC 3339 only.
     pub(crate) fn moment(&self, name: &str) -> Result<Option<Millis>, Answer> {
         let Some(text) = self.get(name) else {
             return Ok(None);

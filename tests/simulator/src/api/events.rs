@@ -1,4 +1,5 @@
-//! The Events API: what was emitted, oldest first whatever `order` says, some of it visible only after a while.
+//! The Events API: lists what was emitted, oldest first whatever `order` says. Some events become visible only after a
+//! while.
 
 use std::time::Duration;
 
@@ -14,16 +15,16 @@ const DAY: Duration = Duration::from_hours(24);
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EventsOptions {
-    /// Each event becomes visible a random while after it was made, up to this: late, and not in the order of ids.
-    /// Zero: at once.
+    /// The longest time until an event becomes visible. The delay differs by event, so events do not appear in the
+    /// order of ids. Zero shows them at once.
     pub holdback: Duration,
     /// How far back events are kept.
     pub retention: Duration,
-    /// The longest range one request may name.
+    /// The longest range that one request may ask for.
     pub longest_range: Duration,
     /// Whether `after` together with `range_start` is refused.
     pub after_excludes_range: bool,
-    /// Whether `after` is ignored where it stands beside `range_start`.
+    /// Whether `after` is ignored when given together with `range_start`.
     pub range_overrides_after: bool,
     /// Whether `after` without `range_start` is refused.
     pub after_needs_range: bool,
@@ -107,7 +108,7 @@ fn list(events: &[Event], options: &EventsOptions, now: Millis, query: &Query) -
     Ok(Answer::list(&bodies, &page))
 }
 
-/// The range asked for; the last thirty days where neither a range nor a cursor says otherwise.
+/// The range that is asked for. Without a start or a cursor, it begins thirty days before its end.
 fn range(
     options: &EventsOptions,
     now: Millis,
@@ -132,7 +133,7 @@ fn range(
     }
 }
 
-/// Where a cursor stands. One that never was, or is no longer kept, is refused.
+/// The position of a cursor. A cursor that never existed, or is no longer retained, is refused.
 fn cursor(
     events: &[Event],
     options: &EventsOptions,

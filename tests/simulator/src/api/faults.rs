@@ -1,4 +1,4 @@
-//! What goes wrong with answers of the API, decided per request from a seed. Pure.
+//! Faults in the API's answers, decided for each request from a seed. Pure.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -11,26 +11,26 @@ use crate::ids::hash;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ApiFaults {
-    /// Decides who is hit, together with the number of requests so far.
+    /// Decides, together with the number of requests so far, which requests are hit.
     pub seed: u64,
     /// Answered with 500.
     pub errors: u8,
-    /// Not answered for [`ApiFaults::hang_for`], then 504.
+    /// Not answered for [`ApiFaults::hang_for`], then with 504.
     pub hangs: u8,
     /// How long a hanging request hangs.
     pub hang_for: Duration,
     /// Answered after [`ApiFaults::slow_for`].
     pub slow: u8,
-    /// How slow a slow answer is.
+    /// How long a slow answer is delayed.
     pub slow_for: Duration,
-    /// State read as it was [`ApiFaults::lag`] ago.
+    /// Answered with the state as it was [`ApiFaults::lag`] ago.
     pub lagging: u8,
     /// How old a lagging read is, by the simulator's clock.
     pub lag: Duration,
     /// Lists cut short: half of the page and no `after`, with 200.
     pub cut_short: u8,
-    /// Directories of which every list lacks half of the objects, consistently, with 200, while reads of single
-    /// objects are whole.
+    /// Directories for which every list lacks half of the objects, always the same half, with 200. Reads of single
+    /// objects are complete.
     pub halved: BTreeSet<String>,
 }
 
@@ -56,7 +56,7 @@ impl Default for ApiFaults {
 pub(crate) enum Half {
     #[default]
     Whole,
-    /// Half of the page, pretending to be the end.
+    /// Half of the page, pretending to be the end of the list.
     CutShort,
     /// Every second object is never shown.
     EverySecond,
@@ -68,7 +68,7 @@ impl Half {
     }
 }
 
-/// What befalls one request.
+/// The faults that hit one request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Mishap {
     pub(crate) error: bool,
@@ -78,7 +78,7 @@ pub(crate) struct Mishap {
     pub(crate) cut_short: bool,
 }
 
-/// Decides about the `number`th request.
+/// Decides the faults of the `number`th request.
 pub(crate) fn mishap(faults: &ApiFaults, number: usize) -> Mishap {
     let mut rng = StdRng::seed_from_u64(hash(faults.seed, &number.to_string()));
     let mut hit = |percent: u8| rng.random_range(0..100) < percent;

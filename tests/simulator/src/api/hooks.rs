@@ -1,12 +1,12 @@
-//! Things a test makes happen at an exact point of a walk through the API: changes between two pages, or a gate at
-//! which an answer waits until the test lets it pass. That scripts races without a race.
+//! Lets a test act at an exact point of a walk through the API: make changes between two pages, or hold an answer at a
+//! gate until the test lets it pass. So tests can script races deterministically.
 
 use tokio::sync::oneshot;
 
 use super::call::Endpoint;
 use crate::change::Change;
 
-/// On which side of the reading.
+/// Before or after the read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Moment {
     /// The request has arrived; the world has not been read for it.
@@ -16,21 +16,21 @@ pub enum Moment {
     After,
 }
 
-/// Which request sets something off.
+/// The request that triggers a hook.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trigger {
-    /// To this endpoint …
+    /// The endpoint it is sent to.
     pub endpoint: Endpoint,
-    /// … with this text in its path and query (as sent, not decoded); empty: any …
+    /// Text in its path and query, as sent, not decoded. Empty text matches any request.
     pub containing: String,
-    /// … the how manieth such request from now on; 1 is the next one.
+    /// How many such requests to count from now on; 1 means the next one.
     pub nth: u32,
-    /// Before or after the reading.
+    /// Before or after the read.
     pub moment: Moment,
 }
 
 impl Trigger {
-    /// After the next request to `endpoint` was read.
+    /// After the world was read for the next request to `endpoint`.
     pub fn after(endpoint: Endpoint) -> Self {
         let (containing, nth, moment) = (String::new(), 1, Moment::After);
         Self {
@@ -41,7 +41,7 @@ impl Trigger {
         }
     }
 
-    /// Before the next request to `endpoint` is read.
+    /// Before the world is read for the next request to `endpoint`.
     pub fn before(endpoint: Endpoint) -> Self {
         Self {
             moment: Moment::Before,
@@ -58,14 +58,14 @@ impl Trigger {
         }
     }
 
-    /// Not the next but the `nth` one.
+    /// The `nth` request instead of the next.
     #[must_use]
     pub fn nth(self, nth: u32) -> Self {
         Self { nth, ..self }
     }
 }
 
-/// An answer that waits for the test. Dropping it lets the answer pass.
+/// Holds an answer until the test releases it. Dropping the gate lets the answer pass.
 #[derive(Debug)]
 pub struct Gate {
     pub(super) reached: oneshot::Receiver<()>,
@@ -73,7 +73,7 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// Waits until the request has come to the gate. `false`: it never will, the simulator has ended.
+    /// Waits until the request reaches the gate. Returns `false` if it never will, because the simulator has ended.
     pub async fn reached(&mut self) -> bool {
         (&mut self.reached).await.is_ok()
     }
@@ -81,13 +81,13 @@ impl Gate {
     /// Lets the answer pass.
     pub fn release(mut self) {
         if let Some(release) = self.release.take() {
-            // An error means that the client has gone meanwhile.
+            // An error means that the client is gone.
             let _ = release.send(());
         }
     }
 }
 
-/// What a trigger sets off.
+/// What happens when a trigger fires.
 #[derive(Debug)]
 pub(crate) enum Action {
     Apply(Vec<Change>),
@@ -123,12 +123,12 @@ impl Hooks {
         }
     }
 
-    /// How many have not fired.
+    /// The number that have not fired.
     pub(crate) fn len(&self) -> usize {
         self.waiting.len()
     }
 
-    /// Counts a request, and takes out what it sets off, in the order it was added.
+    /// Counts a request, and takes out the actions that it triggers, in the order in which they were added.
     pub(crate) fn fire(&mut self, endpoint: Endpoint, uri: &str, moment: Moment) -> Vec<Action> {
         for (trigger, _) in &mut self.waiting {
             let matches =

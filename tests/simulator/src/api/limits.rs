@@ -1,4 +1,4 @@
-//! WorkOS's rate limits, as sliding windows over real time (a simulated clock does not bend them). No I/O.
+//! WorkOS's rate limits, as sliding windows over real time; the simulated clock does not affect them. No I/O.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -7,17 +7,17 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-/// Which limits hold; all off by default.
+/// Which limits apply; all are off by default.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RateLimits {
     /// Lists of users per second and directory; WorkOS allows 4.
     pub users_per_second: Option<usize>,
-    /// Whether reads of one user count among them.
+    /// Whether reads of one user count towards that limit.
     pub count_single_users: bool,
     /// Requests per minute in all; WorkOS allows 6,000.
     pub per_minute: Option<usize>,
-    /// Whether a refusal comes with `Retry-After`.
+    /// Whether a refusal has a `Retry-After` header.
     pub retry_after: bool,
 }
 
@@ -32,7 +32,7 @@ impl RateLimits {
     }
 }
 
-/// What was asked lately.
+/// Recent requests.
 #[derive(Debug, Default)]
 pub(crate) struct Windows {
     all: VecDeque<Instant>,
@@ -40,7 +40,7 @@ pub(crate) struct Windows {
 }
 
 impl Windows {
-    /// Lets a request pass, or says how long until one could. What is refused does not count.
+    /// Lets a request pass, or returns how long until one could. Refused requests do not count.
     pub(crate) fn admit(
         &mut self,
         limits: &RateLimits,

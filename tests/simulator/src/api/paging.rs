@@ -1,9 +1,9 @@
-//! WorkOS's cursor paging over ids in the order objects were made. A cursor is a place, not an object: it works even
-//! when the object it names has gone. Pure.
+//! WorkOS's cursor paging over ids, in order of creation. A cursor is a position, not an object, and works even when
+//! the object that it names is gone. Pure.
 
 use std::collections::BTreeSet;
 
-/// Which way a list runs.
+/// The order of a list.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Order {
     /// Oldest first.
@@ -15,7 +15,7 @@ pub(crate) enum Order {
     Normal,
 }
 
-/// What part of a list is asked for.
+/// The part of a list that is asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct PageQuery {
     pub(crate) limit: usize,
@@ -34,7 +34,7 @@ pub(crate) struct Page<'a> {
 
 type Walk<'a> = Box<dyn Iterator<Item = &'a str> + 'a>;
 
-/// The page of those `ids` that are `live`.
+/// The page that `query` asks for, of those `ids` that are `live`.
 pub(crate) fn page<'a>(
     ids: &'a BTreeSet<String>,
     query: &PageQuery,

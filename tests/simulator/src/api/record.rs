@@ -1,4 +1,4 @@
-//! A record of every request, to judge how a client used the API.
+//! A record of every request, to check how a client used the API.
 
 use std::{
     collections::BTreeMap,
@@ -16,11 +16,11 @@ pub struct Request {
     pub at: Duration,
     /// The endpoint.
     pub endpoint: Endpoint,
-    /// The directory it reads, where its path or query tell.
+    /// The directory it reads, if its path or query shows that.
     pub directory: Option<String>,
     /// Path and query as sent.
     pub uri: String,
-    /// The answer's status; 0 while there is none.
+    /// The answer's status; 0 until there is one.
     pub status: u16,
 }
 
@@ -44,7 +44,7 @@ impl Record {
         }
     }
 
-    /// Notes an arrival; returns its number, counted from the simulator's start.
+    /// Records an arrival. Returns its number, counted from the simulator's start.
     pub(crate) fn arrive(
         &mut self,
         endpoint: Endpoint,
@@ -92,7 +92,7 @@ impl Record {
     }
 }
 
-/// The most requests that any stretch of `span` saw, among those `wanted`. `requests` are oldest first.
+/// The greatest number of `wanted` requests within any interval of length `span`. `requests` must be oldest first.
 pub fn peak(requests: &[Request], span: Duration, wanted: impl Fn(&Request) -> bool) -> usize {
     let times: Vec<Duration> = requests
         .iter()

@@ -1,4 +1,5 @@
-//! The state endpoints: directories, users and groups, listed and one by one. Pure functions of the world and a moment.
+//! The state endpoints: lists and single reads of directories, users and groups. Pure functions of the world and a
+//! moment.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +13,7 @@ use super::{
 };
 use crate::{model::User, render, versioned::When, world::World};
 
-/// How the world is seen by one request: as of when, and how completely.
+/// What one request sees of the world: as of when, and how completely.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sight {
     pub(crate) when: When,
@@ -155,7 +156,7 @@ fn directory_json(world: &World, id: &str, when: When) -> Option<Value> {
     ))
 }
 
-/// A user with its `groups`: all of them, or none where the team is too new for that field.
+/// A user with `groups`: all of them, or none if the team is too new for that field.
 fn user_json(world: &World, id: &str, when: When) -> Option<Value> {
     let user = world.user_at(id, when)?;
     let directory = world.directory_at(&user.directory, when)?;

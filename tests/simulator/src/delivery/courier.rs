@@ -1,6 +1,6 @@
-//! The task behind a delivery: takes events up as they are emitted, sends what is due, books the answers.
+//! The task behind a delivery: takes up events as they are emitted, sends what is due, and records the answers.
 //!
-//! It decides nothing itself: fates come from `faults`, due times from `queue`.
+//! It decides nothing itself: `faults` decides each event's fate, and `queue` when it is due.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -73,8 +73,8 @@ impl Courier {
         self.repeated = orders.again.len();
     }
 
-    /// Sends what is due and there is room for; says how long until there may be more to send (`None`: not before
-    /// something else happens).
+    /// Sends what is due, as far as concurrency and rate allow. Returns how long until there may be more to send, or
+    /// `None` if something else must happen first.
     fn dispatch(&mut self, orders: &Orders) -> Option<Duration> {
         while !orders.paused && self.in_flight.len() < self.options.concurrency.max(1) {
             let now = Instant::now();

@@ -1,5 +1,5 @@
-//! What goes wrong on the way, decided per event from a seed: the same seed gives the same event the same fate,
-//! whatever the timing. Pure.
+//! Faults of delivery, decided for each event from a seed. The same seed gives the same event the same fate, whatever
+//! the timing. Pure.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::ids::hash;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Faults {
-    /// Decides who is hit.
+    /// Decides which events are hit.
     pub seed: u64,
     /// Never delivered at all.
     pub lost: u8,
@@ -26,9 +26,9 @@ pub struct Faults {
     pub stale: u8,
     /// How late the stale repetition is.
     pub stale_after: Duration,
-    /// The sender dawdles for [`Faults::slow_for`] before it posts, holding one of its connections.
+    /// Posted only after a pause of [`Faults::slow_for`], which takes up one of the concurrent requests.
     pub slow: u8,
-    /// How long a slow sender dawdles.
+    /// How long a slow sender pauses.
     pub slow_for: Duration,
 }
 
@@ -49,13 +49,13 @@ impl Default for Faults {
 }
 
 impl Faults {
-    /// Nothing goes wrong.
+    /// No faults.
     pub fn none() -> Self {
         Self::default()
     }
 }
 
-/// One event's fate.
+/// The fate of one event.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Fate {
     pub(crate) lost: bool,

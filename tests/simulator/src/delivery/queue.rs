@@ -1,4 +1,4 @@
-//! What is still to be sent, in the order it falls due, and the counts of what became of the rest. No I/O.
+//! The webhooks still to be sent, in the order in which they are due, and counts of the outcomes of the others. No I/O.
 
 use std::{
     collections::BTreeMap,
@@ -9,16 +9,16 @@ use serde::Serialize;
 
 use super::faults::{Fate, Faults, fate};
 
-/// What deliveries have come to so far.
+/// The outcomes of deliveries so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
     /// Events taken up.
     pub events: u64,
     /// Requests made.
     pub sent: u64,
-    /// Deliveries answered with 2xx (a doubled event counts twice).
+    /// Deliveries answered with 2xx (a duplicated event counts twice).
     pub acked: u64,
-    /// Requests that repeated one not answered with 2xx.
+    /// Requests that retried one not answered with 2xx.
     pub retried: u64,
     /// Events never sent.
     pub lost: u64,
@@ -65,7 +65,7 @@ pub(crate) struct Queue {
 }
 
 impl Queue {
-    /// Takes up an emitted event as its fate has it.
+    /// Takes up an emitted event, as its fate decides.
     pub(crate) fn take_up(&mut self, event: usize, id: &str, faults: &Faults, now: Instant) {
         let Fate {
             lost,
@@ -104,8 +104,8 @@ impl Queue {
         self.waiting.insert((due, self.serial), parcel);
     }
 
-    /// The next parcel that is due. In a hurry any will do, but for retries: an endpoint that fails must not be
-    /// hammered.
+    /// The next parcel that is due. In a hurry, any parcel counts as due except retries, so that a failing endpoint is
+    /// not flooded.
     pub(crate) fn pop(&mut self, now: Instant, hurry: bool) -> Option<Parcel> {
         let may_go = |due: Instant, parcel: &Parcel| due <= now || (hurry && parcel.attempt == 0);
         let mut candidates = self.waiting.iter().take(if hurry { usize::MAX } else { 1 });
@@ -123,7 +123,7 @@ impl Queue {
         self.waiting.len()
     }
 
-    /// Books an answer (`None`: there was none) and puts a failed parcel back, unless patience is at its end.
+    /// Records an answer (`None` if there was none), and puts a failed parcel back unless it is time to give up.
     pub(crate) fn settle(
         &mut self,
         mut parcel: Parcel,

@@ -1,4 +1,4 @@
-//! What happens to organizations and directories.
+//! Changes to organizations and directories.
 
 use rand::RngExt;
 use serde_json::{Map, Value, json};
@@ -12,7 +12,7 @@ use crate::{
 };
 
 impl World {
-    /// Makes an organization; no event tells of it.
+    /// Creates an organization. Emits nothing.
     pub(crate) fn create_organization(&mut self, name: Option<String>) -> String {
         let at = self.stamp();
         let id = self.new_id("org", at);
@@ -21,7 +21,7 @@ impl World {
         id
     }
 
-    /// Makes a directory: `dsync.activated` when its state is `active`, else nothing is sent.
+    /// Creates a directory. Emits `dsync.activated` if its state is `active`, otherwise nothing.
     pub(crate) fn create_directory(&mut self, options: DirectoryOptions) -> Result<String, ChangeError> {
         let organization = self.owner(&options.owner)?;
         let name = options.name.clone();
@@ -62,7 +62,7 @@ impl World {
             .ok_or_else(|| ChangeError::not_there(Thing::Organization, id))
     }
 
-    /// `dsync.activated` or `dsync.deactivated`, as `state` says; any other state changes silently.
+    /// Sets the state. Emits `dsync.activated` or `dsync.deactivated`; for any other state, nothing.
     pub(crate) fn set_directory_state(&mut self, id: &str, state: &str) -> Result<(), ChangeError> {
         let mut directory = self.directory(id)?;
         state.clone_into(&mut directory.state);
@@ -70,7 +70,7 @@ impl World {
         Ok(())
     }
 
-    /// Gives a directory to an organization, and says so with `dsync.activated` if it is active.
+    /// Links a directory to an organization. Emits what its state calls for, as [`World::set_directory_state`] does.
     pub(crate) fn link_directory(&mut self, id: &str, organization: &str) -> Result<(), ChangeError> {
         let mut directory = self.directory(id)?;
         directory.organization = Some(self.known_organization(organization)?);
@@ -94,7 +94,7 @@ impl World {
         self.emit(kind, &directory.id, directory.updated_at, &data, &json!({}));
     }
 
-    /// `dsync.deleted`, alone: nothing is said of what the directory held.
+    /// Deletes a directory. Emits `dsync.deleted` only, and nothing about the directory's contents.
     pub(crate) fn delete_directory(&mut self, id: &str) -> Result<(), ChangeError> {
         let mut directory = self.directory(id)?;
         let at = self.later_stamp();
@@ -106,7 +106,7 @@ impl World {
         Ok(())
     }
 
-    /// `dsync.token.created` or `dsync.token.revoked`; no state of ours follows from it.
+    /// Emits `dsync.token.created` or `dsync.token.revoked`, which changes no state here.
     pub(crate) fn token(&mut self, directory: &str, verb: &str) -> Result<(), ChangeError> {
         let directory = self.directory(directory)?;
         let at = self.stamp();
@@ -128,7 +128,7 @@ impl World {
         Ok(())
     }
 
-    /// An event of a kind that does not exist yet. `data` is completed with the directory's ids.
+    /// Emits an event of a kind that does not exist yet. Adds the directory's ids to `data`.
     pub(crate) fn unknown(
         &mut self,
         directory: &str,

@@ -1,4 +1,4 @@
-//! What happens to groups, memberships and the roles that groups give.
+//! Changes to groups, memberships and the roles that groups give.
 
 use rand::RngExt;
 use serde_json::{Map, Value, json};
@@ -13,7 +13,7 @@ use crate::{
 };
 
 impl World {
-    /// `dsync.group.created`. A role, if given, is assigned before anybody is in it.
+    /// Creates a group. Emits `dsync.group.created`. A role, if given, is assigned before the group has members.
     pub(crate) fn create_group(
         &mut self,
         directory: &str,
@@ -42,7 +42,7 @@ impl World {
         Ok(group.id)
     }
 
-    /// `dsync.group.updated` with a new name.
+    /// Renames a group. Emits `dsync.group.updated`.
     pub(crate) fn rename_group(&mut self, id: &str, name: &str) -> Result<(), ChangeError> {
         let (mut group, directory) = self.group(id)?;
         let mut previous = Map::new();
@@ -56,8 +56,8 @@ impl World {
         Ok(())
     }
 
-    /// `dsync.group.deleted`, without a `user_removed` for its members; those whose roles it gave are
-    /// `dsync.user.updated`.
+    /// Deletes a group. Emits `dsync.group.deleted`, no `user_removed` for its members, and `dsync.user.updated` for
+    /// those whose roles change.
     pub(crate) fn delete_group(&mut self, id: &str) -> Result<(), ChangeError> {
         let (group, directory) = self.group(id)?;
         let before = self.roles_of_members(&group, &directory);
@@ -68,8 +68,8 @@ impl World {
         self.announce_role_changes(&before)
     }
 
-    /// Assigns a role to a group, or takes it away: `dsync.user.updated` for the members it makes a difference to.
-    /// The group itself does not change.
+    /// Assigns a role to a group, or takes it away. Emits `dsync.user.updated` for the members whose roles change. The
+    /// group itself does not change.
     pub(crate) fn assign_role(&mut self, id: &str, role: Option<String>) -> Result<(), ChangeError> {
         let (mut group, directory) = self.group(id)?;
         group.role = role;
@@ -89,12 +89,14 @@ impl World {
             .collect()
     }
 
-    /// `dsync.group.user_added`. Touches nobody's `updated_at`; does nothing to one who is in it.
+    /// Adds a member. Emits `dsync.group.user_added`. Changes no `updated_at`. Does nothing if the user is in the
+    /// group.
     pub(crate) fn add_member(&mut self, group: &str, user: &str) -> Result<(), ChangeError> {
         self.set_member(group, user, true)
     }
 
-    /// `dsync.group.user_removed`. Touches nobody's `updated_at`; does nothing to one who is not in it.
+    /// Removes a member. Emits `dsync.group.user_removed`. Changes no `updated_at`. Does nothing if the user is not in
+    /// the group.
     pub(crate) fn remove_member(&mut self, group: &str, user: &str) -> Result<(), ChangeError> {
         self.set_member(group, user, false)
     }
@@ -127,7 +129,7 @@ impl World {
         Ok(())
     }
 
-    /// A membership event: both objects in full, the user's roles as they are after the change.
+    /// Emits a membership event with both objects in full, and with the user's roles after the change.
     pub(super) fn announce_membership(
         &mut self,
         verb: &str,

@@ -1,4 +1,4 @@
-//! Questions to the world, now or as of some moment. Nothing here changes anything.
+//! Reads of the world, now or as of some moment. Nothing here changes anything.
 
 use std::sync::Arc;
 
@@ -16,19 +16,19 @@ impl World {
         self.directories.get(id)?.get(when)
     }
 
-    /// The user, if it and its directory are there.
+    /// The user, if both user and directory exist.
     pub(crate) fn user_at(&self, id: &str, when: When) -> Option<&Arc<User>> {
         let user = self.users.get(id)?.get(when)?;
         self.directory_at(&user.directory, when).map(|_| user)
     }
 
-    /// The group, if it and its directory are there.
+    /// The group, if both group and directory exist.
     pub(crate) fn group_at(&self, id: &str, when: When) -> Option<&Group> {
         let group = self.groups.get(id)?.get(when)?;
         self.directory_at(&group.directory, when).map(|_| group)
     }
 
-    /// Whether the user is in the group, both being there.
+    /// Whether both exist and the user is in the group.
     pub(crate) fn is_member(&self, group: &str, user: &str, when: When) -> bool {
         let key = (group.to_owned(), user.to_owned());
         self.memberships
@@ -38,7 +38,7 @@ impl World {
             && self.group_at(group, when).is_some()
     }
 
-    /// The users of a directory that are there, in the order they were made.
+    /// The existing users of a directory, in order of creation.
     pub(crate) fn live_users(&self, directory: &str, when: When) -> impl Iterator<Item = &Arc<User>> {
         let ids = self.users_of_directory.get(directory);
         ids.into_iter()
@@ -46,7 +46,7 @@ impl World {
             .filter_map(move |id| self.user_at(id, when))
     }
 
-    /// The groups of a directory that are there, in the order they were made.
+    /// The existing groups of a directory, in order of creation.
     pub(crate) fn live_groups(&self, directory: &str, when: When) -> impl Iterator<Item = &Group> {
         let ids = self.groups_of_directory.get(directory);
         ids.into_iter()
@@ -54,7 +54,7 @@ impl World {
             .filter_map(move |id| self.group_at(id, when))
     }
 
-    /// The groups a user is in.
+    /// The groups that a user is in.
     pub(crate) fn groups_with(&self, user: &str, when: When) -> impl Iterator<Item = &Group> {
         let ids = self.groups_of_user.get(user);
         ids.into_iter()
@@ -73,7 +73,7 @@ impl World {
             .collect()
     }
 
-    /// How many directories, users, groups and memberships are live.
+    /// The numbers of live directories, users, groups and memberships.
     pub(crate) fn counts(&self) -> [usize; 4] {
         let live = |id: &&String| self.directory_at(id, When::Now).is_some();
         self.directory_ids.iter().filter(live).fold([0; 4], |sum, id| {
@@ -91,7 +91,7 @@ impl World {
         })
     }
 
-    /// A user's roles, strongest first: those of its groups, else the directory's default.
+    /// A user's roles, strongest first: those from groups, or else the directory's default.
     pub(crate) fn roles(&self, user: &str, directory: &Directory, when: When) -> Vec<String> {
         let mut roles: Vec<String> = self
             .groups_with(user, when)
@@ -104,7 +104,7 @@ impl World {
         roles
     }
 
-    /// A user as events carry it, and as lists show it apart from `groups`.
+    /// A user as shown in events and, apart from `groups`, in lists.
     pub(crate) fn render_user(&self, user: &User, directory: &Directory, when: When) -> Value {
         render::user(user, directory, &self.roles(&user.id, directory, when)).into()
     }

@@ -1,4 +1,4 @@
-//! What happens to users.
+//! Changes to users.
 
 use serde_json::{Map, Value, json};
 
@@ -14,7 +14,7 @@ use crate::{
 type Fields = Map<String, Value>;
 
 impl World {
-    /// A new user with made-up attributes, those in `set` excepted: `dsync.user.created`.
+    /// Creates a user with made-up attributes, except for those in `set`. Emits `dsync.user.created`.
     pub(crate) fn create_user(&mut self, directory: &str, set: &Fields) -> Result<String, ChangeError> {
         let directory = self.directory(directory)?;
         let mut profile = people::profile(&mut self.rng, &directory);
@@ -41,8 +41,8 @@ impl World {
         id
     }
 
-    /// Sets fields by name (`null` clears, unknown names are custom attributes): `dsync.user.updated`, deactivation
-    /// (`state: inactive`) included. Nothing happens if nothing differs.
+    /// Sets fields by name (`null` clears, unknown names are custom attributes). Emits `dsync.user.updated`, for
+    /// deactivation (`state: inactive`), too. Does nothing if no value differs.
     pub(crate) fn update_user(&mut self, id: &str, set: &Fields) -> Result<(), ChangeError> {
         let (mut user, directory) = self.user(id)?;
         let previous = user.profile.set(set).map_err(ChangeError::BadField)?;
@@ -57,7 +57,8 @@ impl World {
         Ok(())
     }
 
-    /// `dsync.user.deleted`; with `removals`, `dsync.group.user_removed` for each of its groups follows, late.
+    /// Deletes a user. Emits `dsync.user.deleted` and, with `removals`, `dsync.group.user_removed` for each of the
+    /// user's groups after it.
     pub(crate) fn delete_user(&mut self, id: &str, removals: bool) -> Result<(), ChangeError> {
         let (user, directory) = self.user(id)?;
         let groups: Vec<_> = self.groups_with(id, When::Now).cloned().collect();
@@ -71,8 +72,8 @@ impl World {
         Ok(())
     }
 
-    /// The person behind a user that is gone, or no longer active, comes back: a new user, whose `idp_id` and email
-    /// are the old one's.
+    /// Brings back the person behind a user that is gone or no longer active: as a new user, with the old one's
+    /// `idp_id` and email.
     pub(crate) fn return_user(&mut self, id: &str) -> Result<String, ChangeError> {
         let old = self
             .users
@@ -86,7 +87,7 @@ impl World {
         Ok(self.add_user(&directory, profile))
     }
 
-    /// `dsync.user.deleted` is sent, but the user and its memberships are kept (inactive): what WorkOS does where the
+    /// Emits `dsync.user.deleted`, but keeps the user, inactive, and the user's memberships. WorkOS does this where the
     /// deletion of inactive users is off.
     pub(crate) fn announce_deleted(&mut self, id: &str) -> Result<(), ChangeError> {
         let (mut user, directory) = self.user(id)?;
@@ -100,8 +101,8 @@ impl World {
         Ok(())
     }
 
-    /// A user whose deletion was announced is there again: `dsync.user.created` with the same id, and not a word of
-    /// its memberships.
+    /// Brings back a user whose deletion was announced. Emits `dsync.user.created` with the same id, and nothing about
+    /// the user's memberships.
     pub(crate) fn reannounce_user(&mut self, id: &str) -> Result<(), ChangeError> {
         let (mut user, directory) = self.user(id)?;
         if !user.announced_deleted {
@@ -117,7 +118,7 @@ impl World {
         Ok(())
     }
 
-    /// Says which users' roles are no longer what they were: `dsync.user.updated`, `updated_at` unmoved.
+    /// Emits `dsync.user.updated`, with an unchanged `updated_at`, for users whose roles differ from those in `before`.
     pub(super) fn announce_role_changes(
         &mut self,
         before: &[(String, Vec<String>)],

@@ -1,5 +1,5 @@
-//! What the simulator's tests share: a seeded simulator at a fixed time, plain requests, and the official SDK on top of
-//! this project's own HTTP client.
+//! Helpers for the simulator's tests: a seeded simulator at a fixed time, plain requests, and the official SDK on top
+//! of this project's own HTTP client.
 
 #![allow(
     dead_code,
@@ -28,7 +28,7 @@ pub fn http() -> reqwest::Client {
     reqwest::Client::builder().no_proxy().build().unwrap()
 }
 
-/// Status and JSON body of an authorized request.
+/// Makes an authorized request and returns status and JSON body.
 pub async fn get(sim: &Sim, path: &str) -> (u16, Value) {
     let request = http()
         .get(format!("{}{path}", sim.url()))

@@ -1,4 +1,5 @@
-//! Small disks for the servers to run out of: one in memory each, mounted where only this process and its children see it.
+//! Small disks that the servers can run out of: one in memory for each, mounted where only this process and its
+//! children see it.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -10,14 +11,14 @@ use anyhow::{Context as _, ensure};
 
 const BALLAST: &str = "ballast";
 
-/// A small disk; unmounted when dropped.
+/// A small disk. Unmounted when dropped.
 #[derive(Debug)]
 pub(crate) struct Disk {
     at: PathBuf,
 }
 
 impl Disk {
-    /// Mounts a disk of `megabytes` over the directory `at`, with what is in it.
+    /// Mounts a disk of `megabytes` over the directory `at`, and copies the directory's contents to it.
     pub(crate) fn over(at: &Path, megabytes: usize) -> anyhow::Result<Disk> {
         let owner = std::fs::metadata(at)?;
         let kept = tempfile::Builder::new().prefix("dsync-disk-").tempdir()?;
@@ -33,7 +34,7 @@ impl Disk {
         Ok(disk)
     }
 
-    /// Leaves no room on it.
+    /// Fills it completely.
     pub(crate) fn fill(&self) -> anyhow::Result<()> {
         let mut ballast = File::create(self.at.join(BALLAST))?;
         let stuff = vec![0; 64 << 10];
@@ -43,9 +44,9 @@ impl Disk {
         Ok(())
     }
 
-    /// Gives the room back.
+    /// Frees the space again.
     pub(crate) fn clear(&self) -> anyhow::Result<()> {
-        std::fs::remove_file(self.at.join(BALLAST)).context("there is no ballast")
+        std::fs::remove_file(self.at.join(BALLAST)).context("cannot remove the ballast")
     }
 }
 
@@ -55,7 +56,7 @@ impl Drop for Disk {
     }
 }
 
-/// Whether this process may mount: it is root, in a mount namespace of its own (see `main`).
+/// Whether this process may mount: if it is root, in a mount namespace of its own (see `main`).
 pub(crate) fn possible() -> bool {
     let Ok(dir) = tempfile::tempdir() else {
         return false;

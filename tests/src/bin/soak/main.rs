@@ -1,14 +1,14 @@
-//! The soak: traffic from a simulated WorkOS while one random fault after the other strikes, and a verdict at the end.
+//! The soak: traffic from a simulated WorkOS while one random fault after another strikes, and a verdict at the end.
 //!
 //!     cargo build --workspace --bins && target/debug/soak --seed 7 --strikes 100 --minutes 10
 //!
-//! Everything it does follows from the seed: what strikes where, in which order and for how long (what the machine does
-//! meanwhile does not). Exit code 0: nothing acknowledged was lost, the tables show the truth, the history tells each change
-//! once, and nobody had to help. 1: something of that does not hold.
+//! The seed decides which faults strike where, in which order and for how long. (Timing still depends on the machine.)
+//! Exit code 0 means that nothing acknowledged was lost, the tables show the truth, the history has each change once,
+//! and nobody had to intervene. Otherwise the exit code is 1.
 //!
-//! Disks can only be filled by root: it then goes on in a mount namespace of its own, where they are made of memory.
+//! Only root can fill disks. If run as root, the soak moves to a mount namespace of its own, where disks are in memory.
 
-#![allow(clippy::print_stdout, reason = "its report")]
+#![allow(clippy::print_stdout, reason = "prints its report")]
 
 mod disk;
 mod plan;
@@ -34,34 +34,34 @@ use crate::stage::{Setting, Stage};
 
 /// Set once it runs in a mount namespace of its own.
 const APART: &str = "DSYNC_SOAK_APART";
-/// How long until everything told is delivered at the end, and then until it is in the tables.
+/// At the end, how long everything may take to be delivered, and then to be in the tables.
 const ARRIVES_WITHIN: Duration = Duration::from_mins(3);
-/// The same where it is known that not all of it will come.
+/// The same for the control, where not everything will arrive.
 const CONTROLLED_WITHIN: Duration = Duration::from_secs(10);
 
-/// Faults strike while webhooks come in; then everything is compared.
+/// Runs dsync while random faults strike, then compares everything with the source.
 #[derive(Parser, Debug)]
 struct Cli {
-    /// What everything follows from
+    /// Seed that decides all faults; the same seed strikes in the same way
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// How many strikes
+    /// Number of strikes
     #[arg(long, default_value_t = 100)]
     strikes: usize,
-    /// No new strike after so many minutes
+    /// Minutes after which no new strike begins
     #[arg(long, default_value_t = 10.0)]
     minutes: f64,
-    /// Seconds that the longest strikes last (a share of freezes and black holes): 65 is longer than every time-out
+    /// Seconds that the longest strikes last (a share of freezes and black holes): 65 is longer than every timeout
     #[arg(long, default_value_t = 65.0)]
     longest: f64,
-    /// Append the report as a line of JSON to this file
+    /// Append the report to this file, as a line of JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Say every strike as it comes
+    /// Print each round of strikes and the time to recover from it
     #[arg(long)]
     tell: bool,
-    /// Instead of strikes: no reconciler, and a broker that loses what it acknowledged, as its default setting does when
-    /// the power goes. The verdict must be that something was lost
+    /// Run the negative control instead of strikes: no reconciler, and a broker that loses acknowledged messages, as
+    /// with its default sync setting in a power cut. The verdict must be that something was lost
     #[arg(long)]
     power_loss: bool,
 }
@@ -75,8 +75,11 @@ fn main() -> anyhow::Result<ExitCode> {
             .arg(std::env::current_exe()?)
             .args(std::env::args_os().skip(1))
             .env(APART, "1");
-        // Comes back only if it failed.
-        eprintln!("no disks are filled: {}", apart.exec());
+        // Returns only on failure.
+        eprintln!(
+            "cannot run in a mount namespace, so no disks will be filled: {}",
+            apart.exec()
+        );
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -138,7 +141,7 @@ async fn soak(cli: &Cli) -> anyhow::Result<bool> {
 /// The negative control.
 async fn power_loss(cli: &Cli) -> anyhow::Result<bool> {
     println!(
-        "seed {}: a broker that loses what it acknowledged, and nothing that would bring it back",
+        "seed {}: the broker loses acknowledged messages, and no reconciler recovers them",
         cli.seed
     );
     let mut stage = Stage::set(Setting {

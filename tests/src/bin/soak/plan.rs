@@ -1,4 +1,4 @@
-//! What strikes where, for how long, in which order: all of it from a seed. Pure.
+//! Decides from a seed which faults strike where, in which order and for how long. Pure.
 
 use std::fmt;
 use std::time::Duration;
@@ -6,13 +6,14 @@ use std::time::Duration;
 use rand::prelude::*;
 use tests::Cut;
 
-/// One in so many rounds brings two strikes at once.
+/// One in this many rounds has two strikes at once.
 const PAIRS: u32 = 6;
-/// Projectors that run.
+/// The number of projectors that run.
 pub(crate) const PROJECTORS: usize = 2;
 /// How far a clock jumps, in seconds.
 const JUMP: i64 = 600;
-/// Longer than the leases of lanes, the requests to the log and the pings of half-dead connections; shorter than the rest.
+/// Longer than the leases of lanes, requests to the log and pings on half-open connections; shorter than other
+/// timeouts.
 const MIDDLING: Duration = Duration::from_millis(6_500);
 
 /// A process that can be struck.
@@ -37,7 +38,7 @@ pub(crate) enum Link {
     ReconcilerWorkos,
 }
 
-/// A kind of strike, as it is reported.
+/// A kind of strike, as shown in the report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
     Kill,
@@ -60,17 +61,17 @@ pub(crate) enum Strike {
     Freeze(Place),
     /// SIGTERM, or a server's own way to be stopped.
     Terminate(Place),
-    /// Every connection cut.
+    /// All connections are cut.
     Cut(Link, Cut),
-    /// So many bytes a second.
+    /// Connections are limited to this many bytes per second.
     Slow(Link, u32),
-    /// Connections that are open while nothing passes.
+    /// Connections stay open, but nothing passes.
     Silence(Link),
-    /// No new connections, and the old ones cut.
+    /// Connections are cut, and new ones are refused.
     Refuse(Link),
-    /// No room on a server's disk.
+    /// A server's disk is full.
     DiskFull(Place),
-    /// A clock that jumps by so many seconds, and back.
+    /// A clock jumps by this many seconds, and back.
     Clock(Place, i64),
 }
 
@@ -81,19 +82,20 @@ pub(crate) struct Blow {
     pub(crate) lasts: Duration,
 }
 
-/// Strikes that last side by side: one, or two in different places.
+/// Strikes at the same time: one, or two in different places.
 pub(crate) type Round = Vec<Blow>;
 
 /// What is possible in this run.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Means {
-    /// Whether disks of their own can be made for the servers, to be filled.
+    /// Whether the servers can have disks of their own, which can be filled.
     pub(crate) disks: bool,
     /// The longest strike.
     pub(crate) longest: Duration,
 }
 
-/// As many rounds as `strikes` take. The same for the same seed and means; every kind comes up equally often.
+/// Plans as many rounds as `strikes` need. The same seed and means give the same plan. Every kind comes up equally
+/// often.
 pub(crate) fn plan(seed: u64, strikes: usize, means: Means) -> Vec<Round> {
     let mut rng = StdRng::seed_from_u64(seed);
     let (mut rounds, mut made, mut kinds) = (Vec::new(), 0, Vec::new());
@@ -135,7 +137,7 @@ fn blow(rng: &mut StdRng, kind: Kind, longest: Duration) -> Blow {
         Place::Postgres
     };
     let ours = ours[rng.random_range(0..ours.len())];
-    // Three in five hit our own programs.
+    // Three in five hit dsync's own programs.
     let place = if rng.random_ratio(3, 5) { ours } else { server };
     let link = link(rng);
     let strike = match kind {
@@ -222,7 +224,7 @@ impl Strike {
         }
     }
 
-    /// Where it strikes, in words.
+    /// Where the strike hits, in words.
     pub(crate) fn target(self) -> String {
         match self {
             Strike::Kill(place)
@@ -236,7 +238,7 @@ impl Strike {
         }
     }
 
-    /// Whether what repairs what the reconciler does is part of having recovered.
+    /// Whether recovery from the strike includes that catch-up makes progress again.
     pub(crate) fn concerns_catch_up(self) -> bool {
         let target = self.target();
         ["reconciler", "NATS", "Postgres"]

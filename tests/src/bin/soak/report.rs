@@ -1,4 +1,4 @@
-//! The report: strikes by kind, what was acknowledged, lost and doubled, and the longest time to recover.
+//! The report: strikes by kind, the longest time to recover, and what was acknowledged, lost and duplicated.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use crate::plan::{Kind, Round};
 use crate::stage::Supervision;
 use crate::verdict::Verdict;
 
-/// What is counted while it runs.
+/// The counts from a run.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
     seed: u64,
@@ -21,11 +21,11 @@ pub(crate) struct Report {
 #[derive(Debug, Default)]
 struct Tally {
     strikes: usize,
-    /// Strikes by where.
+    /// The number of strikes by target.
     targets: BTreeMap<String, usize>,
     /// The longest strike.
     lasted: Duration,
-    /// Times to recover after it alone, longest last.
+    /// Times to recover, with descriptions of the strikes, longest last. Rounds of two strikes count only as pairs.
     recoveries: Vec<(Duration, String)>,
 }
 
@@ -56,7 +56,7 @@ impl Report {
         }
     }
 
-    /// Counts a round that was recovered from.
+    /// Counts a round from which everything recovered.
     pub(crate) fn count(&mut self, round: &Round, took: Duration) {
         for blow in round {
             let tally = self.kinds.entry(blow.strike.kind()).or_default();
@@ -89,7 +89,7 @@ impl Report {
     pub(crate) fn show(&self, verdict: &Verdict, supervision: &Supervision) {
         println!("\nseed {}: {} strikes", self.seed, self.strikes());
         println!(
-            "{:<24} {:>7}  {:>9}  {:>9}  longest (after)",
+            "{:<24} {:>7}  {:>9}  {:>9}  longest recovery (after)",
             "kind", "strikes", "lasted", "median"
         );
         for (kind, tally) in &self.kinds {
@@ -103,7 +103,7 @@ impl Report {
         let (pairs, median, longest) = (self.pairs.strikes, self.pairs.median(), self.pairs.longest());
         println!(
             "{:<24} {pairs:>7}  {:>9}  {median:>9}  {longest}",
-            "of them two at once", ""
+            "pairs at the same time", ""
         );
         println!(
             "webhooks acknowledged    {} for {} events",
@@ -122,7 +122,7 @@ impl Report {
         println!("dead letters             {}", verdict.dead_letters);
         println!("ended by themselves      {}", supervision.ended.len());
         println!(
-            "restarts by a supervisor broker {} (its health check failed), Postgres {} (it had ended)",
+            "restarts by a supervisor broker {} (health check failed), Postgres {} (had ended by itself)",
             supervision.broker_restarts, supervision.postgres_restarts
         );
         println!("restarts by hand         0");
@@ -136,7 +136,7 @@ impl Report {
         }
     }
 
-    /// For programs: one object.
+    /// The report as a JSON object, for programs.
     pub(crate) fn json(&self, verdict: &Verdict, supervision: &Supervision) -> serde_json::Value {
         let of = |tally: &Tally| {
             let recoveries: Vec<f64> = tally

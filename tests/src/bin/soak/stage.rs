@@ -1,7 +1,7 @@
-//! Everything that runs: servers, our programs, and a proxy on every connection between any two of them.
+//! Everything that runs: servers, programs, and a proxy on every connection between any two of them.
 //!
-//! The programs are restarted as a supervisor would (systemd, Kubernetes): when they ended, and the broker also when its
-//! health check says for a while that it cannot store. What a supervisor did is counted.
+//! What ends is restarted, as systemd or Kubernetes would. The broker is also restarted when its health check keeps
+//! failing because it cannot store. Such restarts are counted.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -17,10 +17,10 @@ use crate::disk::Disk;
 use crate::plan::{Link, PROJECTORS, Place};
 use crate::world::{SECRET, World};
 
-/// The disks, in megabytes: roomy for what a run stores.
+/// The sizes of the disks in megabytes, with room to spare for what a run stores.
 const NATS_DISK: usize = 96;
 const POSTGRES_DISK: usize = 320;
-/// How often the broker's health check is asked, and how often it must fail in a row.
+/// The interval of the broker's health checks, and how many in a row must fail before it is restarted.
 const PROBE: Duration = Duration::from_millis(300);
 const PROBES: u32 = 3;
 
@@ -32,14 +32,14 @@ pub(crate) struct Setting {
     pub(crate) disks: bool,
     /// Whether a reconciler runs.
     pub(crate) reconciler: bool,
-    /// Webhooks that never come, in percent of events.
+    /// The percentage of events whose webhooks are never sent.
     pub(crate) lost: u8,
 }
 
-/// What a supervisor had to do beyond starting again what a strike had ended.
+/// The supervisor's restarts, besides those of what a strike had ended.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Supervision {
-    /// Programs of ours that ended by themselves, with their last words.
+    /// Programs of dsync that ended by themselves, with the end of their output.
     pub(crate) ended: Vec<String>,
     /// Restarts of a broker whose health check failed.
     pub(crate) broker_restarts: usize,
@@ -47,7 +47,7 @@ pub(crate) struct Supervision {
     pub(crate) postgres_restarts: usize,
 }
 
-/// All that runs. Servers' disks are unmounted before their directories go.
+/// Everything that runs. The servers' disks are unmounted before their directories are removed.
 pub(crate) struct Stage {
     pub(crate) programs: BTreeMap<Place, Running>,
     pub(crate) delivery: Delivery,
@@ -113,8 +113,8 @@ impl Stage {
         })
     }
 
-    /// Fails unless the canary is seen to sing `song` or a later one, every program is ready, and, where `caught_up` says
-    /// since when, the catch-up has read from there on.
+    /// Fails unless the tables show change `song` of the canary or a later one, every program is ready, and, if
+    /// `caught_up` is given, catch-up has reached that time.
     pub(crate) async fn is_well(&self, song: u64, caught_up: Option<&str>) -> anyhow::Result<()> {
         let shown: Option<String> = sqlx::query_scalar("select job_title from directory.users where id = $1")
             .bind(self.world.canary())
@@ -145,12 +145,12 @@ impl Stage {
             .bind(since)
             .fetch_one(&self.pool)
             .await?;
-            ensure!(caught_up, "the catch-up has not come so far");
+            ensure!(caught_up, "catch-up has not reached {since}");
         }
         Ok(())
     }
 
-    /// Starts again what ended by itself, and a broker that says it cannot store.
+    /// Restarts whatever ended by itself, and a broker whose health check keeps failing.
     pub(crate) async fn supervise(&mut self) -> anyhow::Result<()> {
         for (place, program) in &mut self.programs {
             if let Err(error) = program.must_run() {
@@ -184,18 +184,18 @@ impl Stage {
         Ok(())
     }
 
-    /// Last words of every program.
+    /// The end of every program's output.
     pub(crate) fn words(&self, lines: usize) -> String {
         let words = self.programs.iter();
         let words = words.map(|(place, program)| format!("--- {place}\n{}\n", program.tail(lines)));
         words.collect()
     }
 
-    /// A program of ours; there is one of each place but, in some runs, no reconciler.
+    /// The program at a place. Every place has one, except that some runs have no reconciler.
     pub(crate) fn program(&mut self, place: Place) -> anyhow::Result<&mut Running> {
         self.programs
             .get_mut(&place)
-            .with_context(|| format!("there is no {place}"))
+            .with_context(|| format!("no {place} is running"))
     }
 }
 
@@ -255,7 +255,8 @@ fn program(place: Place, lines: &BTreeMap<Link, Proxy>, [nats, postgres, workos]
     }
 }
 
-/// Programs end before servers, and servers before their disks: what memory Postgres shares stands on its disk.
+/// Ends programs before servers, and servers before their disks, because the id of Postgres's shared memory is on its
+/// disk.
 impl Drop for Stage {
     fn drop(&mut self) {
         self.programs.clear();

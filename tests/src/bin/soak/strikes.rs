@@ -1,4 +1,4 @@
-//! Striking, undoing it as a supervisor or the weather would, and measuring how long until all is well.
+//! Strikes, undoes the strikes, and measures how long everything takes to recover.
 
 use std::time::{Duration, Instant};
 
@@ -9,17 +9,18 @@ use workos_sim::Clock;
 use crate::plan::{PROJECTORS, Place, Round, Strike};
 use crate::stage::Stage;
 
-/// After so long something needs a person.
+/// The longest time to recover. Anything slower would need a person.
 const RECOVERS_WITHIN: Duration = Duration::from_mins(2);
-/// How long one look may take.
+/// How long one check may take.
 const LOOK: Duration = Duration::from_secs(3);
-/// Between two looks.
+/// The pause between checks.
 const AGAIN: Duration = Duration::from_millis(50);
-/// Between two changes of the canary while it is not seen.
+/// The pause between changes of the canary until one is seen.
 const SING: Duration = Duration::from_millis(300);
 
 impl Stage {
-    /// One round: the strikes, each for as long as it lasts. How long it took from the last one's end until all was well.
+    /// Runs one round: makes each strike for as long as it lasts. Returns the time from the end of the last strike
+    /// until everything had recovered.
     pub(crate) async fn round(&mut self, round: &Round) -> anyhow::Result<Duration> {
         let began = Instant::now();
         for blow in round {
@@ -85,7 +86,8 @@ impl Stage {
         Ok(())
     }
 
-    /// Waits until what happens from now on is seen in the tables, every program is ready, and the catch-up goes on.
+    /// Waits until a change made now is in the tables, every program is ready and, if `catch_up`, catch-up has reached
+    /// now. Returns how long that took.
     pub(crate) async fn recovered(&mut self, catch_up: bool) -> anyhow::Result<Duration> {
         let began = Instant::now();
         let since = Clock::system().now().rfc3339();
@@ -96,10 +98,10 @@ impl Stage {
             let why = match tokio::time::timeout(LOOK, self.is_well(song, catch_up.then_some(&since))).await {
                 Ok(Ok(())) => return Ok(began.elapsed()),
                 Ok(Err(why)) => why,
-                Err(_) => anyhow::anyhow!("something does not answer"),
+                Err(_) => anyhow::anyhow!("no answer from the database or a program within {LOOK:?}"),
             };
             if began.elapsed() > RECOVERS_WITHIN {
-                bail!("not well after {RECOVERS_WITHIN:?}: {why:#}");
+                bail!("not recovered after {RECOVERS_WITHIN:?}: {why:#}");
             }
             if last.elapsed() > SING {
                 self.world.sing()?;
@@ -111,9 +113,10 @@ impl Stage {
 }
 
 impl Stage {
-    /// What the broker's default setting does when the power goes: what it acknowledged since its last sync is gone. The
-    /// store is set back to a copy. The projectors, which might have read it before, do not run meanwhile: to one that is
-    /// only frozen the broker goes on sending, and what waits in its socket is applied once it thaws.
+    /// Simulates a power cut with the broker's default sync setting, which loses what was acknowledged since the last
+    /// sync, by setting the store back to a copy. The projectors are stopped in the meantime, so that they cannot read
+    /// the messages before they are lost. Freezing them would not be enough: the broker would go on sending, and a
+    /// projector would apply what waits in its socket once it thaws.
     pub(crate) async fn lose_power(&mut self, seed: u64) -> anyhow::Result<()> {
         let traffic = self.world.traffic(seed)?;
         self.recovered(false).await?;
@@ -124,7 +127,7 @@ impl Stage {
         let before = self.delivery.acknowledged().len();
         tests::eventually(RECOVERS_WITHIN, async || {
             let since = self.delivery.acknowledged().len() - before;
-            anyhow::ensure!(since > 50, "only {since} were acknowledged");
+            anyhow::ensure!(since > 50, "only {since} webhooks were acknowledged");
             Ok(())
         })
         .await?;

@@ -1,5 +1,5 @@
-//! What must hold at the end: everything acknowledged is in the log, the tables show the truth, and the history tells each
-//! change once and adds up to the tables.
+//! What must be true at the end: everything acknowledged is in the log, the tables show the truth, and the history has
+//! each change once and adds up to the tables.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -13,29 +13,29 @@ use workos_sim::Acknowledged;
 
 use crate::stage::Stage;
 
-/// What names differences, at most.
+/// The most differences shown.
 const SHOWN: usize = 5;
 
-/// What was found.
+/// The results of the final checks.
 #[derive(Debug, Default)]
 pub(crate) struct Verdict {
     /// Events emitted.
     pub(crate) events: usize,
     /// Webhooks answered with 200.
     pub(crate) acknowledged: usize,
-    /// Of them, events that are not in the log as they were said to be.
+    /// Events among them that are not in the log as acknowledged.
     pub(crate) lost: Vec<String>,
     /// Records in the log.
     pub(crate) logged: usize,
-    /// Ids that are in the log more than once: harmless, but for the room.
+    /// Ids that are in the log more than once, which only wastes space.
     pub(crate) stored_twice: usize,
     /// Rows of the history.
     pub(crate) changes: usize,
-    /// Rows of the history that tell nothing new, or do not follow from the row before.
+    /// Rows of the history that change nothing, or do not follow from the previous row.
     pub(crate) duplicated_effects: Vec<String>,
     /// Records that could not be applied.
     pub(crate) dead_letters: i64,
-    /// Whatever else is not as it must be.
+    /// Everything else that is wrong.
     pub(crate) wrong: Vec<String>,
 }
 
@@ -49,8 +49,8 @@ impl Verdict {
 }
 
 impl Stage {
-    /// Lets everything arrive, for as long as `patience` at each step, and looks. Nothing may strike any more, and nothing
-    /// happen in the world.
+    /// Waits for everything to arrive, at most `patience` for each step, and checks the result. Strikes and changes in
+    /// the world must have stopped.
     pub(crate) async fn verdict(&mut self, patience: Duration) -> anyhow::Result<Verdict> {
         let mut verdict = Verdict::default();
         self.delivery.hurry();
@@ -63,7 +63,7 @@ impl Stage {
         let truth = self.world.sim.truth();
         let mut shows = eventually(patience, async || agrees(&self.pool, &truth).await).await;
         if shows.is_ok() {
-            // And goes on to: nothing late, and no sweep, spoils it.
+            // It must stay so: neither late events nor sweeps may spoil it.
             shows = tests::holds(Duration::from_secs(3), async || agrees(&self.pool, &truth).await).await;
         }
         verdict
@@ -84,7 +84,7 @@ impl Stage {
             );
             ensure!(
                 backlog.fetch_one(&self.pool).await? == 0,
-                "history is not told to its end"
+                "the history is not completely written"
             );
             Ok(())
         })
@@ -100,7 +100,7 @@ impl Stage {
         Ok(verdict)
     }
 
-    /// Of every id in the log, the sources of its records.
+    /// For every id in the log, the sources of its records.
     async fn log(&self) -> anyhow::Result<BTreeMap<String, Vec<String>>> {
         let nats = async_nats::connect(self.nats.url()).await?;
         let stream = async_nats::jetstream::new(nats).get_stream("DSYNC").await?;
@@ -120,7 +120,7 @@ impl Stage {
             let message = message?;
             let header = |name: &str| message.headers.as_ref()?.get(name).map(ToString::to_string);
             let (id, source) = (header("Nats-Msg-Id"), header("Dsync-Source"));
-            // A record's second name, where a broker would not decide on the first.
+            // Remove the suffix of a further message id, used where the broker never decided on the first one.
             let id = id.unwrap_or_default();
             log.entry(id.split('.').next().unwrap_or_default().to_owned())
                 .or_default()
@@ -134,8 +134,8 @@ impl Stage {
     }
 }
 
-/// What was acknowledged and is not there. A webhook that was told it is the first must be there as a webhook: had it been
-/// lost and brought back by the catch-up, its record would be from the Events API.
+/// Acknowledged events that are not in the log as acknowledged. A webhook that was answered "accepted" must be there as
+/// a webhook. Had it been lost and recovered by catch-up, its record would have the Events API as its source.
 fn lost(acknowledged: &[Acknowledged], log: &BTreeMap<String, Vec<String>>) -> Vec<String> {
     let mut lost = BTreeSet::new();
     for Acknowledged { event, answer } in acknowledged {
@@ -159,7 +159,7 @@ struct Change {
 }
 
 async fn history(pool: &PgPool) -> anyhow::Result<Vec<Change>> {
-    // When a membership was last seen is no change of it.
+    // A new `seen_at` is not a change of a membership.
     let rows = sqlx::query(
         "select change_id, entity || '/' || entity_id as entity, operation, before - 'seen_at' as before,
             after - 'seen_at' as after
@@ -178,7 +178,7 @@ async fn history(pool: &PgPool) -> anyhow::Result<Vec<Change>> {
     rows.iter().map(change).collect()
 }
 
-/// Rows that tell nothing new, or do not follow from the row before of the same object.
+/// Rows that change nothing, or do not follow from the previous row of the same object.
 fn faults_of(history: &[Change]) -> Vec<String> {
     let mut shown: BTreeMap<&str, &Value> = BTreeMap::new();
     let mut faults = Vec::new();
@@ -192,7 +192,7 @@ fn faults_of(history: &[Change]) -> Vec<String> {
         }
         if shown.get(entity.as_str()).copied() != change.before.as_ref() {
             faults.push(format!(
-                "change {id} of {entity} does not follow from the one before"
+                "change {id} of {entity} does not follow from the previous one"
             ));
         }
         match &change.after {
@@ -203,7 +203,7 @@ fn faults_of(history: &[Change]) -> Vec<String> {
     faults
 }
 
-/// Fails unless the changes, one after the other, lead to what the views show.
+/// Fails unless applying the changes one after another leads to what the views show.
 async fn adds_up(pool: &PgPool, history: &[Change]) -> anyhow::Result<()> {
     let mut added: BTreeMap<&str, &Value> = BTreeMap::new();
     for change in history {
@@ -231,7 +231,7 @@ async fn adds_up(pool: &PgPool, history: &[Change]) -> anyhow::Result<()> {
     let some: Vec<&String> = wrong.iter().take(SHOWN).collect();
     ensure!(
         wrong.is_empty(),
-        "the history does not lead to what {} rows show: {some:?}",
+        "the history does not add up to the tables in {} rows: {some:?}",
         wrong.len()
     );
     Ok(())
@@ -266,7 +266,7 @@ mod checks {
         let acknowledged = [
             said("a", r#"{"status":"accepted"}"#),
             said("b", r#"{"status":"duplicate"}"#),
-            // Lost, and brought back by the catch-up.
+            // Lost, and recovered by catch-up.
             said("c", r#"{"status":"accepted"}"#),
             said("d", r#"{"status":"duplicate"}"#),
         ];

@@ -1,4 +1,5 @@
-//! The simulated WorkOS of a run: small directories that change all the time, and canaries to measure recovery by.
+//! The simulated WorkOS of a run: small directories that change all the time, and a canary by which recovery is
+//! measured.
 
 use std::time::Duration;
 
@@ -10,11 +11,11 @@ use workos_sim::{
 };
 
 pub(crate) const SECRET: &str = "whsec_of_the_soak_0123456789";
-/// Between two changes.
+/// The pause between changes.
 const PACE: Duration = Duration::from_millis(100);
-/// One in so many changes deletes a directory and makes another.
+/// One in this many changes deletes a directory and creates another.
 const DEPARTURES: u32 = 600;
-/// What a directory begins with.
+/// The initial contents of a directory.
 const SEED: Seed = Seed {
     users: 12,
     groups: 4,
@@ -22,14 +23,14 @@ const SEED: Seed = Seed {
     with_roles: true,
 };
 
-/// WorkOS, in which one user is a canary.
+/// The simulated WorkOS. One of its users is the canary.
 pub(crate) struct World {
     pub(crate) sim: Sim,
     canary: String,
     sung: u64,
 }
 
-/// Changes under way; they stop when this is dropped.
+/// Ongoing changes. They stop when this is dropped.
 pub(crate) struct Traffic(AbortHandle);
 
 impl Drop for Traffic {
@@ -59,8 +60,8 @@ impl World {
         Ok(World { sim, canary, sung: 0 })
     }
 
-    /// Begins to deliver to `url`, as WorkOS does: with retries, some twice, some late, some out of order. Pauses between
-    /// retries are at most a second, so that what is measured is our recovery and not WorkOS's patience.
+    /// Starts delivering to `url` as WorkOS does: with retries, some twice, some late, some out of order. Pauses
+    /// between retries are at most a second, so that recovery times measure dsync and not WorkOS's back-off.
     pub(crate) fn deliver(&self, url: String, seed: u64, lost: u8) -> anyhow::Result<Delivery> {
         let faults = Faults {
             seed,
@@ -82,7 +83,7 @@ impl World {
         })?)
     }
 
-    /// Lets things happen, until what it returns is dropped.
+    /// Makes changes until the result is dropped.
     pub(crate) fn traffic(&self, seed: u64) -> anyhow::Result<Traffic> {
         let sim = self.sim.clone();
         let mut rng = StdRng::seed_from_u64(seed);
@@ -107,13 +108,13 @@ impl World {
                 }
                 sim.world().burst(&directories, 1)?;
             }
-            #[expect(unreachable_code, reason = "says what the task's errors are")]
+            #[expect(unreachable_code, reason = "gives the task its error type")]
             Ok::<(), workos_sim::ChangeError>(())
         });
         Ok(Traffic(task.abort_handle()))
     }
 
-    /// Changes the canary; the number it shows from now on, which only grows.
+    /// Changes the canary. Returns the number that it shows from now on, which only grows.
     pub(crate) fn sing(&mut self) -> anyhow::Result<u64> {
         self.sung += 1;
         let set = Change::fields(json!({ "job_title": self.sung.to_string() }));
@@ -122,7 +123,7 @@ impl World {
         Ok(self.sung)
     }
 
-    /// Who the canary is.
+    /// The canary's user id.
     pub(crate) fn canary(&self) -> &str {
         &self.canary
     }
