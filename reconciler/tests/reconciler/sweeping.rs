@@ -347,7 +347,7 @@ async fn one_object_that_cannot_be_read_keeps_no_other_from_being_repaired() -> 
     let report = sweep_with(&work, &directory).await?;
     let error = report.error.as_deref().context("no error")?;
     ensure!(
-        !report.complete && error.contains("could not be read (user: 1)"),
+        !report.complete && error.contains("are gone (user: 1)"),
         "{error}"
     );
     let found: Vec<String> = report.drift.iter().map(told).collect();
@@ -469,7 +469,7 @@ async fn a_directory_that_cannot_be_read_keeps_no_other_from_being_listed() -> a
     let work = asking(&stand, &url)?;
     let report = reconciler::command::pass(&work, None, reconciler::sweep::Mode::default()).await;
     let error = report.error.as_deref().context("no error")?;
-    ensure!(error.contains("could not be read (directory: 1)"), "{error}");
+    ensure!(error.contains("are gone (directory: 1)"), "{error}");
     let found: Vec<String> = report
         .directories
         .iter()
