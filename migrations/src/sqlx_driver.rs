@@ -6,7 +6,7 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-/// Rewriting a large table may take longer than any statement of the programs. Waiting for a lock must be short, because
+/// Rewriting a large table may take longer than the programs' statement timeout allows. Waiting for a lock must be short, because
 /// others queue behind us. Set for the transaction only, because a pooler may give the session to others.
 const LIMITS: &str = "set local statement_timeout = 0; set local lock_timeout = '3s'";
 

@@ -177,7 +177,7 @@ async fn write(
 }
 
 /// The sequences of those `entries` that are about erased people. An entry is recognised by its subject or, if it has
-/// nothing for the tables, also by any id in its body.
+/// nothing for the tables or cannot be applied, also by any id in its body.
 async fn of_erased(
     connection: &mut PgConnection,
     entries: &[Entry],

@@ -37,7 +37,7 @@ const RECORDS: usize = 2_000;
 const BYTES: usize = 8 << 20;
 /// A read that takes longer is started again.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long to wait before reading again when the log's copies disagree, and how often to do so.
+/// How long to wait before reading again when the log's copies disagree, and how many times to do so.
 const PAUSE: Duration = Duration::from_millis(500);
 const DOUBTS: u32 = 20;
 /// How many records behind the lanes the build may be when it is compared. The rest is read while others wait.

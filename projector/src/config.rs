@@ -33,7 +33,7 @@ pub struct Cli {
     /// How long a deleted object keeps its attributes
     #[arg(long, env = "TOMBSTONE_RETENTION", default_value = "30d", value_name = "DURATION", value_parser = duration)]
     pub tombstone_retention: Duration,
-    /// How long history (directory.changes) is kept, dropped a whole month at a time; 0 = forever
+    /// How long history (directory.changes) is kept; it is dropped a month at a time; 0 = forever
     #[arg(long, env = "HISTORY_RETENTION", default_value = "0", value_name = "DURATION", value_parser = duration_or_off)]
     pub history_retention: Duration,
     /// What to do instead of running as a service.

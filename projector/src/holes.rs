@@ -116,7 +116,8 @@ async fn unexplained(
 /// Looks for holes in `entries`, which were read without a filter, and returns those that nothing explains: what was there
 /// was not erased, and the log does not have it. Entries that the log still has are inserted, after which `entries` may end
 /// earlier than before. They also end before anything that the log dropped ahead of a lane, so there may be none left.
-/// `None` if it cannot be determined now, because the log is changing.
+/// `None` if it cannot be determined now, because the log is
+/// changing or its copies differ.
 pub async fn complete(
     connection: &mut PgConnection,
     journal: &Journal,

@@ -36,7 +36,7 @@ const KNOWN_EVENTS: &[&str] = &[
 pub struct Metrics {
     /// Records read, by type and outcome: applied, stale or dead.
     pub events: IntCounterVec,
-    /// Seconds from receiving a batch to committing it.
+    /// Seconds to apply a batch, up to its commit.
     pub batch_seconds: Histogram,
     /// Records in a batch.
     pub batch_events: Histogram,
@@ -50,7 +50,7 @@ pub struct Metrics {
     pub dead_letters: IntGauge,
     /// Deleted directories and groups whose history is still being written.
     pub history_backlog: IntGauge,
-    /// How often the log was found to have lost records or to be another log.
+    /// How many times the log was found to have lost records or to be another log.
     pub log_rewinds: IntCounter,
     /// Entries that the log lost from its middle before they were applied.
     pub log_lost_entries: IntCounter,
@@ -112,7 +112,7 @@ impl Metrics {
             ),
             batch_seconds: histogram(
                 "dsync_projector_batch_seconds",
-                "Seconds from receiving a batch to committing it.",
+                "Seconds to apply a batch, up to its commit.",
                 WORK,
             ),
             batch_events: histogram("dsync_projector_batch_events", "Records in a batch.", SIZE),
@@ -137,7 +137,7 @@ impl Metrics {
             ),
             log_rewinds: counter(
                 "dsync_projector_log_rewinds_total",
-                "How often the log was found to have lost records or to be another log.",
+                "How many times the log was found to have lost records or to be another log.",
             ),
             log_lost_entries: counter(
                 "dsync_projector_log_lost_entries_total",

@@ -25,7 +25,7 @@ use crate::store::swap;
 
 /// How many rows older than the log are named, per table.
 const SOME: i64 = 20;
-/// How often to stop the writers at most. They are released again each time that too much has come in meanwhile.
+/// The maximum number of times to stop the writers. They are released again whenever too much has come in meanwhile.
 const ATTEMPTS: usize = 10;
 /// How often to look at the reconciler's progress.
 const LOOK: Duration = Duration::from_secs(1);

@@ -345,7 +345,7 @@ impl Worker {
                         lane = lane.as_str(),
                         applied = position.seq,
                         first = log.first_seq,
-                        "the log dropped records by its max age before they were applied: every directory is due for a sweep"
+                        "the log dropped records because of its max age before they were applied: every directory is due for a sweep"
                     );
                 }
                 Ok(false)

@@ -111,7 +111,7 @@ async fn compare(
             tracing::error!(
                 seen = seen.seq,
                 last = log.last_seq,
-                "the log lost its end before it was read: reading again whatever WorkOS still lists; every directory is due for a sweep"
+                "the log lost its end before it was read: the reconciler reads again whatever WorkOS still lists; every directory is due for a sweep"
             );
         }
     }

@@ -184,7 +184,7 @@ impl CatchUp {
                 Listed::CursorRefused => {
                     // The event that the cursor names is no longer kept, and perhaps others are not either.
                     tracing::error!(
-                        "an event passed WorkOS's retention limit meanwhile; every directory is due for a sweep"
+                        "an event passed WorkOS's retention limit while the catch-up was reading; every directory is due for a sweep"
                     );
                     answered(sweeps::all_again(&self.work.pool)).await?;
                     // Continue from the last event read. If that makes no progress, every cursor is refused: give up.

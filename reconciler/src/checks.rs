@@ -1,5 +1,5 @@
-//! Reads single objects outside of sweeps: objects in doubt, which fail closed, are read at once and again after the
-//! margin, and so is whatever a sweep found too young to judge.
+//! Reads single objects outside of sweeps: objects in doubt, which fail closed, at once and again after the margin; and
+//! what a sweep found too young to judge, once the margin has passed.
 //!
 //! Which objects are in doubt follows from the registers, so there is no list to maintain, and nothing is lost when a
 //! process dies: a reading that settles the doubt removes the row from the view `dsync.checks`. Only when each may be

@@ -32,7 +32,8 @@ use crate::workos::pages::List;
 const DRIFT: u8 = 3;
 /// Directories swept at once.
 const AT_ONCE: usize = 26;
-/// Up to this many held deletions are each read before they are applied. If there are more, a list is read again.
+/// Up to this many held users or groups are each read before their deletion is applied. If there are more, their list
+/// is read again. Directories and memberships are always each read.
 const READ_EACH: usize = 100;
 /// In that case, up to this many are also read individually.
 const SAMPLE: usize = 20;

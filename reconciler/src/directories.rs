@@ -33,7 +33,7 @@ pub struct Pass {
     pub findings: Findings,
     /// Directories that turned out to be gone.
     pub gone: Vec<String>,
-    /// Directories that are not listed, and whose own reads, which would confirm it, failed.
+    /// Directories that are not listed and whose own reads failed, so it is not known whether they are gone.
     pub unread: Vec<String>,
 }
 

@@ -149,7 +149,7 @@ impl Leases {
             if !keep {
                 tracing::warn!(
                     directory,
-                    "lost the lease of this directory; another reconciler takes over"
+                    "lost the lease of this directory; another reconciler may take over"
                 );
                 held.lost.cancel();
             }

@@ -35,7 +35,7 @@ pub enum Verdict {
     Same,
     /// The tables are wrong, and this reading repairs them.
     Drift(Kind),
-    /// Only a reading that speaks for a later time than this one can tell.
+    /// Only a reading that speaks for a time later than this timestamp can tell.
     TooYoung(Kind, Timestamp),
     /// `WorkOS` shows an older version than it reported before.
     Older,

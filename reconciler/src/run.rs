@@ -36,7 +36,7 @@ const SWEEPS_AT_ONCE: usize = 26;
 const STREAM: Duration = Duration::from_secs(5);
 /// How often the gauges are updated.
 const GAUGES: Duration = Duration::from_secs(5);
-/// Added to the margin: how long after a directory was gone it is swept if it came back.
+/// Added to the margin before a directory that came back is swept.
 const SLACK: Duration = Duration::from_secs(2);
 
 /// Starts every loop.

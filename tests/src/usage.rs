@@ -37,7 +37,7 @@ pub async fn database_cpu_seconds(pool: &PgPool) -> anyhow::Result<f64> {
     Ok(ticks / TICKS)
 }
 
-/// The fields of `/proc/<pid>/stat` after the name, as numbers (0 for what is none): 1 is the parent, 11 to 14 are CPU
+/// The fields of `/proc/<pid>/stat` after the name, as numbers (0 for a field that is not a number): 1 is the parent, 11 to 14 are CPU
 /// ticks, the process's own and those of children that have ended.
 fn stat(pid: u32) -> anyhow::Result<Vec<f64>> {
     let fields: Vec<f64> = after_the_name(pid)?

@@ -277,7 +277,8 @@ impl<'p> Meant<'p> {
     }
 }
 
-/// Writes the outstanding history of the people `meant` (with their memberships), groups and memberships before they change.
+/// Writes the outstanding history of everything `meant` before it changes: people with their memberships, groups, and
+/// memberships.
 pub(super) async fn write_early(connection: &mut PgConnection, meant: &Meant<'_>) -> sqlx::Result<()> {
     sqlx::query!(
         r#"

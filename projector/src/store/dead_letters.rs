@@ -22,7 +22,7 @@ pub struct Letter {
     pub event_type: String,
     /// What is wrong with it.
     pub reason: String,
-    /// How often it was tried.
+    /// How many times it was tried.
     pub attempts: i32,
     /// When it last failed.
     #[serde(with = "time::serde::rfc3339")]

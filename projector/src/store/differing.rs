@@ -46,7 +46,7 @@ pub struct Counts {
 }
 
 /// Finds the rows of `table` that differ from those built beside. Rows of erased people are left out. Rows that were only
-/// scrubbed are no differences either; returns how many there were.
+/// scrubbed do not count as differences either. Returns how many of those there were.
 pub async fn find(connection: &mut PgConnection, table: Table) -> sqlx::Result<u64> {
     let (name, keys) = (table.name, table.key.join(", "));
     let first = table.key[0];

@@ -90,7 +90,8 @@ pub async fn overwritten(pool: &PgPool, stream_created: Timestamp, seqs: &[u64])
 }
 
 /// The parts of `holes`, in the log created at `stream_created`, that neither erasures nor recorded losses explain. Exact to
-/// the message: an erasure next to a recorded loss, or between two, makes a wider hole in which nothing else was lost.
+/// the message, because an erasure beside a recorded loss, or between two, shows up as one wider hole in which nothing else
+/// was lost.
 pub async fn unexplained(
     connection: &mut PgConnection,
     stream_created: Timestamp,

@@ -54,7 +54,7 @@ pub async fn write(connection: &mut PgConnection, picture: &Picture<'_>) -> sqlx
         backlog::write_early(connection, &Meant::by(picture)).await?;
     }
     write_objects(connection, picture, &erased, &mut effects).await?;
-    // So may a group, whose memberships are not written yet.
+    // A group may have ended in this batch, too; its memberships are not written yet.
     if !picture.memberships.is_empty() && picture.groups.values().any(|row| row.gone.is_some()) {
         backlog::write_early(connection, &Meant::by(picture)).await?;
     }

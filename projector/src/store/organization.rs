@@ -1,5 +1,5 @@
-//! The organization of a directory's contents: the directory's own as soon as that is known, and until then
-//! whatever the objects say.
+//! The organization of a directory's contents: the directory's own as soon as that is known, and until then whatever the
+//! objects say.
 //!
 //! It is written with each row. This module updates the rows that were there before their directory was known to belong to
 //! an organization, or moved to another one.

@@ -2,8 +2,8 @@
 //! and drops old ones.
 //!
 //! Scrubbing removes values and leaves every register. An old event that is read again still loses to the version that is
-//! kept, so it cannot bring the values back. Scrubbed objects are not live, so no row that is shown
-//! changes. Their history is blanked with them.
+//! kept, so it cannot bring the values back. Scrubbed objects are not live, so no row that is shown changes. Their history
+//! is blanked with them.
 
 use sqlx::{PgConnection, PgPool, Postgres, Transaction};
 use time::OffsetDateTime;

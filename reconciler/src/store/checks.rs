@@ -67,7 +67,7 @@ pub struct Check {
     pub settled_at: Timestamp,
 }
 
-/// Objects in doubt that a reading of the time `at` could say something about. At most a thousand, taken from the
+/// Objects in doubt about which a reading that speaks for `at` could say something. At most a thousand, taken from the
 /// directories in turn, so that many of one do not hide those of another.
 pub async fn in_doubt(pool: &PgPool, at: OffsetDateTime) -> sqlx::Result<Vec<Check>> {
     let mut transaction = pool.begin().await?;

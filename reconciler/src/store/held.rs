@@ -57,7 +57,7 @@ pub async fn of(pool: &PgPool, directory: &str, entity: Entity) -> sqlx::Result<
     .await
 }
 
-/// No longer holds these.
+/// Removes these from the held deletions.
 pub async fn remove(pool: &PgPool, directory: &str, entity: Entity, held: &[Held]) -> sqlx::Result<()> {
     let groups: Vec<&str> = held.iter().map(|held| held.group_id.as_str()).collect();
     let users: Vec<&str> = held.iter().map(|held| held.user_id.as_str()).collect();
@@ -77,7 +77,7 @@ pub async fn remove(pool: &PgPool, directory: &str, entity: Entity, held: &[Held
     Ok(())
 }
 
-/// No longer holds anything in a directory.
+/// Removes all held deletions of a directory.
 pub async fn clear(pool: &PgPool, directory: &str) -> sqlx::Result<()> {
     sqlx::query!(
         "delete from dsync.held_deletions where directory_id = $1",

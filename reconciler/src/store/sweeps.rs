@@ -42,7 +42,7 @@ pub async fn remove(pool: &PgPool, directory: &str) -> sqlx::Result<()> {
 pub struct Cadence {
     /// How often each is swept.
     pub every: Duration,
-    /// How long after a directory was gone a sweep can first see what came back.
+    /// How long after the time a directory was gone a sweep must wait to see what came back.
     pub margin: Duration,
 }
 

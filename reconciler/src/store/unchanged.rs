@@ -88,7 +88,7 @@ struct Columns<'u> {
     id: Vec<&'u str>,
     created_at: Vec<Option<OffsetDateTime>>,
     updated_at: Vec<Option<OffsetDateTime>>,
-    /// Array literals, because `unnest` takes no arrays of arrays.
+    /// Array literals, because `unnest` flattens arrays of arrays.
     roles: Vec<String>,
 }
 

@@ -23,7 +23,7 @@ struct Columns {
     job_title: Vec<Option<String>>,
     state: Vec<Option<String>>,
     role: Vec<Option<String>>,
-    /// Array literals, because `unnest` takes no arrays of arrays.
+    /// Array literals, because `unnest` flattens arrays of arrays.
     roles: Vec<String>,
     custom_attributes: Vec<Option<String>>,
     raw_attributes: Vec<Option<String>>,

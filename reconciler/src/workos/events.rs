@@ -11,7 +11,8 @@ use super::answer::Page;
 use super::client::{Api, ApiError, Ask, Endpoint};
 use super::pages::PAGE;
 
-/// The types of our events, as documented. An API that does not know one of the older ones refuses the whole request.
+/// The types of our events, as documented. An API that does not know one of them refuses the whole request;
+/// see `CORE`.
 pub const TYPES: &[&str] = &[
     "dsync.activated",
     "dsync.deactivated",

@@ -1,8 +1,8 @@
 //! Rate limits. `WorkOS` allows 4 requests/s per directory on `/directory_users` and 6,000 a minute in total.
 //!
 //! Requests sent evenly do not arrive evenly: one that was held up on its way arrives closer to the next ones. So
-//! besides being spaced, each request waits until a second has passed since the fourth request before it can have
-//! arrived: the time of its answer, less the shortest round trip so far. On a quiet line that costs nothing.
+//! besides being spaced, each request waits for one second after the arrival of the fourth request before it. That
+//! arrival is taken to be the time of its answer less the shortest round trip so far. On a quiet line that costs nothing.
 //!
 //! One [`Limits`] is shared by everything a process does. Requests that wait for the same directory are served in the
 //! order they came, so that one long walk is not starved by many short ones.

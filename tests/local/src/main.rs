@@ -48,7 +48,7 @@ struct Cli {
     /// Exit after the check, with code 0 if source and database agree, 1 if they do not
     #[arg(long)]
     once: bool,
-    /// Directory for the programs' logs, which are kept only after a failure
+    /// Directory below which each run writes the programs' logs; kept only after a failure
     #[arg(long, value_name = "DIR", default_value = ".run")]
     logs: PathBuf,
 }

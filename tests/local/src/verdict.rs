@@ -52,7 +52,7 @@ pub(crate) async fn check(screen: &Screen, stage: &mut Stage) -> anyhow::Result<
         let metrics = reconciler.metrics().await?;
         let recovered = metrics.count("dsync_reconciler_events_recovered_total", &[]);
         lines.push(format!(
-            "catch-up delivered {} events before or instead of their webhooks",
+            "catch-up appended {} events before or instead of their webhooks",
             HumanFloatCount(recovered)
         ));
     }

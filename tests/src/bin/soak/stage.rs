@@ -1,7 +1,7 @@
 //! Everything that runs: servers, programs, and a proxy on every connection between any two of them.
 //!
-//! What ends is restarted, as systemd or Kubernetes would. The broker is also restarted when its health check keeps
-//! failing because it cannot store. Such restarts are counted.
+//! Programs and Postgres are restarted if they end by themselves, as systemd or Kubernetes would. So is a broker whose
+//! health check keeps failing because it cannot store. Such restarts are counted. A broker that ends by itself is an error.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -150,7 +150,8 @@ impl Stage {
         Ok(())
     }
 
-    /// Restarts whatever ended by itself, and a broker whose health check keeps failing.
+    /// Restarts programs and Postgres if they ended by themselves, and a broker whose health check keeps failing. Fails if
+    /// the broker ended by itself.
     pub(crate) async fn supervise(&mut self) -> anyhow::Result<()> {
         for (place, program) in &mut self.programs {
             if let Err(error) = program.must_run() {
