@@ -40,10 +40,10 @@ const RENEW: Duration = Duration::from_millis(1_500);
 const RENEWED_WITHIN: Duration = Duration::from_secs(5);
 /// How often a standby asks for the lease.
 const STAND_BY: Duration = Duration::from_secs(1);
-/// The shortest interval between the starts of two transactions of the lane `all`, so that under load many records share
-/// one: a transaction costs the database about as much as five records. Removals have a lane of their own, which never
-/// waits.
-const APART: Duration = Duration::from_millis(10);
+/// The shortest interval between the starts of two transactions of the lane `all`, unless it is behind. So under load many
+/// records share a transaction, which costs the database about as much as five records, and a sync of the disk that the
+/// broker may share. Removals have a lane of their own, which never waits.
+const APART: Duration = Duration::from_millis(50);
 /// How often the log is compared with the position while working.
 const COMPARE: Duration = Duration::from_secs(10);
 
@@ -259,7 +259,8 @@ impl Worker {
                 lease: (&self.holder, self.tuning.lease),
             };
             let began = Instant::now();
-            if lane == Lane::All {
+            // A full batch means that more records are waiting.
+            if lane == Lane::All && entries.len() < records {
                 not_before = tokio::time::Instant::now() + APART;
             }
             let backend = connection.backend();
