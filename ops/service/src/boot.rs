@@ -139,7 +139,7 @@ fn report(name: &str, log: &LogArgs, error: &anyhow::Error) -> ExitCode {
         eprintln!("{name}: {setting}");
         return ExitCode::from(BAD_SETTING);
     }
-    let message = format!("{error:#}{}", hint(error));
+    let message = format!("{}{}", whole(error), hint(error));
     match log.log_format {
         LogFormat::Text => eprintln!("{name}: {message}"),
         LogFormat::Json => {
@@ -149,6 +149,22 @@ fn report(name: &str, log: &LogArgs, error: &anyhow::Error) -> ExitCode {
         }
     }
     ExitCode::FAILURE
+}
+
+/// The error and its causes, in one text. Many an error quotes its cause: what was said is not said again.
+fn whole(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        let cause = cause.trim();
+        if text.contains(cause) {
+            continue;
+        }
+        if !text.is_empty() {
+            text.push_str(": ");
+        }
+        text.push_str(cause);
+    }
+    text
 }
 
 /// The setting to check, if the error has one that its own text does not name.
@@ -164,4 +180,33 @@ fn hint(error: &anyhow::Error) -> String {
 #[cfg(not(feature = "postgres"))]
 fn hint(_: &anyhow::Error) -> &'static str {
     ""
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::{Context as _, anyhow};
+
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("the log: {0}; run this again")]
+    struct Quoting(#[from] std::fmt::Error);
+
+    #[test]
+    fn a_cause_that_an_error_quotes_is_printed_once() {
+        let quoting = anyhow::Error::from(Quoting(std::fmt::Error)).context("cannot begin");
+        assert_eq!(
+            whole(&quoting),
+            format!("cannot begin: the log: {}; run this again", std::fmt::Error)
+        );
+    }
+
+    #[test]
+    fn causes_that_say_something_else_are_all_printed() {
+        let error = Err::<(), _>(anyhow!("no such file\n"))
+            .context("cannot read it")
+            .context("a setting")
+            .unwrap_err();
+        assert_eq!(whole(&error), "a setting: cannot read it: no such file");
+    }
 }
