@@ -6,7 +6,7 @@
 use std::io::{BufRead, IsTerminal as _, Write};
 use std::path::Path;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use serde::Serialize;
 use sqlx::PgPool;
 
@@ -97,16 +97,10 @@ async fn apply_file(
     output: Output,
     out: &mut impl Write,
 ) -> anyhow::Result<bool> {
-    let from_input = file == Path::new("-");
-    let text = if from_input {
-        std::io::read_to_string(std::io::stdin()).context("cannot read standard input")?
-    } else {
-        std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?
-    };
-    let rules = Rules::parse(&text).with_context(|| file.display().to_string())?;
+    let rules = read(file)?;
     let mut plan = apply(pool, &rules, yes).await?;
     if !yes && plan.changed {
-        if output.json || from_input || !std::io::stdin().is_terminal() {
+        if output.json || !std::io::stdin().is_terminal() {
             tell(&plan, output, out)?;
             return Ok(false);
         }
@@ -127,6 +121,22 @@ async fn apply_file(
     }
     tell(&plan, output, out)?;
     Ok(true)
+}
+
+/// Reads the rules of `file`, or those on standard input for `-`.
+fn read(file: &Path) -> anyhow::Result<Rules> {
+    if file != Path::new("-") {
+        let text =
+            std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+        return Rules::parse(&text).with_context(|| file.display().to_string());
+    }
+    let text = std::io::read_to_string(std::io::stdin()).context("cannot read standard input")?;
+    // A command that was started without its input (`kubectl exec` without `-i`) must not take every role away.
+    ensure!(
+        !text.trim().is_empty(),
+        "nothing came on standard input; for a file without any rule, write a comment into it"
+    );
+    Rules::parse(&text).context("standard input")
 }
 
 fn agreed(input: &mut impl BufRead) -> std::io::Result<bool> {

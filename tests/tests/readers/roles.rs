@@ -547,15 +547,16 @@ async fn the_command_shows_before_it_applies() -> anyhow::Result<()> {
         std::fs::write(&path, content)?;
         Ok(path.display().to_string())
     };
-    let run = async |args: &[&str]| {
+    let piped = async |args: &[&str], input: &str| {
         let program = args.iter().fold(
             Program::new("dsync-projector")
                 .env("DATABASE_URL", postgres.url())
                 .arg("roles"),
             |program, arg| program.arg(*arg),
         );
-        program.run().await
+        program.run_with_input(input.as_bytes().to_vec()).await
     };
+    let run = async |args: &[&str]| piped(args, "").await;
     let path = file("roles.toml", FILE)?;
     let shown = run(&["apply", &path]).await?;
     ensure!(shown.status.code() == Some(1), "{shown:?}");
@@ -569,16 +570,10 @@ async fn the_command_shows_before_it_applies() -> anyhow::Result<()> {
         ensure!(shown.stdout.contains(line), "{line} is not in {}", shown.stdout);
     }
     ensure!(shown_roles(&pool).await?.is_empty(), "applied without --yes");
-    let piped = Program::new("dsync-projector")
-        .env("DATABASE_URL", postgres.url())
-        .arg("roles")
-        .arg("apply")
-        .arg("-")
-        .run_with_input(FILE.as_bytes().to_vec())
-        .await?;
+    let same = piped(&["apply", "-"], FILE).await?;
     ensure!(
-        piped.status.code() == Some(1) && piped.stdout == shown.stdout,
-        "{piped:?}"
+        same.status.code() == Some(1) && same.stdout == shown.stdout,
+        "{same:?}"
     );
     let applied = run(&["apply", &path, "--yes"]).await?;
     ensure!(
@@ -596,6 +591,16 @@ async fn the_command_shows_before_it_applies() -> anyhow::Result<()> {
     let same = run(&["apply", &copy, "--yes", "--json"]).await?;
     let same: Value = serde_json::from_str(&same.stdout).context("JSON")?;
     ensure!(same["changed"] == false && same["version"] == 1, "{same}");
+    let empty = piped(&["apply", "-", "--yes"], "").await?;
+    ensure!(
+        empty.status.code() == Some(1) && empty.stderr.contains("nothing came on standard input"),
+        "{empty:?}"
+    );
+    let wrong = piped(&["apply", "-"], "x = ").await?;
+    ensure!(
+        wrong.status.code() == Some(1) && wrong.stderr.matches("TOML parse error").count() == 1,
+        "{wrong:?}"
+    );
     let wrong = run(&["apply", &file("wrong.toml", "[[group]]\nrole = 'a'")?]).await?;
     ensure!(
         wrong.status.code() == Some(1) && wrong.stderr.contains("group rule 1"),
