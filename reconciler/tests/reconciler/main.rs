@@ -15,3 +15,4 @@ mod scripted;
 mod sharing;
 mod stand;
 mod sweeping;
+mod unreadable;

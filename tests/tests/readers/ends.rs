@@ -16,7 +16,7 @@ use sqlx::{AssertSqlSafe, PgPool};
 use tests::{Nats, Postgres, Program, eventually};
 use time::macros::datetime;
 
-use super::changes::{adds_up, clear, shuffled, written_and_polled};
+use super::adding_up::{adds_up, clear, shuffled, written_and_polled};
 use super::{BOUND, append, log_on, reader, record, records_of_day, rows, text, write};
 
 pub(super) const AT: &str = "2026-01-01T00:00:00Z";

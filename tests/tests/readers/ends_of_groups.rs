@@ -10,7 +10,7 @@ use sqlx::{AssertSqlSafe, PgPool};
 use tests::{Nats, Postgres, Program, eventually};
 use time::macros::datetime;
 
-use super::changes::{adds_up, clear};
+use super::adding_up::{adds_up, clear};
 use super::ends::{AT, ENDED, crowd, directory, group, told, user};
 use super::{BOUND, append, log_on, rows, text, write};
 

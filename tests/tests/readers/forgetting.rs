@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use sqlx::PgPool;
 use tests::{Nats, Postgres, Program, Running, eventually};
 
+use super::bodies::{self, moment};
 use super::{BOUND, append, log_on, record, rows, text};
 
 /// Words about the person that must not be found anywhere afterwards.
@@ -72,10 +73,6 @@ impl Stage {
     }
 }
 
-fn moment(second: u32) -> String {
-    format!("2026-01-01T00:00:{second:02}.000Z")
-}
-
 fn zebulon(second: u32, more: &Value) -> Value {
     let mut user = json!({
         "id": "user_z", "directory_id": "d1", "organization_id": "org_1", "state": "active",
@@ -90,7 +87,7 @@ fn zebulon(second: u32, more: &Value) -> Value {
 }
 
 fn event(id: &str, kind: &str, second: u32, data: &Value) -> Record {
-    let body = json!({"id": id, "event": kind, "created_at": moment(second), "data": data});
+    let body = bodies::event(id, kind, second, data.clone());
     record(body.to_string().as_bytes(), Source::Webhook)
 }
 

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use sqlx::{Connection as _, PgConnection};
 use tests::Postgres;
 
-use super::changes::{event, user};
+use super::bodies::{event, user};
 use super::{record, write, write_within};
 
 const USERS: u32 = 1_000;

@@ -11,7 +11,9 @@
     reason = "tests: written as stories, with data made by hand"
 )]
 
+mod adding_up;
 mod as_of;
+mod bodies;
 mod changes;
 mod ends;
 mod ends_of_groups;
@@ -25,6 +27,7 @@ mod planned;
 mod recipes;
 mod rights;
 mod roles;
+mod roles_by_hand;
 mod upkeep;
 
 use std::time::Duration;

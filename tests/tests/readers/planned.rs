@@ -6,7 +6,7 @@ use serde_json::json;
 use sqlx::{Connection as _, PgConnection};
 use tests::Postgres;
 
-use super::changes::{event, user};
+use super::bodies::{event, user};
 use super::{record, write_within};
 
 /// A session plans the functions that write history only once. If it planned them while there were no memberships, they
