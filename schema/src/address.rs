@@ -1,5 +1,7 @@
 //! Decides where in the log an event is filed, reading as little of its body as possible.
 
+use std::borrow::Cow;
+
 use serde_json::value::RawValue;
 
 use crate::directory;
@@ -103,7 +105,7 @@ fn is_type(event_type: &str) -> bool {
 }
 
 fn subject(kind: Kind, event_type: &str, data: &RawValue) -> Result<Subject, Unaddressable> {
-    let verb = event_type.rsplit(['.']).next().unwrap_or(event_type);
+    let verb = event_type.rsplit('.').next().unwrap_or(event_type);
     let subject = match kind {
         Kind::Directory(_) => format!("dsync.{}.directory.{verb}", id_of(data)?),
         Kind::User(change) => {
@@ -122,10 +124,8 @@ fn subject(kind: Kind, event_type: &str, data: &RawValue) -> Result<Subject, Una
                 .and_then(json::string)
                 .and_then(DirectoryId::new)
             {
-                Some(directory) => directory.into_owned(),
-                None => directory_of(parts.user)
-                    .or_else(|_| directory_of(parts.group))?
-                    .into_owned(),
+                Some(directory) => directory,
+                None => directory_of(parts.user).or_else(|_| directory_of(parts.group))?,
             };
             let verb = verb.strip_prefix("user_").unwrap_or(verb);
             let (group, user) = (id_of(parts.group)?, id_of(parts.user)?);
@@ -138,13 +138,11 @@ fn subject(kind: Kind, event_type: &str, data: &RawValue) -> Result<Subject, Una
     Ok(Subject::from_log(subject))
 }
 
-fn id_of(object: &RawValue) -> Result<String, Unaddressable> {
+fn id_of(object: &RawValue) -> Result<Cow<'_, str>, Unaddressable> {
     let [id] = members(object.get(), &["id"])?;
-    let id = id
-        .and_then(json::string)
+    id.and_then(json::string)
         .filter(|id| is_id(id))
-        .ok_or(Unaddressable::Id("data.id"))?;
-    Ok(id.into_owned())
+        .ok_or(Unaddressable::Id("data.id"))
 }
 
 fn directory_of(object: &RawValue) -> Result<DirectoryId<'_>, Unaddressable> {
