@@ -17,6 +17,9 @@ pub enum BodyError {
     /// It did not arrive in time.
     #[error("the body did not arrive in time")]
     TooSlow,
+    /// It had been arriving for so long that a newer one was given its room.
+    #[error("the body was cut off to make room for others")]
+    CutOff,
     /// The sender broke off, or what it sent was not valid HTTP.
     #[error("the body ended early")]
     Broken,
@@ -30,11 +33,16 @@ pub fn is_announced_above(limit: usize, body: &Incoming) -> bool {
     body.size_hint().lower() > limit as u64
 }
 
-/// Reads `body`, at most `limit` bytes, within `time`. Its bytes are counted in `slot`.
+/// Reads `body`, at most `limit` bytes, within `time`. Its bytes are counted in `slot`, as long as there is a copy of
+/// them.
 pub async fn read(body: Incoming, limit: usize, time: Duration, slot: &mut Slot) -> Result<Bytes, BodyError> {
-    tokio::time::timeout(time, collect(body, limit, slot))
-        .await
-        .unwrap_or(Err(BodyError::TooSlow))
+    let cut_off = slot.cut_off();
+    let body = tokio::select! {
+        body = collect(body, limit, slot) => body?,
+        () = cut_off.cancelled() => return Err(BodyError::CutOff),
+        () = tokio::time::sleep(time) => return Err(BodyError::TooSlow),
+    };
+    Ok(slot.arrived(body))
 }
 
 async fn collect(mut body: Incoming, limit: usize, slot: &mut Slot) -> Result<Bytes, BodyError> {
@@ -49,7 +57,7 @@ async fn collect(mut body: Incoming, limit: usize, slot: &mut Slot) -> Result<By
         if length > limit {
             return Err(BodyError::TooLarge);
         }
-        slot.grow(chunk.len())?;
+        slot.grow(chunk.len()).await?;
         if only.is_empty() {
             only = chunk;
             continue;

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use journal::{Connection, Limits};
+use journal::{JournalArgs, JournalLimitArgs};
 use service::boot::Program;
 use service::healthcheck::HealthcheckArgs;
 use service::logging::LogArgs;
-use service::settings::{JournalArgs, JournalLimitArgs, Secret, SettingError, duration, size};
+use service::settings::{Secret, SettingError, duration, size};
 use service::status::StatusArgs;
 
 use crate::sender::Networks;
@@ -105,29 +105,6 @@ impl Program for Cli {
 
     fn is_service(&self) -> bool {
         self.command.is_none()
-    }
-}
-
-impl Cli {
-    /// Where the log is, in the journal's terms. `name` is the connection's name at the broker.
-    pub fn connection(&self, name: &str) -> Result<Connection, SettingError> {
-        Ok(Connection {
-            url: self.journal.url()?.expose().to_owned(),
-            creds: self.journal.nats_creds.clone(),
-            ca: self.journal.nats_ca.clone(),
-            stream: self.journal.dsync_stream.clone(),
-            name: name.to_owned(),
-        })
-    }
-
-    /// What the log keeps, in the journal's terms.
-    pub fn limits(&self) -> Limits {
-        Limits {
-            replicas: self.limits.dsync_stream_replicas,
-            max_age: self.limits.dsync_log_max_age,
-            max_bytes: self.limits.dsync_log_max_bytes,
-            dedup_window: self.limits.dedup_window(),
-        }
     }
 }
 

@@ -51,7 +51,7 @@ pub struct Ingest {
     pub metrics: Metrics,
 }
 
-/// The handler for [`service::http::serve`].
+/// The handler for [`service::http::serve_with`].
 #[derive(Clone)]
 pub struct Webhooks(Arc<Ingest>);
 
@@ -101,7 +101,7 @@ impl Ingest {
             return Err(self.refused_body(BodyError::TooLarge, limit));
         }
         let (head, body) = request.into_parts();
-        let mut slot = self.enter()?;
+        let mut slot = self.in_flight.enter();
         let body: Bytes = body::read(body, limit, self.body_time, &mut slot)
             .await
             .map_err(|error| self.refused_body(error, limit))?;
@@ -114,11 +114,13 @@ impl Ingest {
                 }
                 Answer::Unauthorized
             })?;
+        self.store(&mut slot)?;
         Ok(self.acceptor.accept(webhook).await)
     }
 
-    fn enter(&self) -> Result<Slot, Answer> {
-        self.in_flight.enter().map_err(|error| {
+    /// Only what is verified takes up one of the places of requests being stored: strangers could fill them.
+    fn store(&self, slot: &mut Slot) -> Result<(), Answer> {
+        slot.store().map_err(|error| {
             if let Some(untold) = self.refusals.tell(Instant::now()) {
                 tracing::warn!(%error, untold, "refused");
             }
@@ -142,7 +144,7 @@ impl Ingest {
         }
         match error {
             BodyError::TooLarge => Answer::TooLarge,
-            BodyError::TooSlow | BodyError::Broken => Answer::Incomplete,
+            BodyError::TooSlow | BodyError::CutOff | BodyError::Broken => Answer::Incomplete,
             BodyError::NoRoom(_) => Answer::Unavailable(ComeAgain::Soon),
         }
     }

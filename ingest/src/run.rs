@@ -25,7 +25,7 @@ use crate::status::gather;
 use crate::stream::Stream;
 
 /// The connections fit comfortably within the 1,024 open files that many systems allow a process. There are more of
-/// them than requests in flight, so that an excess request is answered 503 instead of waiting for a connection.
+/// them than bodies that may be arriving, so that slow bodies do not take them all.
 const LIMITS: Limits = Limits {
     connections: 768,
     header_read: Duration::from_secs(5),
@@ -54,7 +54,7 @@ pub async fn run(cli: Cli, context: Context) -> anyhow::Result<ExitCode> {
 }
 
 async fn connect(cli: &Cli, context: &Context) -> anyhow::Result<Journal> {
-    Journal::connect(&cli.connection(context.name)?)
+    Journal::connect(&cli.journal.connection(context.name)?)
         .await
         .map_err(|error| SettingError::found_later(error.setting(), error))
 }
@@ -90,7 +90,7 @@ async fn assemble(cli: &Cli, context: &Context) -> anyhow::Result<Ingest> {
     let verifier = Verifier::new(&webhook.secrets()?, webhook.webhook_tolerance)?;
     let metrics = Metrics::new(&context.metrics)?;
     let journal = connect(cli, context).await?;
-    let stream = Stream::keep(journal.clone(), cli.limits(), context.shutdown.clone());
+    let stream = Stream::keep(journal.clone(), cli.limits.limits(), context.shutdown.clone());
     stream.report_to(&context.readiness);
     Ok(Ingest {
         path: webhook.webhook_path.clone(),

@@ -1,14 +1,16 @@
 //! Keeps the log's stream as the settings say: sets it up at start, and again whenever the broker comes back or the
 //! stream is lost.
 //!
-//! Nothing is appended until setup has succeeded once: a stream that happens to take our subjects may not be ours. No
-//! request waits for setup, and a failure does not end the program. If the broker will not change the limits, that is
-//! logged and tried again every minute; until then the stream is used with the limits it has.
+//! Nothing is appended until setup has succeeded once: a stream that happens to take our subjects may not be ours. Nor
+//! after the stream was found to be one that would lose what it acknowledges, until it is set right. No request waits for
+//! setup, and a failure does not end the program. If the broker will not change the limits, that is logged and tried
+//! again every minute; until then the stream is used with the limits it has.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use journal::{Ensured, Error, Journal, Limits};
+use schema::timestamp::Timestamp;
 use service::readiness::Readiness;
 use service::retry::Backoff;
 use tokio::sync::{Notify, watch};
@@ -26,11 +28,13 @@ pub struct Stream {
     journal: Journal,
     state: watch::Receiver<State>,
     doubt: Arc<Notify>,
+    /// When the stream that was last checked had been created.
+    created: Arc<Mutex<Option<Timestamp>>>,
 }
 
 #[derive(Clone)]
 enum State {
-    /// Not set up yet, and why.
+    /// Not set up yet, or no longer, and why.
     Unseen(Arc<str>),
     Ready,
 }
@@ -63,6 +67,7 @@ impl Stream {
             journal,
             state,
             doubt,
+            created: Arc::default(),
         }
     }
 
@@ -92,13 +97,24 @@ impl Stream {
     }
 
     async fn check(&self) -> Result<(), NotReady> {
-        let answered = self.journal.ready().await;
+        let answered = self.journal.created().await;
         // An instance that is not ready gets no webhooks, so no failing append would ever reveal the loss.
         if matches!(answered, Err(Error::NoStream)) {
             self.doubt();
         }
+        if let Ok(created) = answered {
+            self.compare(created);
+        }
         self.ready()?;
-        Ok(answered?)
+        Ok(answered.map(|_| ())?)
+    }
+
+    /// Somebody may have put another stream in the place of ours, which takes our records but may lose them.
+    fn compare(&self, created: Timestamp) {
+        let mut last = self.created.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.replace(created).is_some_and(|previous| previous != created) {
+            self.doubt();
+        }
     }
 }
 
@@ -148,8 +164,14 @@ impl Keeper {
                 }
                 Err(error) => {
                     let why = error.to_string();
+                    let is_unfit = matches!(error, Error::Unfit { .. });
                     self.state.send_if_modified(|state| match state {
-                        State::Ready => false,
+                        // An answer that did not come says nothing about the stream.
+                        State::Ready if !is_unfit => false,
+                        State::Ready => {
+                            *state = State::Unseen(why.as_str().into());
+                            true
+                        }
                         unseen @ State::Unseen(_) => {
                             *unseen = State::Unseen(why.as_str().into());
                             true

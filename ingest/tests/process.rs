@@ -158,6 +158,11 @@ const BAD_SETTINGS: &[(&str, &str, &str)] = &[
         r#"(--webhook-tolerance): "-1s" is not a duration"#,
     ),
     (
+        "WEBHOOK_TOLERANCE",
+        "5M",
+        r#"(--webhook-tolerance): "5M" is not a duration"#,
+    ),
+    (
         "WEBHOOK_MAX_BODY",
         "0",
         r#"(--webhook-max-body): "0" is not a size from 1KiB to 64MiB"#,
@@ -174,6 +179,11 @@ const BAD_SETTINGS: &[(&str, &str, &str)] = &[
         r#"(--trusted-proxies): "workos" is not a list of addresses"#,
     ),
     ("RUST_LOG", "a=b=c", "(--rust-log) is not a log filter"),
+    (
+        "RUST_LOG",
+        "warning",
+        r#"(--rust-log) contains "warning", which is"#,
+    ),
     (
         "LOG_FORMAT",
         "xml",
@@ -284,6 +294,10 @@ struct Running {
 
 impl Running {
     fn start(broker: &Nats) -> Self {
+        Self::with(broker, &[])
+    }
+
+    fn with(broker: &Nats, more: &[(&str, &str)]) -> Self {
         let args = [
             "--listen-addr",
             "127.0.0.1:0",
@@ -297,7 +311,13 @@ impl Running {
             ("NATS_URL", &broker.url()),
             ("RUST_LOG", "debug"),
         ];
-        let mut child = Killed(program(&args).envs(settings).spawn().unwrap());
+        let mut child = Killed(
+            program(&args)
+                .envs(settings)
+                .envs(more.iter().copied())
+                .spawn()
+                .unwrap(),
+        );
         let mut stderr = BufReader::new(child.0.stderr.take().unwrap());
         let (mut log, mut admin, mut webhooks) = (String::new(), None, None);
         while admin.is_none() || webhooks.is_none() {
@@ -431,6 +451,66 @@ async fn without_a_broker_it_starts_is_alive_and_says_what_is_missing() {
             .status,
         503
     );
+    assert_eq!(running.stop().0, Some(0));
+}
+
+/// Each of these settings differs from its default, and shows.
+#[tokio::test]
+async fn what_is_set_is_what_is_done() {
+    let broker = Nats::start().await.unwrap();
+    let settings = [
+        ("WEBHOOK_ALLOWED_IPS", "203.0.113.7,198.51.100.0/24"),
+        ("TRUSTED_PROXIES", "127.0.0.1"),
+        ("WEBHOOK_TOLERANCE", "1s"),
+        ("WEBHOOK_PATH", "/hooks/ours"),
+        ("DSYNC_DEDUP_WINDOW", "7m"),
+        ("DSYNC_LOG_MAX_AGE", "3d"),
+    ];
+    let running = Running::with(&broker, &settings);
+    support::until("ready", async || {
+        (running.get("/readyz").await.status == 200).then_some(())
+    })
+    .await;
+    let asked = async |path: &str, sender: Option<&str>, age: Duration| {
+        let body = user_created("event_1");
+        let signature = sign(
+            &Secret::from(SECRET),
+            Clock::system().now() - age,
+            body.as_bytes(),
+        )
+        .unwrap();
+        let mut headers = vec![(HEADER, signature.as_str())];
+        headers.extend(sender.map(|sender| ("X-Forwarded-For", sender)));
+        let mut client = Client::connect(running.webhooks).await;
+        client.say(post(path, &headers, body.as_bytes())).await;
+        client.hear().await.unwrap().status
+    };
+    let (ours, now) = ("/hooks/ours", Duration::ZERO);
+    // Signed just now, but perhaps on a busy machine.
+    support::until("accepted", async || {
+        (asked(ours, Some("203.0.113.7"), now).await == 200).then_some(())
+    })
+    .await;
+    for (path, sender, age, status) in [
+        (ours, Some("203.0.113.8"), now, 403),
+        (ours, Some("198.51.100.9, 203.0.113.8"), now, 403),
+        (ours, None, now, 403),
+        (ours, Some("198.51.100.9"), Duration::from_secs(3), 401),
+        ("/webhooks/workos", Some("203.0.113.7"), now, 404),
+    ] {
+        assert_eq!(
+            asked(path, sender, age).await,
+            status,
+            "{path} {sender:?} {age:?}"
+        );
+    }
+    let stream = support::jetstream(&broker, "STREAM.INFO.DSYNC", "").await;
+    for kept in [
+        r#""duplicate_window":420000000000,"#,
+        r#""max_age":259200000000000,"#,
+    ] {
+        assert!(stream.contains(kept), "{kept} is not in {stream}");
+    }
     assert_eq!(running.stop().0, Some(0));
 }
 

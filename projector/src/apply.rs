@@ -8,12 +8,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use journal::Entry;
+use schema::record::Record;
 use schema::timestamp::Timestamp;
 use service::postgres::{Trouble, described};
 use sqlx::{Acquire as _, PgConnection};
 use time::OffsetDateTime;
 
-use crate::erase_marks::{possible_ids, user_of};
+use crate::erase_marks::possible_ids;
 use crate::fold::{Outcome, Reason, Texts, fold};
 use crate::holes::Hole;
 use crate::lane::Lane;
@@ -27,6 +28,8 @@ pub struct Applied {
     pub records: Vec<Fate>,
     /// How many records are about erased people. They were left out and are queued to be purged from the log.
     pub to_purge: usize,
+    /// The sequence up to which the lane `removals` had applied its records when this was written.
+    pub removals: u64,
     /// Where the log lost entries that would have been among these, as far as that was not recorded before.
     pub lost: Vec<Hole>,
 }
@@ -130,12 +133,11 @@ async fn attempt(
         Care::Halves => write_in_halves(&mut transaction, batch, &mut news).await?,
     };
     let way = (batch.from, batch.to());
-    if !store::progress::advance(&mut transaction, batch.lane, way, batch.lease, &news).await? {
-        return Err(Error::Overtaken);
-    }
+    let advanced = store::progress::advance(&mut transaction, batch.lane, way, batch.lease, &news).await?;
+    applied.removals = advanced.ok_or(Error::Overtaken)?;
     if !batch.holes.is_empty() {
         let created = batch.from.stream_created;
-        applied.lost = store::progress::note_lost(&mut transaction, batch.lane, created, batch.holes).await?;
+        applied.lost = store::losses::note(&mut transaction, batch.lane, created, batch.holes).await?;
     }
     transaction.commit().await?;
     Ok(applied)
@@ -160,7 +162,7 @@ async fn write(
         applied.records.push(match outcome {
             _ if erased.contains(&entry.seq) => Fate::Stale,
             Outcome::Dead(reason) => {
-                put_aside(connection, batch, entry, reason).await?;
+                dead_letter(connection, batch, entry, reason).await?;
                 Fate::Dead
             }
             said => fate(said, &effects),
@@ -187,16 +189,12 @@ async fn of_erased(
     let mut found = BTreeSet::new();
     let mut odd: Vec<(u64, Vec<&str>)> = Vec::new();
     for (entry, outcome) in entries.iter().zip(outcomes) {
-        match (outcome, user_of(entry.record.subject.as_str())) {
+        match (outcome, entry.record.subject.user()) {
             (Outcome::Said { .. }, Some(user)) if effects.erased.contains(user) => {
                 found.insert(entry.seq);
             }
             (Outcome::Said { .. }, _) => {}
-            (Outcome::Nothing | Outcome::Dead(_), user) => {
-                let mut ids = possible_ids(&entry.record.body);
-                ids.extend(user);
-                odd.push((entry.seq, ids));
-            }
+            (Outcome::Nothing | Outcome::Dead(_), _) => odd.push((entry.seq, ids_in(&entry.record))),
         }
     }
     let ids: BTreeSet<&str> = odd.iter().flat_map(|(_, ids)| ids.iter().copied()).collect();
@@ -206,6 +204,13 @@ async fn of_erased(
         .filter(|(_, ids)| ids.iter().any(|id| erased.contains(*id)));
     found.extend(of_erased.map(|(seq, _)| *seq));
     Ok(found)
+}
+
+/// Everything in a record that may be somebody's id.
+fn ids_in(record: &Record) -> Vec<&str> {
+    let mut ids = possible_ids(&record.body);
+    ids.extend(record.subject.user());
+    ids
 }
 
 fn fate(outcome: &Outcome<'_>, effects: &Effects) -> Fate {
@@ -245,8 +250,8 @@ async fn write_in_halves(
             Err(error) => {
                 savepoint.rollback().await?;
                 if let [entry] = part {
-                    let refused = [Outcome::Dead(Reason::Refused(described(&error).to_string()))];
-                    let fate = set_aside(connection, batch, entry, &refused).await?;
+                    let reason = Reason::Refused(described(&error).to_string());
+                    let fate = refused(connection, batch, entry, &reason).await?;
                     applied.to_purge += usize::from(fate == Fate::Stale);
                     applied.records.push(fate);
                 } else {
@@ -259,26 +264,24 @@ async fn write_in_halves(
     Ok(applied)
 }
 
-/// Sets one refused record aside, or has it purged if it is about an erased person.
-async fn set_aside(
+/// Makes a refused record a dead letter or, if it is about an erased person, has it purged.
+async fn refused(
     connection: &mut PgConnection,
     batch: Batch<'_>,
     entry: &Entry,
-    refused: &[Outcome<'_>; 1],
+    reason: &Reason,
 ) -> sqlx::Result<Fate> {
-    let entries = std::slice::from_ref(entry);
-    let erased = of_erased(connection, entries, refused, &Effects::default()).await?;
+    let erased = store::erased::among(connection, &ids_in(&entry.record)).await?;
     if !erased.is_empty() {
         store::erased::note_purges(connection, batch.from.stream_created, &[entry.seq]).await?;
         return Ok(Fate::Stale);
     }
-    if let [Outcome::Dead(reason)] = refused {
-        put_aside(connection, batch, entry, reason).await?;
-    }
+    dead_letter(connection, batch, entry, reason).await?;
     Ok(Fate::Dead)
 }
 
-async fn put_aside(
+/// Stores a record that cannot be applied, for a person to decide about.
+async fn dead_letter(
     connection: &mut PgConnection,
     batch: Batch<'_>,
     entry: &Entry,

@@ -38,7 +38,7 @@ pub async fn work(pool: PgPool, shutdown: CancellationToken) {
                 Some(Err(error)) => {
                     tracing::warn!(
                         error = %described(&error),
-                        "cannot write the history of a deleted directory or group; retrying"
+                        "cannot look for, or write, history of deleted directories and groups; retrying"
                     );
                     break;
                 }

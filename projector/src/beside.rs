@@ -17,7 +17,7 @@ use journal::{Entry, Journal, Reader};
 use schema::ids::{DirectoryId, GroupId, UserId};
 use schema::picture::Picture;
 use schema::timestamp::Timestamp;
-use service::postgres::{Trouble, described};
+use service::postgres::{Trouble, described, is_missing_schema};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use time::OffsetDateTime;
 
@@ -77,8 +77,8 @@ pub enum Error {
     Unsettled,
     /// The log lost entries, and that was not known before.
     #[error(
-        "the log lost entries after sequence {0} while this command ran, and building without them would undo what they \
-         said; nothing was changed, try again. If this happens again, the leader's copy of the log is damaged: have another \
+        "the log lost entries after sequence {0}, which was not known when this command began, and building without them \
+         would undo what they said; nothing was changed, try again. If this happens again, the leader's copy of the log is damaged: have another \
          server lead (`nats stream cluster step-down`)"
     )]
     Lost(u64),
@@ -112,7 +112,7 @@ pub enum Error {
     #[error("the log: {0}; nothing was changed, run this again")]
     Read(#[from] journal::ReadError),
     /// The database failed.
-    #[error("the database: {}; nothing was changed, run this again", described(.0))]
+    #[error("the database: {}; nothing was changed{}", described(.0), if is_missing_schema(.0) { "" } else { ", run this again" })]
     Database(#[from] sqlx::Error),
 }
 

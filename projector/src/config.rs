@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use journal::JournalArgs;
 use service::boot::Program;
 use service::healthcheck::HealthcheckArgs;
 use service::logging::LogArgs;
-use service::settings::{DatabaseArgs, JournalArgs, duration, duration_or_off};
+use service::settings::{DatabaseArgs, duration, duration_or_off};
 use service::status::StatusArgs;
 
 /// Folds the log into Postgres: users, groups, memberships and roles as `WorkOS` reports them.

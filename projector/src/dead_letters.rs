@@ -97,7 +97,7 @@ pub async fn retry(pool: &PgPool, id: i64) -> sqlx::Result<Outcome> {
     };
     let outcome = match write(&mut transaction, &letter).await? {
         Ok(()) => {
-            letters::settle(&mut transaction, id).await?;
+            letters::delete(&mut *transaction, id).await?;
             Outcome::Applied
         }
         Err(reason) => {

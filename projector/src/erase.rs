@@ -10,6 +10,7 @@
 use std::io::Write;
 
 use journal::{Entry, Journal};
+use schema::record::Subject;
 use serde::Serialize;
 use service::postgres::answered;
 use sqlx::PgPool;
@@ -18,7 +19,7 @@ use time::OffsetDateTime;
 use crate::config::Output;
 use crate::erase_marks::Marks;
 use crate::store::erase::{self as store, Forgotten, Outcome};
-use crate::store::erased;
+use crate::store::{dead_letters as letters, erased, losses};
 
 /// Subjects of messages that may be about anybody.
 const OF_ANYBODY: &[&str] = &["dsync.quarantine", "dsync.*.other.*", "dsync.*.token.*"];
@@ -89,11 +90,13 @@ pub async fn erase(
     // Stored before the messages they come from are gone: a second run may need them to finish.
     learn(log, id, &mut marks).await?;
     store::keep_marks(pool, id, marks.said()).await?;
+    // Asked while the marks are stored: a run that goes on after an interruption asks again. At the end, a failure here
+    // would be all that keeps the marks of somebody who is otherwise erased.
+    let namesakes = store::namesakes(pool, marks.said()).await?;
     let log_messages = own_messages(log, id).await?;
     let other_messages = messages_of_anybody(log, &marks).await?;
     let dead_letters = dead_letters(pool, id, &marks).await?;
     drain(pool, journal).await?;
-    let namesakes = store::namesakes(pool, marks.said()).await?;
     store::keep_marks(pool, id, &[]).await?;
     Ok(Receipt {
         user_id: id.to_owned(),
@@ -167,7 +170,7 @@ async fn overwrite(
     while let Some(entry) = log.journal.first_at(seq, filter).await? {
         if meant(&entry) {
             // Recorded first: an entry that is gone without a record looks like one that the broker lost.
-            erased::overwritten(log.pool, identity.created, &[entry.seq]).await?;
+            losses::overwritten(log.pool, identity.created, &[entry.seq]).await?;
             count += u64::from(log.journal.erase(entry.seq).await?);
         }
         seq = entry.seq + 1;
@@ -178,14 +181,14 @@ async fn overwrite(
 async fn dead_letters(pool: &PgPool, id: &str, marks: &Marks) -> sqlx::Result<u64> {
     let (mut last, mut count) = (0, 0);
     loop {
-        let letters = store::letters(pool, last).await?;
-        let Some(end) = letters.last() else {
+        let next = letters::next(pool, last).await?;
+        let Some(end) = next.last() else {
             return Ok(count);
         };
         last = end.id;
-        for letter in letters {
-            if crate::erase_marks::user_of(&letter.subject) == Some(id) || marks.are_in(&letter.body) {
-                store::drop_letter(pool, letter.id).await?;
+        for letter in next {
+            if Subject::from_log(letter.subject).user() == Some(id) || marks.are_in(&letter.body) {
+                letters::delete(pool, letter.id).await?;
                 count += 1;
             }
         }
@@ -199,7 +202,7 @@ pub async fn drain(pool: &PgPool, journal: &Journal) -> Result<u64, Refused> {
     };
     let mut count = 0;
     for seq in answered(erased::due_purges(pool, log.created)).await? {
-        answered(erased::overwritten(pool, log.created, &[seq])).await?;
+        answered(losses::overwritten(pool, log.created, &[seq])).await?;
         journal.erase(seq).await?;
         answered(erased::purged(pool, log.created, seq)).await?;
         count += 1;

@@ -1,19 +1,9 @@
 //! Decides whether a record is about a certain person. Pure.
 //!
-//! Subjects of users and memberships name the person. Records without such a subject (the quarantine, events of unknown
+//! Subjects of users and memberships name the person (`Subject::user`). Records without such a subject (the quarantine, events of unknown
 //! kinds, dead letters) are searched for the person's id, email addresses, user names and identity provider's ids.
 
 use serde_json::Value;
-
-/// The user that a subject names, if it is the subject of a user or a membership.
-pub fn user_of(subject: &str) -> Option<&str> {
-    let mut words = subject.split('.').skip(2);
-    match words.next()? {
-        "user" => words.next(),
-        "membership" => words.nth(1),
-        _ => None,
-    }
-}
 
 /// The words of a body that may be ids, split at characters that no id contains.
 pub fn possible_ids(body: &[u8]) -> Vec<&str> {
@@ -137,20 +127,6 @@ fn holds(text: &str, mark: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_subject_names_its_user() {
-        for (subject, user) in [
-            ("dsync.d.user.u.created", Some("u")),
-            ("dsync.d.membership.g.u.added", Some("u")),
-            ("dsync.d.group.g.created", None),
-            ("dsync.d.directory.deleted", None),
-            ("dsync.d.other.merged", None),
-            ("dsync.quarantine", None),
-        ] {
-            assert_eq!(user_of(subject), user, "{subject}");
-        }
-    }
 
     #[test]
     fn marks_are_found_whole_and_in_any_dress() {

@@ -14,7 +14,7 @@ use schema::timestamp::Timestamp;
 use service::postgres::answered;
 use sqlx::PgConnection;
 
-use crate::store::erased;
+use crate::store::losses;
 
 /// Matches every subject in the log, including foreign ones: a reader without a filter meets those too.
 pub(crate) const EVERYTHING: &str = ">";
@@ -53,7 +53,7 @@ pub struct Reading {
     pub bytes: usize,
 }
 
-/// Why holes could not be looked for.
+/// Why what the log lacks could not be determined.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The log failed.
@@ -110,14 +110,13 @@ async fn unexplained(
     if found.is_empty() {
         return Ok(found);
     }
-    answered(erased::unexplained(connection, reading.created, &found)).await
+    answered(losses::unexplained(connection, reading.created, &found)).await
 }
 
 /// Looks for holes in `entries`, which were read without a filter, and returns those that nothing explains: what was there
 /// was not erased, and the log does not have it. Entries that the log still has are inserted, after which `entries` may end
 /// earlier than before. They also end before anything that the log dropped ahead of a lane, so there may be none left.
-/// `None` if it cannot be determined now, because the log is
-/// changing or its copies differ.
+/// `None` if it cannot be determined now, because the log is changing or its copies differ.
 pub async fn complete(
     connection: &mut PgConnection,
     journal: &Journal,

@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use journal::{Connection, Journal};
+use journal::Journal;
 use projector::config::{Cli, Command, Output};
 use projector::lane::Lane;
 use projector::metrics::Metrics;
 use projector::rebuild::Tools;
 use projector::run::{Tuning, Worker};
-use projector::scrub::Upkeep;
+use projector::upkeep::Upkeep;
 use projector::{backlog, beside, dead_letters, erase, roles, status, store, watch};
 use service::boot::{self, Context};
 use service::postgres::{self, PoolSettings, Trouble, described};
@@ -75,16 +75,21 @@ async fn tools(cli: &Cli, context: &Context, limit: usize) -> anyhow::Result<Too
         clock: context.clock.clone(),
         limit,
         bar: service::progress::bar("records"),
-        shutdown: context.shutdown.clone(),
     })
+}
+
+/// Runs `command` until it ends, or drops it when the program is told to stop.
+async fn until_stopped<T>(
+    context: &Context,
+    command: impl Future<Output = Result<T, beside::Error>>,
+) -> Result<T, beside::Error> {
+    let done = context.shutdown.run_until_cancelled(command).await;
+    done.unwrap_or(Err(beside::Error::Stopped))
 }
 
 async fn verify(cli: &Cli, context: &Context, limit: usize, output: Output) -> anyhow::Result<ExitCode> {
     let tools = tools(cli, context, limit).await?;
-    let verified = tokio::select! {
-        verified = tools.verify() => verified?,
-        () = context.shutdown.cancelled() => return Err(beside::Error::Stopped.into()),
-    };
+    let verified = until_stopped(context, Box::pin(tools.verify())).await?;
     print(output, &verified, &verified.text())?;
     Ok(if verified.differing.all == 0 {
         ExitCode::SUCCESS
@@ -101,18 +106,11 @@ async fn rebuild(
     output: Output,
 ) -> anyhow::Result<ExitCode> {
     let tools = tools(cli, context, limit).await?;
-    // Dropping these futures rolls back whatever is not committed.
     if undo {
-        let undone = tokio::select! {
-            undone = tools.undo() => undone?,
-            () = context.shutdown.cancelled() => return Err(beside::Error::Stopped.into()),
-        };
+        let undone = until_stopped(context, tools.undo()).await?;
         print(output, &undone, &undone.text())?;
     } else {
-        let rebuilt = tokio::select! {
-            rebuilt = tools.rebuild(sweep) => rebuilt?,
-            () = context.shutdown.cancelled() => return Err(beside::Error::Stopped.into()),
-        };
+        let rebuilt = until_stopped(context, Box::pin(tools.rebuild(sweep))).await?;
         print(output, &rebuilt, &rebuilt.text())?;
     }
     Ok(ExitCode::SUCCESS)
@@ -136,15 +134,9 @@ fn exit_code(done: bool) -> ExitCode {
 }
 
 async fn connect(cli: &Cli) -> anyhow::Result<Journal> {
-    Journal::connect(&Connection {
-        url: cli.journal.url()?.expose().to_owned(),
-        creds: cli.journal.nats_creds.clone(),
-        ca: cli.journal.nats_ca.clone(),
-        stream: cli.journal.dsync_stream.clone(),
-        name: NAME.to_owned(),
-    })
-    .await
-    .map_err(|error| SettingError::found_later(error.setting(), error))
+    Journal::connect(&cli.journal.connection(NAME)?)
+        .await
+        .map_err(|error| SettingError::found_later(error.setting(), error))
 }
 
 fn pool(cli: &Cli) -> anyhow::Result<PgPool> {
@@ -202,7 +194,6 @@ async fn serve(cli: &Cli, context: Context, pool: PgPool) -> anyhow::Result<Exit
     let worker = Worker {
         pool: pool.clone(),
         journal: journal.clone(),
-        stream: cli.journal.dsync_stream.clone(),
         holder: format!("{}-{:016x}", std::process::id(), rand::random::<u64>()),
         clock: context.clock.clone(),
         metrics: metrics.clone(),

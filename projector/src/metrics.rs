@@ -7,30 +7,6 @@ use prometheus::{
 
 use crate::lane::Lane;
 
-/// Types of events that have a label of their own. All others count as `other`, so that new types at WorkOS cannot create
-/// an unlimited number of series.
-const KNOWN_EVENTS: &[&str] = &[
-    "dsync.activated",
-    "dsync.deactivated",
-    "dsync.deleted",
-    "dsync.user.created",
-    "dsync.user.updated",
-    "dsync.user.deleted",
-    "dsync.group.created",
-    "dsync.group.updated",
-    "dsync.group.deleted",
-    "dsync.group.user_added",
-    "dsync.group.user_removed",
-    "sweep.directory.listed",
-    "sweep.directory.missing",
-    "sweep.user.listed",
-    "sweep.user.missing",
-    "sweep.group.listed",
-    "sweep.group.missing",
-    "sweep.membership.listed",
-    "sweep.membership.missing",
-];
-
 /// The projector's metrics.
 #[derive(Clone)]
 pub struct Metrics {
@@ -56,6 +32,8 @@ pub struct Metrics {
     pub log_lost_entries: IntCounter,
     /// 1 on the projector that works a lane.
     pub lane_held: IntGaugeVec,
+    /// Batches applied, by lane.
+    pub lane_batches: IntCounterVec,
     /// Stretches of work that ended in an error and were restarted.
     pub batch_retries: IntCounter,
 }
@@ -99,8 +77,16 @@ impl Metrics {
                 &["lane"],
             ),
         );
+        let lane_batches = registered(
+            registry,
+            IntCounterVec::new(
+                Opts::new("dsync_projector_lane_batches_total", "Batches applied, by lane."),
+                &["lane"],
+            ),
+        );
         for lane in Lane::EVERY {
             lane_held.with_label_values(&[lane.as_str()]).set(0);
+            lane_batches.with_label_values(&[lane.as_str()]).reset();
         }
         Self {
             events: registered(
@@ -144,6 +130,7 @@ impl Metrics {
                 "Entries that the log lost from its middle before they were applied.",
             ),
             lane_held,
+            lane_batches,
             batch_retries: counter(
                 "dsync_projector_batch_retries_total",
                 "Stretches of work that ended in an error and were restarted.",
@@ -153,11 +140,8 @@ impl Metrics {
 
     /// Counts one record.
     pub fn count(&self, event_type: &str, outcome: &str) {
-        let event = KNOWN_EVENTS
-            .iter()
-            .find(|known| **known == event_type)
-            .copied()
-            .unwrap_or("other");
-        self.events.with_label_values(&[event, outcome]).inc();
+        self.events
+            .with_label_values(&[schema::event::label(event_type), outcome])
+            .inc();
     }
 }

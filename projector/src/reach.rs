@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 
 use crate::beside::Error;
 use crate::holes::EVERYTHING;
-use crate::store::{erased, shadow};
+use crate::store::losses;
 
 /// How far clocks may differ (WorkOS's, ours and the broker's) in a comparison.
 const CLOCKS: Duration = Duration::from_mins(1);
@@ -35,11 +35,11 @@ impl Reach {
     ) -> Result<Self, Error> {
         let begins = match log.first_seq {
             0 | 1 => None,
-            seq if erased::took_all_before(connection, log.created, seq).await? => None,
+            seq if losses::erasures_took_all_before(connection, log.created, seq).await? => None,
             seq => Some(seq),
         };
         let missing = journal.missing().await?;
-        let lost = erased::newest_lost(connection, log.created, &missing).await?;
+        let lost = losses::newest(connection, log.created, &missing).await?;
         let complete_from = match begins.max(lost) {
             None => None,
             Some(seq) => {
@@ -47,7 +47,7 @@ impl Reach {
                 Some(first.map_or(now, |entry| entry.appended_at))
             }
         };
-        Ok(match complete_from.max(shadow::last_rewind(connection).await?) {
+        Ok(match complete_from.max(losses::last_noticed(connection).await?) {
             None => Self::Beginning,
             Some(cut) => Self::Since(cut),
         })
@@ -71,15 +71,11 @@ impl Reach {
     pub(crate) fn beyond(self, before: Self, took: Duration) -> Option<Self> {
         let Self::Since(now) = self else { return None };
         match before {
-            Self::Since(before) if now <= before.plus_micros(micros(CLOCKS / 2)) => None,
+            Self::Since(before) if now <= before.plus(CLOCKS / 2) => None,
             // The log keeps dropping entries while seeding is done once more.
-            _ => Some(Self::Since(now.plus_micros(micros(took * 2)))),
+            _ => Some(Self::Since(now.plus(took * 2))),
         }
     }
-}
-
-fn micros(time: Duration) -> i64 {
-    i64::try_from(time.as_micros()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

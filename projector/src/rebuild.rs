@@ -13,7 +13,6 @@ use schema::timestamp::Timestamp;
 use service::clock::Clock;
 use service::postgres::is_shared;
 use sqlx::{Connection as _, PgConnection, PgPool};
-use tokio_util::sync::CancellationToken;
 
 use crate::backlog;
 use crate::beside::{Build, Error};
@@ -30,7 +29,7 @@ const ATTEMPTS: usize = 10;
 /// How often to look at the reconciler's progress.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// What both subcommands work with.
+/// What both subcommands work with. Their futures may be dropped at any moment, which rolls back whatever is not committed.
 pub struct Tools {
     /// The projection. One connection is taken from it.
     pub pool: PgPool,
@@ -42,8 +41,6 @@ pub struct Tools {
     pub limit: usize,
     /// Where progress is shown.
     pub bar: ProgressBar,
-    /// Cancelled at shutdown.
-    pub shutdown: CancellationToken,
 }
 
 impl Tools {
@@ -135,7 +132,7 @@ impl Tools {
             if listed == all {
                 break;
             }
-            self.pause().await?;
+            tokio::time::sleep(LOOK).await;
         }
         let unlisted = swap::unlisted(connection, asked).await?;
         let end = self.journal.identity().await?.ok_or(Error::NoLog)?.last_seq;
@@ -146,14 +143,7 @@ impl Tools {
             }
             self.bar
                 .set_message("waiting for a projector to apply what was listed");
-            self.pause().await?;
-        }
-    }
-
-    async fn pause(&self) -> Result<(), Error> {
-        tokio::select! {
-            () = self.shutdown.cancelled() => Err(Error::Stopped),
-            () = tokio::time::sleep(LOOK) => Ok(()),
+            tokio::time::sleep(LOOK).await;
         }
     }
 

@@ -22,17 +22,6 @@ pub struct Rules {
     pub defaults: Vec<DefaultRule>,
 }
 
-/// Where a rule applies: in one organization, in one directory or, with neither, everywhere.
-#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Scope {
-    /// Only in this organization.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub organization: Option<String>,
-    /// Only in this directory.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub directory: Option<String>,
-}
-
 /// Members of a group get a role. The group is named by exactly one of `id`, `name` and `idp_id`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

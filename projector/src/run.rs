@@ -30,8 +30,8 @@ use crate::apply::{self, Applied, Batch, Fate};
 use crate::holes::{self, Hole, Reading};
 use crate::lane::Lane;
 use crate::metrics::Metrics;
-use crate::store::erased;
-use crate::store::progress::{self, Found, Position};
+use crate::store::losses;
+use crate::store::progress::{self, Position};
 use crate::watch::{Verdict, appended_at, judge};
 
 /// How often the lease is renewed while nothing is applied.
@@ -79,8 +79,6 @@ pub struct Worker {
     pub pool: PgPool,
     /// The log.
     pub journal: Journal,
-    /// The log's name.
-    pub stream: String,
     /// The name under which this process holds leases. No other process has the same.
     pub holder: String,
     /// The clock.
@@ -188,8 +186,13 @@ impl Worker {
             // Entries that are missing now were erased for another database or lost earlier. Nothing in this database was
             // ever projected from them, so they must not count as lost.
             let missing = self.journal.missing().await?;
-            answered(erased::overwritten(&self.pool, log.created, &missing)).await?;
-            answered(progress::begin(&self.pool, &self.stream, log.created)).await?;
+            answered(losses::overwritten(&self.pool, log.created, &missing)).await?;
+            answered(progress::begin(
+                &self.pool,
+                self.journal.stream_name(),
+                log.created,
+            ))
+            .await?;
         }
         let Some(position) = answered(self.hold(&self.pool, lane)).await? else {
             return Ok(End::StandBy);
@@ -319,15 +322,10 @@ impl Worker {
     async fn is_same_log(&self, lane: Lane, position: Position) -> Result<bool, Stop> {
         let log = self.journal.identity().await?.ok_or(Stop::NoStream)?;
         let there = appended_at(&self.journal, position.seq, log).await?;
-        let found = Found {
-            created: log.created,
-            first_seq: log.first_seq,
-            last_seq: log.last_seq,
-        };
         match judge(position, log, there, lane) {
             Verdict::Same => Ok(true),
             Verdict::Rewound => {
-                if answered(progress::rewind(&self.pool, lane, position, found)).await? {
+                if answered(progress::rewind(&self.pool, lane, position, log)).await? {
                     self.metrics.log_rewinds.inc();
                     tracing::error!(
                         lane = lane.as_str(),
@@ -340,7 +338,7 @@ impl Worker {
             }
             Verdict::Gap if self.is_explained(position, log.first_seq).await? => Ok(true),
             Verdict::Gap => {
-                if answered(progress::skip_gap(&self.pool, lane, position, found)).await? {
+                if answered(progress::skip_gap(&self.pool, lane, position, log)).await? {
                     self.metrics.log_rewinds.inc();
                     tracing::error!(
                         lane = lane.as_str(),
@@ -361,7 +359,7 @@ impl Worker {
             before: first_seq,
         }];
         let mut connection = answered(self.pool.acquire()).await?;
-        let left = erased::unexplained(&mut connection, position.stream_created, &dropped);
+        let left = losses::unexplained(&mut connection, position.stream_created, &dropped);
         Ok(answered(left).await?.is_empty())
     }
 
@@ -382,12 +380,25 @@ impl Worker {
     }
 
     fn count(&self, lane: Lane, entries: &[Entry], applied: &Applied, took: Duration) {
+        self.metrics
+            .lane_batches
+            .with_label_values(&[lane.as_str()])
+            .inc();
         self.metrics.batch_seconds.observe(took.as_secs_f64());
         #[expect(clippy::cast_precision_loss, reason = "a batch is small")]
         self.metrics.batch_events.observe(entries.len() as f64);
         let now = Timestamp::from(self.clock.now());
         for (entry, fate) in entries.iter().zip(&applied.records) {
             let outcome = match fate {
+                // The lane `removals` has counted it. It shows up here because another record in this batch changed the
+                // same row.
+                Fate::Applied { .. }
+                    if lane == Lane::All
+                        && entry.record.subject.is_removal()
+                        && entry.seq <= applied.removals =>
+                {
+                    continue;
+                }
                 Fate::Applied { created_at } => {
                     self.observe_age(entry, *created_at, now);
                     "applied"
@@ -404,8 +415,7 @@ impl Worker {
 
     fn observe_age(&self, entry: &Entry, created_at: Option<Timestamp>, now: Timestamp) {
         let Some(created_at) = created_at else { return };
-        #[expect(clippy::cast_precision_loss, reason = "an age in microseconds")]
-        let age = (now.as_micros().saturating_sub(created_at.as_micros()) as f64 / 1e6).max(0.0);
+        let age = now.since(created_at).as_secs_f64();
         self.metrics.freshness_seconds.observe(age);
         if entry.record.subject.is_removal() {
             self.metrics.deprovision_seconds.observe(age);

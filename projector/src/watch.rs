@@ -11,10 +11,11 @@ use service::postgres::{answered, described};
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
+use crate::holes::{self, EVERYTHING};
 use crate::lane::Lane;
 use crate::metrics::Metrics;
-use crate::store::progress::{self, Found, Position};
-use crate::store::{backlog, dead_letters};
+use crate::store::progress::{self, Position};
+use crate::store::{backlog, dead_letters, losses};
 
 /// What comparing the log with a lane's position shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,26 +68,22 @@ pub async fn gauges(pool: PgPool, journal: Journal, metrics: Metrics, shutdown: 
                 tracing::debug!(error = %described(&error), "cannot count the history backlog");
             }
         }
-        let position = answered(progress::position(&pool, Lane::All))
-            .await
-            .ok()
-            .flatten();
+        let position = answered(progress::position(&pool, Lane::All)).await;
         if let Ok(Some(log)) = journal.identity().await {
-            metrics.pending_messages.set(pending(position, log));
+            match position {
+                Ok(position) => metrics
+                    .pending_messages
+                    .set(unread(&journal, position, log).await),
+                // Not the whole log: the gauge keeps what was true last.
+                Err(error) => {
+                    tracing::debug!(error = %described(&error), "cannot count what is not applied yet");
+                }
+            }
             if let Err(error) = compare(&pool, &journal, &metrics, &mut seen, log).await {
                 tracing::debug!(%error, "cannot compare the end of the log now");
             }
         }
     }
-}
-
-/// Why the log's end could not be compared with where it was last seen.
-#[derive(Debug, thiserror::Error)]
-enum NotCompared {
-    #[error("the log: {0}")]
-    Log(#[from] journal::Error),
-    #[error("the database: {}", described(.0))]
-    Database(#[from] sqlx::Error),
 }
 
 /// Compares where the log was last `seen` to end with the log as it is now, and remembers where it ends now.
@@ -96,16 +93,11 @@ async fn compare(
     metrics: &Metrics,
     seen: &mut Option<Position>,
     log: Identity,
-) -> Result<(), NotCompared> {
+) -> Result<(), holes::Error> {
     if let Some(seen) = *seen {
         let there = appended_at(journal, seen.seq, log).await?;
-        let found = Found {
-            created: log.created,
-            first_seq: log.first_seq,
-            last_seq: log.last_seq,
-        };
         if judge(seen, log, there, Lane::Removals) == Verdict::Rewound
-            && answered(progress::note_unread_loss(pool, seen, found)).await?
+            && answered(losses::note_unread(pool, seen, log)).await?
         {
             metrics.log_rewinds.inc();
             tracing::error!(
@@ -135,13 +127,29 @@ pub(crate) async fn appended_at(
     Ok(journal.entry(seq).await?.map(|entry| entry.appended_at))
 }
 
-fn pending(position: Option<Position>, log: Identity) -> i64 {
-    let applied = position
+/// How many records the lane `all`, which stands at `position`, has not applied yet.
+async fn unread(journal: &Journal, position: Option<Position>, log: Identity) -> i64 {
+    let pending = pending(position, log);
+    if pending > 0 {
+        // Records erased from the log's end are counted by their sequences, and will never be applied.
+        let next = journal.first_at(applied(position, log) + 1, EVERYTHING).await;
+        if matches!(next, Ok(None)) {
+            return 0;
+        }
+    }
+    pending
+}
+
+/// The sequence up to which the log is applied.
+fn applied(position: Option<Position>, log: Identity) -> u64 {
+    position
         .filter(|position| position.stream_created == log.created)
-        .map_or(0, |position| position.seq);
-    let pending = log
-        .last_seq
-        .saturating_sub(applied.max(log.first_seq.saturating_sub(1)));
+        .map_or(0, |position| position.seq)
+}
+
+fn pending(position: Option<Position>, log: Identity) -> i64 {
+    let first = log.first_seq.saturating_sub(1);
+    let pending = log.last_seq.saturating_sub(applied(position, log).max(first));
     i64::try_from(pending).unwrap_or(i64::MAX)
 }
 

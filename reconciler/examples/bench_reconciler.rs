@@ -189,7 +189,6 @@ fn project(work: &Work) {
     let worker = Worker {
         pool: work.pool.clone(),
         journal: work.journal.clone(),
-        stream: "DSYNC".to_owned(),
         holder: "projector".to_owned(),
         clock: work.clock.clone(),
         metrics: projector::metrics::Metrics::new(&Registry::new()),
@@ -228,7 +227,6 @@ async fn database(rows: usize) -> anyhow::Result<()> {
         entity: Entity::User,
         directory: "directory_1",
         values: false,
-        whole: false,
     };
     let suspects: usize = stream::iter(0..rows.div_ceil(500))
         .map(|page| async move {

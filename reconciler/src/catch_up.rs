@@ -19,17 +19,18 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use journal::{AppendError, Appended};
+use schema::event::label;
 use schema::json;
 use schema::record::{Received, Record, Source};
 use schema::timestamp::Timestamp;
 use service::postgres::answered;
 use tokio_util::sync::CancellationToken;
 
-use crate::known::Known;
+use crate::acknowledged::Acknowledged;
 use crate::lease::LEASE;
 use crate::store::duties::{self, Duty, Position};
 use crate::store::sweeps;
-use crate::work::{Failure, IN_FLIGHT, Work, micros};
+use crate::work::{Failure, IN_FLIGHT, Work, stored};
 use crate::workos::client::ApiError;
 use crate::workos::events::{Listed, Range, Ways};
 use crate::workos::pages::{List, Pages};
@@ -41,8 +42,8 @@ const RETENTION: Duration = Duration::from_hours(24 * 90 - 12);
 const ANEW: Duration = Duration::from_hours(24 * 89);
 /// The longest range that the API accepts in one request, less a little.
 const LONGEST_RANGE: Duration = Duration::from_hours(24 * 29);
-/// How much ranges overlap, in microseconds: it is not documented whether a range includes its bounds.
-const OVERLAP: i64 = 1_000_000;
+/// How much ranges overlap: it is not documented whether a range includes its bounds.
+const OVERLAP: Duration = Duration::from_secs(1);
 /// How many recovered events of a poll are logged one by one at level info; the rest are logged at level debug.
 const TOLD: usize = 20;
 
@@ -60,7 +61,7 @@ pub struct CatchUp {
     work: Work,
     settings: Settings,
     ways: Ways,
-    known: Known,
+    acknowledged: Acknowledged,
     /// The position as this process last read or wrote it.
     stands: Position,
 }
@@ -81,7 +82,7 @@ impl CatchUp {
             work,
             settings,
             ways: Ways::default(),
-            known: Known::default(),
+            acknowledged: Acknowledged::default(),
             stands: Position::default(),
         }
     }
@@ -112,7 +113,7 @@ impl CatchUp {
             }
         }
         let holder = self.work.leases.holder();
-        if let Err(error) = duties::release(&self.work.pool, Duty::CatchUp, holder).await {
+        if let Err(error) = stored(duties::release(&self.work.pool, Duty::CatchUp, holder)).await {
             tracing::debug!(%error, "cannot release the lease; it expires on its own");
         }
     }
@@ -120,45 +121,45 @@ impl CatchUp {
     /// Polls once. `None` while another reconciler holds the lease.
     pub async fn poll(&mut self) -> Result<Option<Polled>, Failure> {
         if !self.hold().await? {
-            self.known.clear();
+            self.acknowledged.clear();
             return Ok(None);
         }
         let (position, rewound) = answered(duties::position(&self.work.pool)).await?;
         if position != self.stands {
             // Another reconciler moved it, perhaps because the log lost events that are known here.
-            self.known.clear();
+            self.acknowledged.clear();
             self.stands = position;
         }
         let now = Timestamp::from(self.work.clock.now());
-        let anew = minus(now, ANEW);
+        let anew = now.minus(ANEW);
         let start = match (position.at, rewound) {
             (_, Some(_)) => {
                 tracing::warn!("the log lost entries; reading every event again that WorkOS still lists");
-                self.known.clear();
+                self.acknowledged.clear();
                 self.move_to(anew, rewound).await?;
                 anew
             }
-            (None, None) => minus(self.begin().await?, self.settings.holdback),
-            (Some(at), None) if at < minus(now, RETENTION) => {
+            (None, None) => self.begin().await?.minus(self.settings.holdback),
+            (Some(at), None) if at < now.minus(RETENTION) => {
                 tracing::error!(since = %at, "away for longer than events are kept; every directory is due for a sweep");
                 answered(sweeps::all_again(&self.work.pool)).await?;
                 self.move_to(anew, None).await?;
                 anew
             }
-            (Some(at), None) => minus(at, self.settings.holdback).max(minus(now, RETENTION)),
+            (Some(at), None) => at.minus(self.settings.holdback).max(now.minus(RETENTION)),
         };
         let mut polled = Polled::default();
         let mut reached = None;
         // Reading a page again must not move the position back.
-        let mut place = start.plus_micros(micros(self.settings.holdback));
+        let mut place = start.plus(self.settings.holdback);
         for range in ranges(start, now) {
             let first_at = self.read(range, &mut place, &mut polled).await?;
             reached.get_or_insert(first_at);
         }
         if let Some(reached) = reached {
             self.move_to(reached, None).await?;
-            self.known
-                .forget_before(minus(reached, self.settings.holdback * 2));
+            self.acknowledged
+                .forget_before(reached.minus(self.settings.holdback * 2));
         }
         Ok(Some(polled))
     }
@@ -189,7 +190,7 @@ impl CatchUp {
                     answered(sweeps::all_again(&self.work.pool)).await?;
                     // Continue from the last event read. If that makes no progress, every cursor is refused: give up.
                     from = last_seen.take().ok_or(ApiError::Refused(400))?;
-                    range.start = from.plus_micros(-OVERLAP).max(earliest);
+                    range.start = from.minus(OVERLAP).max(earliest);
                     after = None;
                     continue;
                 }
@@ -226,7 +227,7 @@ impl CatchUp {
             .iter()
             .zip(&times)
             .filter_map(|(event, at)| Some((record(event, now)?, at.unwrap_or(now))))
-            .filter(|(record, _)| !self.known.has(&record.id))
+            .filter(|(record, _)| !self.acknowledged.has(&record.id))
             .collect();
         let work = &self.work;
         let appended: Vec<(Record, Timestamp, bool)> = stream::iter(records)
@@ -246,7 +247,7 @@ impl CatchUp {
                 self.count(&record, at, now, polled.recovered);
                 polled.recovered += 1;
             }
-            self.known.add(record.id, at);
+            self.acknowledged.add(record.id, at);
         }
         Ok(last_in_order(&times))
     }
@@ -257,7 +258,7 @@ impl CatchUp {
             .events_recovered
             .with_label_values(&[label(&record.event_type)])
             .inc();
-        let age_seconds = now.as_micros().saturating_sub(at.as_micros()) / 1_000_000;
+        let age_seconds = now.since(at).as_secs();
         let (event, id) = (record.event_type.as_str(), record.id.as_str());
         if before < TOLD {
             tracing::info!(event, id, age_seconds, "the log did not have this event");
@@ -270,7 +271,7 @@ impl CatchUp {
     async fn begin(&mut self) -> Result<Timestamp, Failure> {
         let page = Pages::of(&self.work.api, List::directories()).next().await?;
         let now = page.map_or_else(|| self.work.clock.now().into(), |page| page.at);
-        tracing::info!(from = %minus(now, self.settings.holdback), "the catch-up starts for the first time");
+        tracing::info!(from = %now.minus(self.settings.holdback), "the catch-up starts for the first time");
         self.move_to(now, None).await?;
         Ok(now)
     }
@@ -300,15 +301,6 @@ impl CatchUp {
     }
 }
 
-/// The metric's label for an event type. Unknown types share one, so that types `WorkOS` adds cannot create any
-/// number of series.
-fn label(event_type: &str) -> &'static str {
-    let known = crate::workos::events::TYPES
-        .iter()
-        .find(|known| **known == event_type);
-    known.copied().unwrap_or("other")
-}
-
 fn record(event: &str, now: Timestamp) -> Option<Record> {
     let body = Bytes::copy_from_slice(event.as_bytes());
     match Record::receive(body, Source::EventsApi, None, now) {
@@ -334,39 +326,32 @@ fn last_in_order(times: &[Option<Timestamp>]) -> Option<Timestamp> {
 
 /// Splits the time from `start` to `now` into ranges that the API accepts. The last one is open-ended.
 fn ranges(start: Timestamp, now: Timestamp) -> Vec<Range> {
-    let longest = micros(LONGEST_RANGE);
     let mut ranges = Vec::new();
     let mut start = start;
-    while now.as_micros().saturating_sub(start.as_micros()) > longest {
-        let end = start.plus_micros(longest);
+    while now.since(start) > LONGEST_RANGE {
+        let end = start.plus(LONGEST_RANGE);
         ranges.push(Range {
             start,
             end: Some(end),
         });
-        start = end.plus_micros(-OVERLAP);
+        start = end.minus(OVERLAP);
     }
     ranges.push(Range { start, end: None });
     ranges
-}
-
-fn minus(moment: Timestamp, by: Duration) -> Timestamp {
-    moment.plus_micros(-micros(by))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const DAY: i64 = 86_400_000_000;
-
     #[test]
     fn a_long_absence_is_read_in_ranges_without_a_gap() {
-        let at = |days: i64| Timestamp::from_micros(days * DAY);
+        let at = |days: u64| Timestamp::from_micros(0).plus(Duration::from_hours(24 * days));
         let range = |start, end| Range { start, end };
         assert_eq!(ranges(at(1), at(20)), [range(at(1), None)]);
         // Each begins a second before the previous one ends, so that an event at the bound is in at least one of them.
-        let bound = |number: i64| at(29 * number).plus_micros(-OVERLAP * (number - 1));
-        let from = |number: i64| bound(number).plus_micros(-OVERLAP);
+        let bound = |number: u32| at(29 * u64::from(number)).minus(OVERLAP * (number - 1));
+        let from = |number: u32| bound(number).minus(OVERLAP);
         assert_eq!(
             ranges(at(0), at(89)),
             [

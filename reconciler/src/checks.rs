@@ -1,5 +1,5 @@
-//! Reads single objects outside of sweeps: objects in doubt, which fail closed, at once and again after the margin; and
-//! what a sweep found too young to judge, once the margin has passed.
+//! Decides what is read outside of sweeps, and when (`read_target` reads it): objects in doubt, which fail closed, at
+//! once and again after the margin; and what a sweep found too young to judge, once the margin has passed.
 //!
 //! Which objects are in doubt follows from the registers, so there is no list to maintain, and nothing is lost when a
 //! process dies: a reading that settles the doubt removes the row from the view `dsync.checks`. Only when each may be
@@ -16,9 +16,9 @@ use time::OffsetDateTime;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use crate::apart::{LATER, read_one};
+use crate::read_target::{LATER, read_target};
 use crate::store::checks::{self, Check, Target};
-use crate::work::{Failure, Work, contained, micros};
+use crate::work::{Failure, Work, contained};
 
 /// How often the tables are asked what there is to read. The queries are answered from indexes.
 const POLL: Duration = Duration::from_secs(1);
@@ -200,7 +200,7 @@ impl Checker {
                     }
                 }
                 Outcome::Failed(at) => {
-                    self.not_before.insert(target.clone(), later(at));
+                    self.not_before.insert(target.clone(), at.plus(LATER));
                     self.failed.insert(target, at);
                 }
             }
@@ -224,17 +224,13 @@ fn in_turn<'a>(mut targets: Vec<&'a Target>, failed: &HashMap<Target, Timestamp>
     turns
 }
 
-fn later(than: Timestamp) -> Timestamp {
-    than.plus_micros(micros(LATER))
-}
-
 /// When to read again what was just read as of `at`: once a reading can settle the doubt or, if this one did and is
 /// only not applied yet, after a while.
 fn next_read(check: &Check, at: Timestamp, settles_at: Timestamp, now: Timestamp) -> Timestamp {
     if at < check.settled_at {
         settles_at.max(now)
     } else {
-        later(now)
+        now.plus(LATER)
     }
 }
 
@@ -261,7 +257,7 @@ async fn read_all(
             break;
         }
         let outcome = tokio::select! {
-            outcome = contained(read_one(work, &lease, &target, check.is_some(), now)) => outcome,
+            outcome = contained(read_target(work, &lease, &target, check.is_some(), now)) => outcome,
             () = lease.lost().cancelled() => break,
         };
         match outcome {
@@ -323,7 +319,6 @@ mod tests {
                 what: What::User,
                 id: "u".to_owned(),
             },
-            after: at(100),
             settled_at: at(130),
         };
         // A reading as of 110 could show that it is there, but not that it is gone. One at 130 + 60 can.

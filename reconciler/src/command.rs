@@ -12,19 +12,20 @@ use serde_json::json;
 use service::progress;
 
 use crate::config::SweepArgs;
-use crate::deletions::{Looked, really_gone};
+use crate::deletions::{self, Absent, Looked, really_gone};
 use crate::difference::Entity;
 use crate::directories;
+use crate::key::ObjectKey;
 use crate::lease::Lease;
-use crate::memberships::Way;
+use crate::memberships::Side;
 use crate::reading::{Pair, Reading};
 use crate::report::{DirectoryReport, Report};
 use crate::snapshot::Listed;
 use crate::store::compared::Comparison;
-use crate::store::held::{self, Held};
+use crate::store::held;
 use crate::store::sweeps;
 use crate::sweep::{Mode, sweep};
-use crate::work::{Failure, Work};
+use crate::work::{Failure, Work, stored};
 use crate::workos::client::ApiError;
 use crate::workos::pages::List;
 
@@ -33,10 +34,8 @@ const DRIFT: u8 = 3;
 /// Directories swept at once.
 const AT_ONCE: usize = 26;
 /// Up to this many held users or groups are each read before their deletion is applied. If there are more, their list
-/// is read again. Directories and memberships are always each read.
+/// is read again, and only a sample of them. Directories and memberships are always each read.
 const READ_EACH: usize = 100;
-/// In that case, up to this many are also read individually.
-const SAMPLE: usize = 20;
 /// How long to wait for the projector after everything was appended, so that the next reader sees the repairs.
 const SHOWN_WITHIN: Duration = Duration::from_secs(20);
 
@@ -211,7 +210,7 @@ async fn approve(work: &Work, lease: &Lease) -> anyhow::Result<Approved> {
     let directory = lease.directory();
     let (mut all, mut any) = (Approved::default(), false);
     for entity in Entity::EVERY {
-        let held = held::of(&work.pool, directory, entity).await?;
+        let held = stored(held::of(&work.pool, directory, entity)).await?;
         any |= !held.is_empty();
         let one = let_through(work, directory, entity, &held)
             .await
@@ -222,9 +221,9 @@ async fn approve(work: &Work, lease: &Lease) -> anyhow::Result<Approved> {
     }
     if !any {
         // Taking the lease created a row if there was none.
-        let known = crate::store::directories::seen_at(&work.pool, directory).await?;
+        let known = stored(crate::store::directories::seen_at(&work.pool, directory)).await?;
         if known.is_none() {
-            sweeps::remove(&work.pool, directory).await?;
+            stored(sweeps::remove(&work.pool, directory)).await?;
             anyhow::bail!("there is no directory {directory}");
         }
         anyhow::bail!("nothing is held back in {directory}");
@@ -238,40 +237,33 @@ async fn approve(work: &Work, lease: &Lease) -> anyhow::Result<Approved> {
 async fn by_list(
     work: &Work,
     directory: &str,
-    entity: Entity,
-    asked: &[Held],
-) -> Result<Option<Vec<(Held, Timestamp)>>, Failure> {
-    let list = match entity {
-        Entity::User => List::users(directory),
-        Entity::Group => List::groups(directory),
-        Entity::Directory | Entity::Membership => return Ok(None),
+    absent: Absent,
+    asked: &[ObjectKey],
+) -> Result<Option<Vec<(ObjectKey, Timestamp)>>, Failure> {
+    let list = match absent {
+        Absent::Users => List::users(directory),
+        Absent::Groups => List::groups(directory),
+        Absent::Directories { .. } | Absent::Memberships(_) => return Ok(None),
     };
     if asked.len() <= READ_EACH {
         return Ok(None);
     }
+    let entity = absent.entity();
     let comparison = Comparison {
         entity,
         directory,
         values: false,
-        whole: false,
     };
-    let listed = match Listed::walk(work, comparison, list, |_| ()).await {
+    let listed = match Listed::walk(work, comparison, list, false, |_| ()).await {
         Err(Failure::Api(ApiError::NotFound(_))) => return Ok(None),
         listed => listed?,
     };
-    let id = |one: &Held| match entity {
-        Entity::Group => listed.ids().contains(&one.group_id),
-        _ => listed.ids().contains(&one.user_id),
-    };
-    let gone: Vec<Held> = asked.iter().filter(|one| !id(one)).cloned().collect();
-    let sample: Vec<Held> = gone
-        .iter()
-        .step_by(gone.len().div_ceil(SAMPLE).max(1))
-        .cloned()
-        .collect();
-    let looked = really_gone(work, directory, entity, &sample, Way::ByGroup).await?;
+    let is_listed = |key: &ObjectKey| listed.ids().contains(&key.id(entity));
+    let gone: Vec<ObjectKey> = asked.iter().filter(|key| !is_listed(key)).cloned().collect();
+    let sample: Vec<ObjectKey> = deletions::sample(&gone).cloned().collect();
+    let looked = really_gone(work, directory, absent, &sample).await?;
     let agree = looked.gone.len() == sample.len();
-    Ok(agree.then(|| gone.into_iter().map(|one| (one, listed.at())).collect()))
+    Ok(agree.then(|| gone.into_iter().map(|key| (key, listed.at())).collect()))
 }
 
 /// Appends the deletions of those `held` that are gone, as of the time each was found to be gone.
@@ -279,51 +271,54 @@ async fn let_through(
     work: &Work,
     directory: &str,
     entity: Entity,
-    held: &[Held],
+    held: &[ObjectKey],
 ) -> Result<Approved, Failure> {
-    let asked: Vec<Held> = match entity {
-        Entity::Directory => held
-            .iter()
-            .map(|_| Held {
-                group_id: String::new(),
-                user_id: directory.to_owned(),
-            })
-            .collect(),
-        _ => held.to_vec(),
+    let (absent, asked) = match entity {
+        // In the table, a directory's own deletion names nothing but the directory.
+        Entity::Directory => {
+            let itself = ObjectKey::of(entity, directory.to_owned());
+            let absent = Absent::Directories {
+                none_is_listed: false,
+            };
+            (absent, vec![itself; held.len()])
+        }
+        Entity::User => (Absent::Users, held.to_vec()),
+        Entity::Group => (Absent::Groups, held.to_vec()),
+        Entity::Membership => (Absent::Memberships(Side::User), held.to_vec()),
     };
-    let Looked { gone, unread } = match by_list(work, directory, entity, &asked).await? {
+    let Looked { gone, unread } = match by_list(work, directory, absent, &asked).await? {
         Some(gone) => Looked {
             gone,
             ..Looked::default()
         },
-        None => really_gone(work, directory, entity, &asked, Way::ByGroup).await?,
+        None => really_gone(work, directory, absent, &asked).await?,
     };
     let readings = gone
         .iter()
-        .map(|(one, at)| match entity {
-            Entity::Directory => Reading::missing(entity, directory, directory, *at),
-            Entity::User => Reading::missing(entity, directory, &one.user_id, *at),
-            Entity::Group => Reading::missing(entity, directory, &one.group_id, *at),
+        .map(|(key, at)| match entity {
+            Entity::Directory | Entity::User | Entity::Group => {
+                Reading::missing(entity, directory, &key.id(entity), *at)
+            }
             Entity::Membership => {
                 let pair = Pair {
                     directory,
                     organization: None,
-                    group: &one.group_id,
-                    user: &one.user_id,
+                    group: &key.group_id,
+                    user: &key.user_id,
                 };
                 Reading::membership(pair, false, *at)
             }
         })
         .collect();
     work.append_readings(readings).await?;
-    let unread: BTreeSet<Held> = unread.into_iter().collect();
-    let settled: Vec<Held> = held
+    let unread: BTreeSet<ObjectKey> = unread.into_iter().collect();
+    let settled: Vec<ObjectKey> = held
         .iter()
         .zip(&asked)
         .filter(|(_, asked)| !unread.contains(asked))
         .map(|(held, _)| held.clone())
         .collect();
-    held::remove(&work.pool, directory, entity, &settled).await?;
+    stored(held::remove(&work.pool, directory, entity, &settled)).await?;
     Ok(Approved {
         deleted: gone.len(),
         back: settled.len() - gone.len(),

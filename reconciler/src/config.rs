@@ -5,13 +5,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use journal::{JournalArgs, JournalLimitArgs};
 use schema::ids::DirectoryId;
 use service::boot::Program;
 use service::healthcheck::HealthcheckArgs;
 use service::logging::LogArgs;
-use service::settings::{
-    DatabaseArgs, JournalArgs, JournalLimitArgs, Percent, Secret, SettingError, duration_or_off, percent,
-};
+use service::settings::{DatabaseArgs, Percent, Secret, SettingError, duration_or_off, percent};
 use service::status::StatusArgs;
 
 /// Reads `WorkOS`'s Events API and state API, and appends to the log whatever it lacks.

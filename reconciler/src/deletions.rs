@@ -10,9 +10,10 @@ use service::settings::Percent;
 
 use crate::difference::Entity;
 use crate::guard;
-use crate::memberships::{Way, groups_of, members};
-use crate::store::held::Held;
-use crate::work::{Failure, Work};
+use crate::key::ObjectKey;
+use crate::memberships::{Side, groups_of, members};
+use crate::store::held;
+use crate::work::{Failure, Work, stored};
 use crate::workos::client::ApiError;
 use crate::workos::objects::Read;
 
@@ -22,28 +23,40 @@ const AT_ONCE: usize = 8;
 const SAMPLE: usize = 20;
 /// After this many failed reads, the others are not tried: each failure took a request's whole patience, and the
 /// cause is not these objects.
-const FAILURES: usize = 20;
+pub(crate) const FAILURES: usize = 20;
 
 /// The outcome of confirming absences.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Confirmed {
+    /// The kind of the objects.
+    pub entity: Entity,
     /// Gone, each confirmed by its own read.
-    pub gone: Vec<Held>,
+    pub gone: Vec<ObjectKey>,
     /// Held back, because there are too many.
-    pub held: Vec<Held>,
+    pub held: Vec<ObjectKey>,
     /// Not known to be gone or to exist, because their own reads failed. They stay as they are.
-    pub unread: Vec<Held>,
+    pub unread: Vec<ObjectKey>,
     /// The list was incomplete, or nothing could be read to find out. Nothing is concluded from it.
     pub incomplete: bool,
 }
 
 impl Confirmed {
+    fn nothing(entity: Entity) -> Self {
+        Self {
+            entity,
+            gone: Vec::new(),
+            held: Vec::new(),
+            unread: Vec::new(),
+            incomplete: false,
+        }
+    }
+
     /// An error if not all absences could be decided.
-    pub fn complete(&self, entity: Entity) -> Result<(), Failure> {
+    pub fn complete(&self) -> Result<(), Failure> {
         if !self.unread.is_empty() {
-            Err(Failure::Unconfirmed(entity.as_str(), self.unread.len()))
+            Err(Failure::Unconfirmed(self.entity.as_str(), self.unread.len()))
         } else if self.incomplete {
-            Err(Failure::Incomplete(entity.as_str()))
+            Err(Failure::Incomplete(self.entity.as_str()))
         } else {
             Ok(())
         }
@@ -54,9 +67,9 @@ impl Confirmed {
 #[derive(Debug, Default)]
 pub struct Looked {
     /// Gone, and the time that the reading speaks for.
-    pub gone: Vec<(Held, Timestamp)>,
+    pub gone: Vec<(ObjectKey, Timestamp)>,
     /// Could not be read.
-    pub unread: Vec<Held>,
+    pub unread: Vec<ObjectKey>,
 }
 
 impl Looked {
@@ -67,22 +80,18 @@ impl Looked {
 
 /// What one read, of one or several of the absent, showed.
 enum Look {
-    Gone(Vec<(Held, Timestamp)>),
-    Unread(Vec<Held>),
+    Gone(Vec<(ObjectKey, Timestamp)>),
+    Unread(Vec<ObjectKey>),
 }
 
 impl Look {
-    /// A read that failed. One object that cannot be read is no reason to leave all others as they are; an API key
-    /// that is not accepted is, and so is any failure that is not `WorkOS`'s.
-    fn failed(directory: &str, id: &str, asked: Vec<Held>, error: Failure) -> Result<Self, Failure> {
-        match error {
-            Failure::Api(ApiError::Unauthorized(_)) => Err(error),
-            Failure::Api(_) => {
-                tracing::warn!(directory, id, %error, "not listed, but cannot confirm that it is gone; left as it is");
-                Ok(Self::Unread(asked))
-            }
-            error => Err(error),
+    /// A read that failed. One object that cannot be read is no reason to leave all others as they are.
+    fn failed(directory: &str, id: &str, asked: Vec<ObjectKey>, error: Failure) -> Result<Self, Failure> {
+        if !error.is_of_one_read() {
+            return Err(error);
         }
+        tracing::warn!(directory, id, %error, "not listed, but cannot confirm that it is gone; left as it is");
+        Ok(Self::Unread(asked))
     }
 }
 
@@ -99,49 +108,65 @@ impl FromIterator<Look> for Looked {
     }
 }
 
-/// How many deletions at once are believed.
-#[derive(Clone, Copy, Debug)]
-pub enum Believed {
-    /// As many as the guard allows.
-    Some {
-        /// Objects of this kind that readers see.
-        shown: usize,
-        /// The largest share that the guard allows.
-        max: Percent,
+/// What is absent, and with that how it is confirmed to be gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Absent {
+    /// Directories: each is read.
+    Directories {
+        /// Whether `WorkOS` lists none of those that readers see: the API key may be another environment's.
+        none_is_listed: bool,
     },
-    /// None.
-    None,
+    /// Users: each is read.
+    Users,
+    /// Groups: each is read.
+    Groups,
+    /// Memberships: this side's lists are read.
+    Memberships(Side),
 }
 
-impl Believed {
-    /// As many as the guard allows of `shown` objects.
-    pub fn by_guard(work: &Work, shown: usize) -> Self {
-        Self::Some {
-            shown,
-            max: work.rules.max_deletions,
-        }
-    }
-
-    fn holds(self, deletions: usize) -> bool {
+impl Absent {
+    /// The kind of the objects.
+    pub const fn entity(self) -> Entity {
         match self {
-            Self::Some { shown, max } => guard::holds(deletions, shown, max),
-            Self::None => deletions > 0,
+            Self::Directories { .. } => Entity::Directory,
+            Self::Users => Entity::User,
+            Self::Groups => Entity::Group,
+            Self::Memberships(_) => Entity::Membership,
         }
+    }
+
+    /// Whether this many deletions of `shown` objects are held back.
+    fn holds(self, deletions: usize, shown: usize, max: Percent) -> bool {
+        // The wrong key is likelier than the end of every customer.
+        let wrong_key = deletions > 0 && matches!(self, Self::Directories { none_is_listed: true });
+        wrong_key || guard::holds(deletions, shown, max)
     }
 }
 
-/// Confirms absences of one kind. `way` is how memberships were read.
+/// Confirms that `keys` are gone, of which readers see `shown` objects in total. If they are too many to believe, only a
+/// sample is read, and all are held. What is held already stays so until somebody approves it, however few others are gone
+/// now: that more people were hired since makes a half-read directory no truer.
 pub async fn confirm(
     work: &Work,
     directory: &str,
-    entity: Entity,
-    absent: Vec<Held>,
-    believed: Believed,
-    way: Way,
+    absent: Absent,
+    keys: Vec<ObjectKey>,
+    shown: usize,
 ) -> Result<Confirmed, Failure> {
-    if !believed.holds(absent.len()) {
-        let looked = really_gone(work, directory, entity, &absent, way).await?;
-        let there = looked.there(absent.len());
+    let entity = absent.entity();
+    let confirmed = Confirmed::nothing(entity);
+    if !absent.holds(keys.len(), shown, work.rules.max_deletions) {
+        let before: HashSet<ObjectKey> = if keys.is_empty() {
+            HashSet::new()
+        } else {
+            stored(held::already(&work.pool, directory, entity))
+                .await?
+                .into_iter()
+                .collect()
+        };
+        let (held, keys): (Vec<_>, Vec<_>) = keys.into_iter().partition(|key| before.contains(key));
+        let looked = really_gone(work, directory, absent, &keys).await?;
+        let there = looked.there(keys.len());
         if there > 0 {
             tracing::warn!(
                 directory,
@@ -151,77 +176,79 @@ pub async fn confirm(
             );
         }
         return Ok(Confirmed {
-            gone: looked.gone.into_iter().map(|(one, _)| one).collect(),
+            gone: looked.gone.into_iter().map(|(key, _)| key).collect(),
+            held,
             unread: looked.unread,
-            ..Confirmed::default()
+            ..confirmed
         });
     }
-    let sample: Vec<Held> = sample(&absent).cloned().collect();
-    let looked = really_gone(work, directory, entity, &sample, way).await?;
+    let sample: Vec<ObjectKey> = sample(&keys).cloned().collect();
+    let looked = really_gone(work, directory, absent, &sample).await?;
     if looked.there(sample.len()) > 0 {
         tracing::error!(
             directory,
             entity = entity.as_str(),
-            not_listed = absent.len(),
+            not_listed = keys.len(),
             "a list lacked objects that exist when read one by one; nothing is concluded from it"
         );
         return Ok(Confirmed {
             incomplete: true,
-            ..Confirmed::default()
+            ..confirmed
         });
     }
     if looked.gone.is_empty() {
         return Ok(Confirmed {
             unread: looked.unread,
             incomplete: true,
-            ..Confirmed::default()
+            ..confirmed
         });
     }
     tracing::error!(
         directory,
         entity = entity.as_str(),
-        held = absent.len(),
+        held = keys.len(),
         "too many deletions at once; held back until approved with `dsync-reconciler approve`"
     );
     Ok(Confirmed {
-        held: absent,
+        held: keys,
         unread: looked.unread,
-        ..Confirmed::default()
+        ..confirmed
     })
 }
 
 /// A sample of the absent, spread evenly over all of them.
-pub fn sample(absent: &[Held]) -> impl Iterator<Item = &Held> {
-    absent.iter().step_by(absent.len().div_ceil(SAMPLE).max(1))
+pub fn sample(keys: &[ObjectKey]) -> impl Iterator<Item = &ObjectKey> {
+    keys.iter().step_by(keys.len().div_ceil(SAMPLE).max(1))
 }
 
 /// Reads each of the absent. Returns those that are gone and those that could not be read.
 pub async fn really_gone(
     work: &Work,
     directory: &str,
-    entity: Entity,
-    absent: &[Held],
-    way: Way,
+    absent: Absent,
+    keys: &[ObjectKey],
 ) -> Result<Looked, Failure> {
     let failures = AtomicUsize::new(0);
     let failures = &failures;
-    let mut sides: BTreeMap<String, Vec<Held>> = BTreeMap::new();
-    for one in absent {
-        let side = match entity {
-            Entity::Membership if way == Way::ByUser => &one.group_id,
-            Entity::Group => &one.group_id,
-            _ => &one.user_id,
+    // One list may tell of several memberships.
+    let mut by_id: BTreeMap<String, Vec<ObjectKey>> = BTreeMap::new();
+    for key in keys {
+        let id = match absent {
+            Absent::Groups | Absent::Memberships(Side::Group) => &key.group_id,
+            Absent::Directories { .. } | Absent::Users | Absent::Memberships(Side::User) => &key.user_id,
         };
-        sides.entry(side.clone()).or_default().push(one.clone());
+        by_id.entry(id.clone()).or_default().push(key.clone());
     }
-    let looks: Vec<Look> = stream::iter(sides)
+    let looks: Vec<Look> = stream::iter(by_id)
         .map(|(id, asked)| async move {
             if failures.load(Ordering::Relaxed) >= FAILURES {
                 return Ok(Look::Unread(asked));
             }
-            let gone = match entity {
-                Entity::Membership => memberships_gone(work, directory, &id, &asked, way).await,
-                _ => object_gone(work, directory, entity, &id, &asked).await,
+            let gone = match absent {
+                Absent::Directories { .. } => object_gone(work, work.api.directory(&id).await, &asked),
+                Absent::Users => object_gone(work, work.api.user(directory, &id).await, &asked),
+                Absent::Groups => object_gone(work, work.api.group(directory, &id).await, &asked),
+                Absent::Memberships(side) => memberships_gone(work, directory, side, &id, &asked).await,
             };
             gone.map(Look::Gone).or_else(|error| {
                 failures.fetch_add(1, Ordering::Relaxed);
@@ -234,39 +261,32 @@ pub async fn really_gone(
     Ok(looks.into_iter().collect())
 }
 
-async fn object_gone(
+fn object_gone(
     work: &Work,
-    directory: &str,
-    entity: Entity,
-    id: &str,
-    asked: &[Held],
-) -> Result<Vec<(Held, Timestamp)>, Failure> {
-    let read = match entity {
-        Entity::User => work.api.user(directory, id).await?,
-        Entity::Group => work.api.group(directory, id).await?,
-        Entity::Directory | Entity::Membership => work.api.directory(id).await?,
-    };
-    Ok(match read {
-        Read::Gone(at) => asked.iter().map(|one| (one.clone(), work.as_of(at))).collect(),
+    read: Result<Read, ApiError>,
+    asked: &[ObjectKey],
+) -> Result<Vec<(ObjectKey, Timestamp)>, Failure> {
+    Ok(match read? {
+        Read::Gone(at) => asked.iter().map(|key| (key.clone(), work.as_of(at))).collect(),
         Read::There(..) => Vec::new(),
     })
 }
 
-/// Memberships that the list from the other side does not have either. It is read twice, because a list is cut short
-/// now and then.
+/// Memberships that the list of this side, the user or group `id`, does not have either. It is read twice, because a
+/// list is cut short now and then.
 async fn memberships_gone(
     work: &Work,
     directory: &str,
-    side: &str,
-    asked: &[Held],
-    way: Way,
-) -> Result<Vec<(Held, Timestamp)>, Failure> {
+    side: Side,
+    id: &str,
+    asked: &[ObjectKey],
+) -> Result<Vec<(ObjectKey, Timestamp)>, Failure> {
     let mut left = asked.to_vec();
     let mut first_at = None;
     for _ in 0..2 {
-        let listed = match way {
-            Way::ByUser => members(work, directory, side).await,
-            _ => groups_of(work, directory, side).await,
+        let listed = match side {
+            Side::Group => members(work, directory, id).await,
+            Side::User => groups_of(work, directory, id).await,
         };
         let listed: HashSet<String> = match listed {
             Ok((at, listed)) => {
@@ -277,11 +297,10 @@ async fn memberships_gone(
             Err(Failure::Api(ApiError::NotFound(_))) => return Ok(Vec::new()),
             Err(error) => return Err(error),
         };
-        left.retain(|one| {
-            let other = if way == Way::ByUser {
-                &one.user_id
-            } else {
-                &one.group_id
+        left.retain(|key| {
+            let other = match side {
+                Side::Group => &key.user_id,
+                Side::User => &key.group_id,
             };
             !listed.contains(other)
         });
@@ -291,6 +310,27 @@ async fn memberships_gone(
     }
     Ok(left
         .into_iter()
-        .filter_map(|one| Some((one, first_at?)))
+        .filter_map(|key| Some((key, first_at?)))
         .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use service::settings::percent;
+
+    use super::*;
+
+    #[test]
+    fn where_none_of_our_directories_is_listed_none_is_believed_to_be_gone() {
+        let all = percent("100%").unwrap();
+        let directories = |none_is_listed| Absent::Directories { none_is_listed };
+        for (deletions, shown) in [(1, 1), (1, 2), (2, 2), (20, 21)] {
+            assert!(directories(true).holds(deletions, shown, all));
+            assert!(!directories(false).holds(deletions, shown, all));
+            assert!(!Absent::Users.holds(deletions, shown, all));
+        }
+        assert!(!directories(true).holds(0, 2, all), "there is nothing to hold");
+        // Otherwise the guard decides.
+        assert!(directories(false).holds(11, 20, percent("10%").unwrap()));
+    }
 }

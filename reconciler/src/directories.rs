@@ -4,30 +4,28 @@
 //! if it is absent from the complete list, its own read confirms that, and not so many are gone at once that the API
 //! key looks like another environment's.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use time::OffsetDateTime;
 
-use crate::deletions::{self, Believed};
-use crate::difference::{Difference, Entity, Kind};
+use crate::deletions::Absent;
+use crate::difference::{Difference, Entity};
 use crate::findings::Findings;
-use crate::judge::{self, named, plainly};
+use crate::judge;
+use crate::key::ObjectKey;
 use crate::lease::Lease;
-use crate::memberships::Way;
-use crate::plan::{self, Known, Verdict};
-use crate::reading::Reading;
 use crate::report::DirectoryReport;
 use crate::snapshot::Listed;
 use crate::store::compared::Comparison;
 use crate::store::{checks, directories, held, sweeps};
 use crate::sweep::Mode;
-use crate::work::{Failure, Work};
+use crate::work::{Failure, Work, stored};
 use crate::workos::pages::List;
 
 /// The outcome of reading the list.
 #[derive(Debug, Default)]
 pub struct Pass {
-    /// The directories that exist.
+    /// The directories that exist; none if the API key may be another environment's.
     pub there: Vec<String>,
     /// Differences in the directories themselves.
     pub findings: Findings,
@@ -80,28 +78,47 @@ pub async fn pass(work: &Work, mode: Mode) -> Result<Pass, Failure> {
         entity: Entity::Directory,
         directory: "",
         values: mode.values,
-        whole: false,
     };
-    let mut listed = Listed::walk(work, comparison, List::directories(), |_| ()).await?;
+    let mut listed = Listed::walk(work, comparison, List::directories(), false, |_| ()).await?;
     work.applied(work.rules.patience).await?;
     let mut pass = Pass {
         there: listed.ids().iter().cloned().collect(),
         ..Pass::default()
     };
     pass.there.sort();
-    judge::there(
-        work,
-        comparison,
-        listed.take_suspects(),
-        listed.at(),
-        &mut pass.findings,
-    )
-    .await?;
-    judge_absent(work, &listed, &mut pass).await?;
+    let shown = stored(directories::shown(&work.pool)).await?;
+    let none_is_listed = none_is_listed(&shown, listed.ids());
+    if none_is_listed {
+        // Another environment's directories would also make ours look like a few among many.
+        pass.there.clear();
+        tracing::error!(
+            known = shown.len(),
+            listed = listed.ids().len(),
+            "WorkOS lists none of the directories that the tables have: is WORKOS_API_KEY another environment's? No directory \
+             is added, and deletions wait for approval"
+        );
+    } else {
+        let suspects = listed.take_suspects();
+        judge::there(work, comparison, suspects, listed.at(), &mut pass.findings).await?;
+    }
+    let absent = Absent::Directories { none_is_listed };
+    let confirmed = judge::absent(work, "", absent, shown, &listed, &mut pass.findings).await?;
+    if confirmed.incomplete {
+        confirmed.complete()?;
+    }
+    let ids = |keys: Vec<ObjectKey>| keys.iter().map(|key| key.id(Entity::Directory)).collect();
+    (pass.gone, pass.unread) = (ids(confirmed.gone), ids(confirmed.unread));
     if !mode.dry_run {
         carry_out(work, &mut pass).await?;
     }
     Ok(pass)
+}
+
+/// Whether `WorkOS` lists none of the directories that readers see. The only one of a single customer may well be gone, if
+/// there is no other.
+fn none_is_listed(shown: &HashMap<String, OffsetDateTime>, listed: &HashSet<String>) -> bool {
+    shown.keys().all(|id| !listed.contains(id))
+        && (shown.len() > 1 || (shown.len() == 1 && !listed.is_empty()))
 }
 
 /// Handles a directory whose own read says that it is gone: confirms it by the list, together with all others that are
@@ -132,68 +149,16 @@ pub async fn vanished(
     let told = report.found() + report.too_young.len() > 0 || found.gone.iter().any(|id| id == directory);
     // Taking its lease created a row if there was none.
     if !told || (!mode.dry_run && report.held.is_empty() && report.too_young.is_empty()) {
-        sweeps::remove(&work.pool, directory).await?;
+        stored(sweeps::remove(&work.pool, directory)).await?;
         // Also if an event reported its end: no sweep looks here again, and nobody needs to approve what went with it.
         if !mode.dry_run {
-            held::clear(&work.pool, directory).await?;
+            stored(held::clear(&work.pool, directory)).await?;
         }
+    } else if !mode.dry_run {
+        // It stays due, and would be swept again at once, for as long as nobody decides.
+        stored(sweeps::fail(&work.pool, directory)).await?;
     }
     if told { Ok(()) } else { Err(Failure::Unknown) }
-}
-
-async fn judge_absent(work: &Work, listed: &Listed, pass: &mut Pass) -> Result<(), Failure> {
-    let shown: HashMap<String, OffsetDateTime> = directories::shown(&work.pool).await?;
-    let count = shown.len();
-    let mut candidates = Vec::new();
-    for (id, seen_at) in shown {
-        if listed.ids().contains(&id) {
-            continue;
-        }
-        let known = Known {
-            shown: true,
-            seen_at: Some(seen_at.into()),
-            ..Known::default()
-        };
-        match plan::gone(&known, listed.at()) {
-            Verdict::Drift(_) => candidates.push(named(Entity::Directory, id)),
-            verdict => {
-                let reading = || Reading::missing(Entity::Directory, &id, &id, listed.at());
-                pass.findings
-                    .take(plainly(Entity::Directory, &id, &id), verdict, reading);
-            }
-        }
-    }
-    candidates.sort();
-    // None of our directories exists: the wrong key is likelier than the end of every customer.
-    let believed = if count > 1 && candidates.len() == count {
-        Believed::None
-    } else {
-        Believed::by_guard(work, count)
-    };
-    let confirmed =
-        deletions::confirm(work, "", Entity::Directory, candidates, believed, Way::NoGroups).await?;
-    if confirmed.incomplete {
-        return confirmed.complete(Entity::Directory);
-    }
-    pass.unread = confirmed.unread.into_iter().map(|one| one.user_id).collect();
-    for one in &confirmed.gone {
-        let id = one.user_id.as_str();
-        let judged = plainly(Entity::Directory, id, id);
-        pass.findings.take(judged, Verdict::Drift(Kind::Extra), || {
-            Reading::missing(Entity::Directory, id, id, listed.at())
-        });
-        pass.gone.push(id.to_owned());
-    }
-    pass.findings
-        .held
-        .extend(confirmed.held.into_iter().map(|one| Difference {
-            entity: Entity::Directory,
-            kind: Kind::Extra,
-            id: one.user_id,
-            columns: Vec::new(),
-            values: None,
-        }));
-    Ok(())
 }
 
 async fn carry_out(work: &Work, pass: &mut Pass) -> Result<(), Failure> {
@@ -206,13 +171,14 @@ async fn carry_out(work: &Work, pass: &mut Pass) -> Result<(), Failure> {
         let labels = [difference.entity.as_str(), difference.kind.as_str()];
         work.metrics.drift.with_label_values(&labels).inc();
     }
+    // Before anything is appended: what is held must stay so, even if this pass ends here.
+    let held: Vec<String> = pass.findings.held.iter().map(|one| one.id.clone()).collect();
+    stored(held::replace_directories(&work.pool, &held)).await?;
     let readings = std::mem::take(&mut pass.findings.readings);
     pass.findings.unreadable += work.append_readings(readings).await?;
-    let held: Vec<String> = pass.findings.held.iter().map(|one| one.id.clone()).collect();
-    held::replace_directories(&work.pool, &held).await?;
     for gone in &pass.gone {
-        held::clear(&work.pool, gone).await?;
-        sweeps::remove(&work.pool, gone).await?;
+        stored(held::clear(&work.pool, gone)).await?;
+        stored(sweeps::remove(&work.pool, gone)).await?;
     }
     let targets: Vec<_> = pass
         .findings
@@ -220,7 +186,7 @@ async fn carry_out(work: &Work, pass: &mut Pass) -> Result<(), Failure> {
         .iter()
         .map(|(_, target, until)| (target.clone(), work.readable_after(*until).into()))
         .collect();
-    checks::again(&work.pool, &targets).await?;
-    sweeps::add(&work.pool, &pass.there).await?;
+    stored(checks::again(&work.pool, &targets)).await?;
+    stored(sweeps::add(&work.pool, &pass.there)).await?;
     Ok(())
 }

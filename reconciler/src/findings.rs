@@ -5,6 +5,7 @@ use schema::timestamp::Timestamp;
 use serde_json::Value;
 
 use crate::difference::{Difference, Entity, Kind};
+use crate::memberships::Side;
 use crate::plan::Verdict;
 use crate::reading::Reading;
 use crate::store::checks::{Target, What};
@@ -34,7 +35,7 @@ pub struct Findings {
 pub struct Judged<'a> {
     /// What kind of object.
     pub entity: Entity,
-    /// The directory it is in.
+    /// The directory it is in; for a directory, anything.
     pub directory: &'a str,
     /// Its id; for a membership, `<group_id>/<user_id>`.
     pub id: &'a str,
@@ -42,8 +43,8 @@ pub struct Judged<'a> {
     pub columns: Vec<String>,
     /// Their values, in the tables and at `WorkOS`.
     pub values: Option<Value>,
-    /// For a membership: the side from which to read it again, which is not the side it was read from.
-    pub side: What,
+    /// For a membership: whose list to read it from again, which is not the side it was read from.
+    pub side: Side,
 }
 
 impl Findings {
@@ -73,18 +74,14 @@ impl Findings {
 }
 
 /// What to read again for one object.
-fn target(directory: &str, entity: Entity, id: &str, side: What) -> Target {
-    let (what, id) = match entity {
-        Entity::Directory => (What::Directory, id),
-        Entity::User => (What::User, id),
-        Entity::Group => (What::Group, id),
-        Entity::Membership => {
-            let (group, user) = id.split_once('/').unwrap_or_default();
-            match side {
-                What::MembershipsOfGroup => (side, group),
-                _ => (What::MembershipsOfUser, user),
-            }
-        }
+fn target(directory: &str, entity: Entity, id: &str, side: Side) -> Target {
+    let (group, user) = id.split_once('/').unwrap_or_default();
+    let (directory, what, id) = match (entity, side) {
+        (Entity::Directory, _) => (id, What::Directory, id),
+        (Entity::User, _) => (directory, What::User, id),
+        (Entity::Group, _) => (directory, What::Group, id),
+        (Entity::Membership, Side::User) => (directory, What::MembershipsOfUser, user),
+        (Entity::Membership, Side::Group) => (directory, What::MembershipsOfGroup, group),
     };
     Target {
         directory: directory.to_owned(),

@@ -6,34 +6,20 @@ use std::collections::HashMap;
 use schema::timestamp::Timestamp;
 use time::OffsetDateTime;
 
-use crate::deletions::{self, Believed, Confirmed};
+use crate::deletions::{self, Absent, Confirmed};
 use crate::difference::{Difference, Entity, Kind};
 use crate::findings::{Findings, Judged};
-use crate::memberships::Way;
-use crate::plan::{self, Known, Verdict};
+use crate::key::ObjectKey;
+use crate::memberships::Side;
+use crate::plan::{self, Verdict};
 use crate::reading::Reading;
 use crate::snapshot::Listed;
-use crate::store::checks::What;
 use crate::store::compared::{Comparison, compare};
-use crate::store::held::Held;
 use crate::store::{groups, users};
-use crate::work::{Failure, Work};
+use crate::work::{Failure, Work, stored};
 
 /// Objects compared per statement, after the walk.
 pub(crate) const CHUNK: usize = 500;
-
-/// What was decided about absences of one kind.
-pub(crate) struct Decided {
-    pub(crate) entity: Entity,
-    pub(crate) confirmed: Confirmed,
-}
-
-impl Decided {
-    /// An error if not everything could be decided.
-    pub(crate) fn complete(&self) -> Result<(), Failure> {
-        self.confirmed.complete(self.entity)
-    }
-}
 
 /// Judges listed objects that differed from their rows when their page came, by what the rows are now.
 pub(crate) async fn there(
@@ -51,18 +37,18 @@ pub(crate) async fn there(
             return Ok(());
         }
         let texts: Vec<&str> = chunk.iter().map(|(_, object)| object.as_str()).collect();
-        let compared = compare(&work.pool, comparison, &texts).await?;
+        let compared = stored(compare(&work.pool, comparison, &texts)).await?;
         findings.unreadable += compared.unreadable.len();
         for suspect in compared.suspects {
             let (id, object) = &chunk[suspect.index];
-            let verdict = plan::there(&suspect.known, true, work.times(at, suspect.updated_at));
+            let verdict = plan::there(&suspect.row, true, work.times(at, suspect.updated_at));
             let judged = Judged {
                 entity: comparison.entity,
                 directory: comparison.directory,
                 id,
                 columns: suspect.columns,
                 values: suspect.values,
-                side: What::MembershipsOfUser,
+                side: Side::User,
             };
             findings.take(judged, verdict, || {
                 Reading::listed(comparison.entity, comparison.directory, id, object, at)
@@ -78,67 +64,67 @@ pub(crate) async fn objects(
     values: bool,
     listed: &mut Listed,
     findings: &mut Findings,
-) -> Result<Decided, Failure> {
+) -> Result<Confirmed, Failure> {
     let entity = listed.entity();
     let comparison = Comparison {
         entity,
         directory,
         values,
-        whole: false,
     };
     there(work, comparison, listed.take_suspects(), listed.at(), findings).await?;
-    let shown = match entity {
-        Entity::Group => groups::shown(&work.pool, directory).await?,
-        _ => users::shown(&work.pool, directory).await?,
+    let (kind, shown) = match entity {
+        Entity::Group => (
+            Absent::Groups,
+            stored(groups::shown(&work.pool, directory)).await?,
+        ),
+        _ => (Absent::Users, stored(users::shown(&work.pool, directory)).await?),
+    };
+    absent(work, directory, kind, shown, listed, findings).await
+}
+
+/// Judges objects that readers see and a complete list lacks. `shown`: all that readers see, and when each was last
+/// seen. For the list of directories, `directory` is empty.
+pub(crate) async fn absent(
+    work: &Work,
+    directory: &str,
+    absent: Absent,
+    shown: HashMap<String, OffsetDateTime>,
+    listed: &Listed,
+    findings: &mut Findings,
+) -> Result<Confirmed, Failure> {
+    let (entity, at) = (absent.entity(), listed.at());
+    let mut take = |id: &str, verdict| {
+        findings.take(plainly(entity, directory, id), verdict, || {
+            Reading::missing(entity, directory, id, at)
+        });
     };
     let count = shown.len();
-    let absent: HashMap<String, OffsetDateTime> = shown
-        .into_iter()
-        .filter(|(id, _)| !listed.ids().contains(id))
-        .collect();
     let mut candidates = Vec::new();
-    for (id, seen_at) in absent {
-        let known = Known {
-            shown: true,
-            seen_at: Some(seen_at.into()),
-            ..Known::default()
-        };
-        match plan::gone(&known, listed.at()) {
-            Verdict::Drift(_) => candidates.push(named(entity, id)),
-            verdict => {
-                let reading = || Reading::missing(entity, directory, &id, listed.at());
-                findings.take(plainly(entity, directory, &id), verdict, reading);
-            }
+    for (id, seen_at) in shown {
+        if listed.ids().contains(&id) {
+            continue;
+        }
+        match plan::gone(Some(seen_at.into()), at) {
+            Verdict::Drift(_) => candidates.push(ObjectKey::of(entity, id)),
+            verdict => take(&id, verdict),
         }
     }
     candidates.sort();
-    let confirmed = deletions::confirm(
-        work,
-        directory,
-        entity,
-        candidates,
-        Believed::by_guard(work, count),
-        Way::NoGroups,
-    )
-    .await?;
-    for one in &confirmed.gone {
-        let id = id_of(entity, one);
-        findings.take(
-            plainly(entity, directory, &id),
-            Verdict::Drift(Kind::Extra),
-            || Reading::missing(entity, directory, &id, listed.at()),
-        );
+    let confirmed = deletions::confirm(work, directory, absent, candidates, count).await?;
+    for key in &confirmed.gone {
+        take(&key.id(entity), Verdict::Drift(Kind::Extra));
     }
-    hold(findings, entity, &confirmed.held);
-    Ok(Decided { entity, confirmed })
+    hold(findings, &confirmed);
+    Ok(confirmed)
 }
 
 /// Reports what is held back.
-pub(crate) fn hold(findings: &mut Findings, entity: Entity, held: &[Held]) {
-    findings.held.extend(held.iter().map(|one| Difference {
+pub(crate) fn hold(findings: &mut Findings, confirmed: &Confirmed) {
+    let entity = confirmed.entity;
+    findings.held.extend(confirmed.held.iter().map(|key| Difference {
         entity,
         kind: Kind::Extra,
-        id: id_of(entity, one),
+        id: key.id(entity),
         columns: Vec::new(),
         values: None,
     }));
@@ -152,24 +138,6 @@ pub(crate) fn plainly<'a>(entity: Entity, directory: &'a str, id: &'a str) -> Ju
         id,
         columns: Vec::new(),
         values: None,
-        side: What::MembershipsOfUser,
-    }
-}
-
-/// The deletion of an object, from its id.
-pub(crate) fn named(entity: Entity, id: String) -> Held {
-    let (group_id, user_id) = match entity {
-        Entity::Group => (id, String::new()),
-        _ => (String::new(), id),
-    };
-    Held { group_id, user_id }
-}
-
-/// A deletion's id in the form that differences use.
-pub(crate) fn id_of(entity: Entity, held: &Held) -> String {
-    match entity {
-        Entity::Membership => format!("{}/{}", held.group_id, held.user_id),
-        Entity::Group => held.group_id.clone(),
-        Entity::User | Entity::Directory => held.user_id.clone(),
+        side: Side::User,
     }
 }

@@ -3,18 +3,16 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::deletions::{self, Believed};
+use crate::deletions::{self, Absent, Confirmed};
 use crate::difference::{Entity, Kind};
 use crate::findings::{Findings, Judged};
-use crate::judge::{CHUNK, Decided, hold, id_of, plainly};
-use crate::memberships::Way;
+use crate::judge::{CHUNK, hold, plainly};
+use crate::key::ObjectKey;
 use crate::plan::{self, Verdict};
 use crate::reading::{Pair, Reading};
 use crate::snapshot::Snapshot;
-use crate::store::checks::What;
-use crate::store::held::Held;
 use crate::store::memberships::{self, Shown};
-use crate::work::{Failure, Work};
+use crate::work::{Failure, Work, stored};
 
 /// What memberships are judged with.
 struct Judge<'a> {
@@ -31,7 +29,7 @@ pub(crate) async fn memberships(
     object: &str,
     snapshot: &Snapshot,
     findings: &mut Findings,
-) -> Result<Decided, Failure> {
+) -> Result<Confirmed, Failure> {
     let judge = Judge {
         work,
         directory,
@@ -40,7 +38,7 @@ pub(crate) async fn memberships(
     };
     let mut shown: HashMap<String, HashSet<String>> = HashMap::new();
     let (mut absent, mut count) = (Vec::new(), 0);
-    memberships::shown(&work.pool, directory, |row| {
+    stored(memberships::shown(&work.pool, directory, |row| {
         count += 1;
         if judge.is_listed(&row.group_id, &row.user_id)
             && !snapshot.memberships.has(&row.group_id, &row.user_id)
@@ -49,11 +47,12 @@ pub(crate) async fn memberships(
         } else {
             shown.entry(row.group_id).or_default().insert(row.user_id);
         }
-    })
+    }))
     .await?;
-    let decided = judge.absent(absent, count, findings).await?;
+    let mut confirmed = judge.absent(absent, count, findings).await?;
+    confirmed.unread.extend_from_slice(snapshot.memberships.unread());
     judge.missing(&shown, findings).await?;
-    Ok(decided)
+    Ok(confirmed)
 }
 
 impl Judge<'_> {
@@ -67,43 +66,27 @@ impl Judge<'_> {
         absent: Vec<Shown>,
         shown: usize,
         findings: &mut Findings,
-    ) -> Result<Decided, Failure> {
+    ) -> Result<Confirmed, Failure> {
         let read = &self.snapshot.memberships;
         let mut candidates = Vec::new();
         for row in absent {
             let Some(at) = read.at(&row.group_id, &row.user_id) else {
                 continue;
             };
-            let known = row.known();
-            let one = Held::from(row);
-            match plan::gone(&known, at) {
-                Verdict::Drift(_) => candidates.push(one),
-                verdict => self.take(findings, &one.group_id, &one.user_id, verdict, false),
+            match plan::gone(Some(row.seen_at.into()), at) {
+                Verdict::Drift(_) => candidates.push(ObjectKey::from(row)),
+                verdict => self.take(findings, &row.group_id, &row.user_id, verdict, false),
             }
         }
         candidates.sort();
-        let entity = Entity::Membership;
-        let believed = Believed::by_guard(self.work, shown);
-        let confirmed = deletions::confirm(
-            self.work,
-            self.directory,
-            entity,
-            candidates,
-            believed,
-            read.way(),
-        )
-        .await?;
-        for one in &confirmed.gone {
-            self.take(
-                findings,
-                &one.group_id,
-                &one.user_id,
-                Verdict::Drift(Kind::Extra),
-                false,
-            );
+        let absent = Absent::Memberships(read.way().other_side());
+        let confirmed = deletions::confirm(self.work, self.directory, absent, candidates, shown).await?;
+        for key in &confirmed.gone {
+            let verdict = Verdict::Drift(Kind::Extra);
+            self.take(findings, &key.group_id, &key.user_id, verdict, false);
         }
-        hold(findings, entity, &confirmed.held);
-        Ok(Decided { entity, confirmed })
+        hold(findings, &confirmed);
+        Ok(confirmed)
     }
 
     /// Judges memberships that were read but are not shown.
@@ -123,10 +106,10 @@ impl Judge<'_> {
         }
         missing.sort_unstable();
         for chunk in missing.chunks(CHUNK) {
-            let known = memberships::known(&self.work.pool, self.directory, chunk).await?;
-            for ((group, user), known) in chunk.iter().zip(&known) {
+            let rows = stored(memberships::rows(&self.work.pool, self.directory, chunk)).await?;
+            for ((group, user), row) in chunk.iter().zip(&rows) {
                 let Some(at) = read.at(group, user) else { continue };
-                let verdict = plan::there(known, false, self.work.times(at, None));
+                let verdict = plan::there(row, false, self.work.times(at, None));
                 self.take(findings, group, user, verdict, true);
             }
         }
@@ -136,18 +119,9 @@ impl Judge<'_> {
     fn take(&self, findings: &mut Findings, group: &str, user: &str, verdict: Verdict, there: bool) {
         let read = &self.snapshot.memberships;
         let Some(at) = read.at(group, user) else { return };
-        let id = id_of(
-            Entity::Membership,
-            &Held {
-                group_id: group.to_owned(),
-                user_id: user.to_owned(),
-            },
-        );
+        let id = ObjectKey::membership(group, user).id(Entity::Membership);
         let judged = Judged {
-            side: match read.way() {
-                Way::ByUser => What::MembershipsOfGroup,
-                _ => What::MembershipsOfUser,
-            },
+            side: read.way().other_side(),
             ..plainly(Entity::Membership, self.directory, &id)
         };
         findings.take(judged, verdict, || {

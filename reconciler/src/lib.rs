@@ -12,7 +12,7 @@
 //! It appends observations like any others: each carries the time it speaks for, and the registers decide what it
 //! changes. So a sweep cannot undo what an event reports meanwhile, two may overlap, and one may die at any point.
 
-pub mod apart;
+pub mod acknowledged;
 pub mod catch_up;
 pub mod checks;
 pub mod command;
@@ -24,11 +24,12 @@ pub mod findings;
 pub mod guard;
 mod judge;
 mod judge_memberships;
-pub mod known;
+pub mod key;
 pub mod lease;
 pub mod memberships;
 pub mod metrics;
 pub mod plan;
+pub mod read_target;
 pub mod reading;
 mod relist;
 pub mod report;

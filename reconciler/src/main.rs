@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use journal::{Connection, Journal, Limits};
+use journal::Journal;
 use reconciler::catch_up::Settings;
 use reconciler::config::{Cli, Command};
 use reconciler::lease::Leases;
@@ -94,15 +94,9 @@ fn pool(cli: &Cli) -> anyhow::Result<PgPool> {
 }
 
 async fn journal(cli: &Cli) -> anyhow::Result<Journal> {
-    Journal::connect(&Connection {
-        url: cli.journal.url()?.expose().to_owned(),
-        creds: cli.journal.nats_creds.clone(),
-        ca: cli.journal.nats_ca.clone(),
-        stream: cli.journal.dsync_stream.clone(),
-        name: NAME.to_owned(),
-    })
-    .await
-    .map_err(|error| SettingError::found_later(error.setting(), error))
+    Journal::connect(&cli.journal.connection(NAME)?)
+        .await
+        .map_err(|error| SettingError::found_later(error.setting(), error))
 }
 
 async fn work(cli: &Cli, context: &Context) -> anyhow::Result<Work> {
@@ -126,15 +120,6 @@ async fn work(cli: &Cli, context: &Context) -> anyhow::Result<Work> {
     })
 }
 
-fn limits(cli: &Cli) -> Limits {
-    Limits {
-        replicas: cli.limits.dsync_stream_replicas,
-        max_age: cli.limits.dsync_log_max_age,
-        max_bytes: cli.limits.dsync_log_max_bytes,
-        dedup_window: cli.limits.dedup_window(),
-    }
-}
-
 async fn serve(cli: &Cli, context: Context, work: Work) -> anyhow::Result<ExitCode> {
     ready_checks(&context, &work);
     let _admin = admin::serve(cli.admin_addr, &context).await?;
@@ -150,7 +135,7 @@ async fn serve(cli: &Cli, context: Context, work: Work) -> anyhow::Result<ExitCo
     run::start(
         &mut tasks,
         &work,
-        limits(cli),
+        cli.limits.limits(),
         catch_up,
         cli.sweep_interval,
         &context.shutdown,
@@ -207,7 +192,7 @@ async fn prepared(cli: &Cli, context: &Context, work: &Work) -> bool {
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
     loop {
         match applied::has_schema(&work.pool).await {
-            Ok(true) => match work.journal.create_missing(&limits(cli)).await {
+            Ok(true) => match work.journal.create_missing(&cli.limits.limits()).await {
                 Ok(_) => return true,
                 Err(error) => tracing::warn!(%error, "waiting for the log"),
             },

@@ -9,16 +9,18 @@
 //! `groups: []` is never read as "member of nothing": for newer teams it is always `[]`.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use schema::timestamp::Timestamp;
 use serde::Serialize;
 
-use crate::deletions::sample;
+use crate::deletions::{FAILURES, sample};
+use crate::key::ObjectKey;
 use crate::plan::{self, Verdict};
 use crate::snapshot::Listed;
 use crate::store::memberships;
-use crate::work::{Failure, Work};
+use crate::work::{Failure, Work, stored};
 use crate::workos::client::ApiError;
 use crate::workos::pages::{List, PAGE, Pages, id_of};
 
@@ -54,6 +56,23 @@ impl Way {
             Self::ByUser => "by user",
         }
     }
+
+    /// The side whose lists confirm what was read in this way: not the one whose lists were read.
+    pub const fn other_side(self) -> Side {
+        match self {
+            Self::ByUser => Side::Group,
+            Self::NoGroups | Self::Field | Self::ByGroup => Side::User,
+        }
+    }
+}
+
+/// Whose list tells of memberships.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// A user's list of groups.
+    User,
+    /// A group's list of members.
+    Group,
 }
 
 /// Every membership that was read in a directory.
@@ -65,6 +84,8 @@ pub struct Memberships {
     /// The time that each list speaks for: by group, by user, or one for all.
     at: HashMap<String, Timestamp>,
     at_all: Option<Timestamp>,
+    /// The groups or users whose lists could not be read. Their memberships are left as they are.
+    unread: Vec<ObjectKey>,
 }
 
 impl Memberships {
@@ -85,6 +106,11 @@ impl Memberships {
         &self.members
     }
 
+    /// The groups or users whose lists could not be read.
+    pub fn unread(&self) -> &[ObjectKey] {
+        &self.unread
+    }
+
     /// The time for which this membership's presence or absence is known. `None`: it was not read.
     pub fn at(&self, group: &str, user: &str) -> Option<Timestamp> {
         match self.way {
@@ -100,6 +126,7 @@ impl Memberships {
             members: HashMap::new(),
             at: HashMap::new(),
             at_all: None,
+            unread: Vec::new(),
         }
     }
 
@@ -144,6 +171,7 @@ impl Memberships {
                 Ok((_, listed)) => listed,
                 // Deleted during the walk: other users will show it.
                 Err(Failure::Api(ApiError::NotFound(_))) => continue,
+                Err(error) if error.is_of_one_read() => return Ok(None),
                 Err(error) => return Err(error),
             };
             let said: BTreeSet<&String> = told.get(user).into_iter().flatten().collect();
@@ -157,7 +185,14 @@ impl Memberships {
             match page {
                 Ok(Some(page)) if !page.objects.is_empty() => return Ok(None),
                 Ok(_) | Err(ApiError::NotFound(_)) => {}
-                Err(error) => return Err(error.into()),
+                Err(error) => {
+                    let error = Failure::from(error);
+                    return if error.is_of_one_read() {
+                        Ok(None)
+                    } else {
+                        Err(error)
+                    };
+                }
             }
         }
         Ok(Some(all))
@@ -173,17 +208,17 @@ impl Memberships {
         groups: &Listed,
     ) -> Result<BTreeSet<String>, Failure> {
         let mut lost = Vec::new();
-        memberships::shown(&work.pool, directory, |row| {
+        stored(memberships::shown(&work.pool, directory, |row| {
             let (group, user) = (&row.group_id, &row.user_id);
             let listed = users.ids().contains(user) && groups.ids().contains(group);
             if listed
                 && !self.has(group, user)
                 && let Some(at) = self.at(group, user)
-                && matches!(plan::gone(&row.known(), at), Verdict::Drift(_))
+                && matches!(plan::gone(Some(row.seen_at.into()), at), Verdict::Drift(_))
             {
                 lost.push(row.into());
             }
-        })
+        }))
         .await?;
         lost.sort();
         Ok(sample(&lost).map(|one| one.user_id.clone()).collect())
@@ -193,19 +228,21 @@ impl Memberships {
     /// show that it is gone.
     pub async fn by_group(work: &Work, directory: &str, groups: &[String]) -> Result<Self, Failure> {
         let mut all = Self::new(Way::ByGroup);
+        let failures = &AtomicUsize::new(0);
         let mut lists = stream::iter(groups.to_vec())
             .map(|group| async move {
-                match members(work, directory, &group).await {
-                    Ok((at, members)) => Ok(Some((group, at, members))),
-                    Err(Failure::Api(ApiError::NotFound(_))) => Ok(None),
-                    Err(error) => Err(error),
-                }
+                let list = tried(directory, &group, failures, members(work, directory, &group)).await;
+                list.map(|list| (group, list))
             })
             .buffer_unordered(GROUPS_AT_ONCE);
-        while let Some(list) = lists.try_next().await? {
-            if let Some((group, at, members)) = list {
-                all.at.insert(group.clone(), at);
-                all.members.insert(group.clone(), members.into_iter().collect());
+        while let Some((group, list)) = lists.try_next().await? {
+            match list {
+                Tried::Read(at, members) => {
+                    all.at.insert(group.clone(), at);
+                    all.members.insert(group, members.into_iter().collect());
+                }
+                Tried::Gone => {}
+                Tried::Unread => all.unread.push(ObjectKey::membership(&group, "")),
             }
         }
         Ok(all)
@@ -215,24 +252,58 @@ impl Memberships {
     pub async fn by_user(work: &Work, directory: &str, users: &Listed) -> Result<Self, Failure> {
         let mut all = Self::new(Way::ByUser);
         let ids: Vec<String> = users.ids().iter().cloned().collect();
+        let failures = &AtomicUsize::new(0);
         let mut lists = stream::iter(ids)
             .map(|user| async move {
-                match groups_of(work, directory, &user).await {
-                    Ok((at, groups)) => Ok(Some((user, at, groups))),
-                    Err(Failure::Api(ApiError::NotFound(_))) => Ok(None),
-                    Err(error) => Err(error),
-                }
+                let list = tried(directory, &user, failures, groups_of(work, directory, &user)).await;
+                list.map(|list| (user, list))
             })
             .buffer_unordered(USERS_AT_ONCE);
-        while let Some(list) = lists.try_next().await? {
-            if let Some((user, at, groups)) = list {
-                all.at.insert(user.clone(), at);
-                for group in groups {
-                    all.members.entry(group).or_default().insert(user.clone());
+        while let Some((user, list)) = lists.try_next().await? {
+            match list {
+                Tried::Read(at, groups) => {
+                    for group in groups {
+                        all.members.entry(group).or_default().insert(user.clone());
+                    }
+                    all.at.insert(user, at);
                 }
+                Tried::Gone => {}
+                Tried::Unread => all.unread.push(ObjectKey::membership("", &user)),
             }
         }
         Ok(all)
+    }
+}
+
+/// What came of reading one list.
+enum Tried {
+    /// The ids in it, and the time that it speaks for.
+    Read(Timestamp, Vec<String>),
+    /// The user or group whose list it is, is gone.
+    Gone,
+    /// It could not be read.
+    Unread,
+}
+
+/// Reads one list of many. One that cannot be read is no reason to leave all others as they are.
+async fn tried(
+    directory: &str,
+    id: &str,
+    failures: &AtomicUsize,
+    list: impl Future<Output = Result<(Timestamp, Vec<String>), Failure>>,
+) -> Result<Tried, Failure> {
+    if failures.load(Ordering::Relaxed) >= FAILURES {
+        return Ok(Tried::Unread);
+    }
+    match list.await {
+        Ok((at, ids)) => Ok(Tried::Read(at, ids)),
+        Err(Failure::Api(ApiError::NotFound(_))) => Ok(Tried::Gone),
+        Err(error) if error.is_of_one_read() => {
+            failures.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(directory, id, %error, "cannot read this list of memberships; they are left as they are");
+            Ok(Tried::Unread)
+        }
+        Err(error) => Err(error),
     }
 }
 
@@ -262,7 +333,7 @@ async fn ids(work: &Work, list: List<'_>) -> Result<(Timestamp, Vec<String>), Fa
 
 /// The cheaper of the two ways to read lists, in requests, because these are what all directories share.
 pub async fn cheaper(work: &Work, directory: &str, groups: &Listed, users: usize) -> Result<Way, Failure> {
-    let known: HashMap<String, usize> = memberships::counts(&work.pool, directory)
+    let known: HashMap<String, usize> = stored(memberships::counts(&work.pool, directory))
         .await?
         .into_iter()
         .collect();

@@ -1,9 +1,9 @@
 //! The reconciler's metrics, one field each. Names and labels are part of the interface.
 
 use prometheus::{Histogram, HistogramOpts, IntCounterVec, IntGauge, Opts, Registry};
+use schema::event::TYPES;
 
 use crate::difference::{Entity, Kind};
-use crate::workos::events::TYPES;
 
 /// The reconciler's metrics.
 #[derive(Clone)]

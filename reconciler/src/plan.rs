@@ -15,20 +15,18 @@ use schema::timestamp::Timestamp;
 
 use crate::difference::Kind;
 
-/// What the tables know of one object or membership.
+/// The row of one object or membership, as far as it matters to a reading that has it. The default: there is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Known {
+pub struct RowState {
     /// Whether readers see it.
     pub shown: bool,
-    /// When it was last seen, if ever.
-    pub seen_at: Option<Timestamp>,
     /// The latest time at which it, or anything it depends on, was gone. It is shown only if it was seen later.
     pub void_at: Option<Timestamp>,
     /// The version of its attributes: the object's `updated_at`, and when that version was observed.
     pub version: Option<(Timestamp, Timestamp)>,
 }
 
-/// What follows from comparing a reading with what is known.
+/// What follows from comparing a reading with the row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// Nothing to do.
@@ -53,14 +51,14 @@ pub struct Times {
 }
 
 /// The verdict on an object that was there. `differs`: whether any column that readers see does.
-pub fn there(known: &Known, differs: bool, times: Times) -> Verdict {
+pub fn there(row: &RowState, differs: bool, times: Times) -> Verdict {
     let Times {
         at,
         received_at,
         updated_at,
     } = times;
-    if !known.shown {
-        return match known.void_at {
+    if !row.shown {
+        return match row.void_at {
             Some(void_at) if void_at >= at => Verdict::TooYoung(Kind::Missing, void_at),
             _ => Verdict::Drift(Kind::Missing),
         };
@@ -68,7 +66,7 @@ pub fn there(known: &Known, differs: bool, times: Times) -> Verdict {
     if !differs {
         return Verdict::Same;
     }
-    let (shown_version, observed_at) = match known.version {
+    let (shown_version, observed_at) = match row.version {
         // At equal versions, ids would decide, and that is no reason to append.
         Some(version) if (updated_at.unwrap_or(at).min(at.max(received_at)), at) <= version => version,
         _ => return Verdict::Drift(Kind::Differs),
@@ -81,13 +79,14 @@ pub fn there(known: &Known, differs: bool, times: Times) -> Verdict {
     }
 }
 
-/// The verdict on an object that was not there at `at`.
-pub fn gone(known: &Known, at: Timestamp) -> Verdict {
-    match known.seen_at {
-        _ if !known.shown => Verdict::Same,
-        // At equal times, gone wins.
+/// The verdict on an object that was not there at `at`. `seen_at`: when it was last seen; `None` if readers do not see
+/// it.
+pub fn gone(seen_at: Option<Timestamp>, at: Timestamp) -> Verdict {
+    match seen_at {
+        None => Verdict::Same,
         Some(seen_at) if seen_at > at => Verdict::TooYoung(Kind::Extra, seen_at),
-        _ => Verdict::Drift(Kind::Extra),
+        // At equal times, gone wins.
+        Some(_) => Verdict::Drift(Kind::Extra),
     }
 }
 
@@ -108,10 +107,9 @@ mod tests {
         }
     }
 
-    fn shown(seen: i64, version: (i64, i64)) -> Known {
-        Known {
+    fn shown(version: (i64, i64)) -> RowState {
+        RowState {
             shown: true,
-            seen_at: Some(at(seen)),
             void_at: None,
             version: Some((at(version.0), at(version.1))),
         }
@@ -119,19 +117,18 @@ mod tests {
 
     #[test]
     fn what_was_never_known_is_drift_and_what_was_just_removed_is_too_young() {
-        let removed = |seconds| Known {
+        let removed = |seconds| RowState {
             void_at: Some(at(seconds)),
-            seen_at: Some(at(1)),
-            ..Known::default()
+            ..RowState::default()
         };
-        for (known, verdict) in [
-            (Known::default(), Verdict::Drift(Kind::Missing)),
+        for (row, verdict) in [
+            (RowState::default(), Verdict::Drift(Kind::Missing)),
             (removed(99), Verdict::Drift(Kind::Missing)),
             // At equal times, gone wins, so this reading would change nothing.
             (removed(100), Verdict::TooYoung(Kind::Missing, at(100))),
             (removed(130), Verdict::TooYoung(Kind::Missing, at(130))),
         ] {
-            assert_eq!(there(&known, true, read(Some(5))), verdict, "{known:?}");
+            assert_eq!(there(&row, true, read(Some(5))), verdict, "{row:?}");
         }
     }
 
@@ -153,24 +150,25 @@ mod tests {
             // An object without times speaks for the reading's time.
             ((50, 60), None, Verdict::Drift(Kind::Differs)),
         ] {
-            let known = shown(50, version);
+            let row = shown(version);
             assert_eq!(
-                there(&known, true, read(updated_at)),
+                there(&row, true, read(updated_at)),
                 verdict,
                 "{version:?} {updated_at:?}"
             );
-            assert_eq!(there(&known, false, read(updated_at)), Verdict::Same);
+            assert_eq!(there(&row, false, read(updated_at)), Verdict::Same);
         }
     }
 
     #[test]
     fn what_is_not_there_is_drift_unless_it_was_seen_since() {
-        assert_eq!(gone(&shown(99, (1, 1)), at(100)), Verdict::Drift(Kind::Extra));
-        assert_eq!(gone(&shown(100, (1, 1)), at(100)), Verdict::Drift(Kind::Extra));
-        assert_eq!(
-            gone(&shown(101, (1, 1)), at(100)),
-            Verdict::TooYoung(Kind::Extra, at(101))
-        );
-        assert_eq!(gone(&Known::default(), at(100)), Verdict::Same);
+        for (seen_at, verdict) in [
+            (Some(99), Verdict::Drift(Kind::Extra)),
+            (Some(100), Verdict::Drift(Kind::Extra)),
+            (Some(101), Verdict::TooYoung(Kind::Extra, at(101))),
+            (None, Verdict::Same),
+        ] {
+            assert_eq!(gone(seen_at.map(at), at(100)), verdict, "{seen_at:?}");
+        }
     }
 }

@@ -35,7 +35,8 @@ pub struct Pair<'a> {
 }
 
 impl Reading {
-    /// A directory, user or group was there at `at` and looked like `object`, its JSON text.
+    /// A directory, user or group was there at `at` and looked like `object`, its JSON text. `directory` is ignored for a
+    /// directory, which is in none.
     pub fn listed(entity: Entity, directory: &str, id: &str, object: &str, at: Timestamp) -> Self {
         Self {
             entity,
@@ -46,7 +47,7 @@ impl Reading {
         }
     }
 
-    /// A directory, user or group was not there at `at`.
+    /// A directory, user or group was not there at `at`. `directory` as in [`Reading::listed`].
     pub fn missing(entity: Entity, directory: &str, id: &str, at: Timestamp) -> Self {
         let data = match entity {
             Entity::Directory => json!({ "id": id }),

@@ -20,10 +20,9 @@ pub(crate) async fn objects(
     objects: &[(String, String)],
     at: Timestamp,
 ) -> Result<usize, Failure> {
-    let readings = objects.iter().map(|(id, object)| match entity {
-        Entity::Directory => Reading::listed(entity, id, id, object, at),
-        _ => Reading::listed(entity, directory, id, object, at),
-    });
+    let readings = objects
+        .iter()
+        .map(|(id, object)| Reading::listed(entity, directory, id, object, at));
     work.append_readings(readings.collect()).await
 }
 

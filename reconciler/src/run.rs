@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use journal::{Journal, Limits};
 use service::postgres::{answered, answered_within, described};
+use time::OffsetDateTime;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -26,7 +27,7 @@ use crate::lease::LEASE;
 use crate::store::duties::{self, Duty};
 use crate::store::sweeps::{self, Cadence};
 use crate::sweep::{Mode, sweep};
-use crate::work::{Failure, Work};
+use crate::work::{Failure, Work, contained};
 
 /// How often the loops look for what is due.
 const POLL: Duration = Duration::from_secs(1);
@@ -110,7 +111,7 @@ async fn list_if_due(work: &Work, every: Duration) -> Result<(), Failure> {
         Failure::LeaseLost
     };
     let passed = tokio::select! {
-        passed = directories::pass(work, Mode::default()) => passed.and_then(|pass| pass.complete()),
+        passed = contained(directories::pass(work, Mode::default())) => passed.and_then(|pass| pass.complete()),
         lost = renewed => Err(lost),
     };
     if passed.is_ok() {
@@ -172,9 +173,9 @@ async fn gauges(work: Work, shutdown: CancellationToken) {
         match answered(sweeps::summary(&work.pool)).await {
             Ok((oldest, held)) => {
                 work.metrics.held_deletions.set(held);
-                if let Some(oldest) = oldest {
-                    work.metrics.oldest_sweep.set(oldest.unix_timestamp());
-                }
+                // 0 where there is no directory, and so none to be swept.
+                let oldest = oldest.map_or(0, OffsetDateTime::unix_timestamp);
+                work.metrics.oldest_sweep.set(oldest);
             }
             Err(error) => tracing::debug!(error = %described(&error), "cannot update the gauges"),
         }

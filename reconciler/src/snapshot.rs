@@ -12,7 +12,7 @@ use crate::difference::Entity;
 use crate::memberships::Memberships;
 use crate::relist;
 use crate::store::compared::{Comparison, compare};
-use crate::work::{Failure, Work};
+use crate::work::{Failure, Work, stored};
 use crate::workos::pages::{List, Pages};
 
 /// Objects compared per statement: a few pages, so that a statement's fixed cost matters little.
@@ -43,11 +43,13 @@ pub struct Snapshot {
 impl Listed {
     /// Walks `list` to its end, comparing every few pages with the tables as they come.
     ///
-    /// `first` is called after the first page, with whether any user on it names its groups.
+    /// With `whole`, each page is also appended as it comes, different or not. `first` is called after the first page,
+    /// with whether any user on it names its groups.
     pub async fn walk(
         work: &Work,
         comparison: Comparison<'_>,
         list: List<'_>,
+        whole: bool,
         first: impl FnOnce(bool),
     ) -> Result<Self, Failure> {
         let mut listed = Self {
@@ -64,7 +66,7 @@ impl Listed {
         while let Some(page) = pages.next().await? {
             let named = waiting.len();
             listed.name(comparison, page.objects, &mut waiting);
-            if comparison.whole {
+            if whole {
                 let list = (comparison.entity, comparison.directory);
                 listed.unreadable +=
                     relist::objects(work, list, &waiting[named..], work.as_of(page.at)).await?;
@@ -113,7 +115,7 @@ impl Listed {
         objects: Vec<(String, String)>,
     ) -> Result<(), Failure> {
         let texts: Vec<&str> = objects.iter().map(|(_, object)| object.as_str()).collect();
-        let compared = compare(&work.pool, comparison, &texts).await?;
+        let compared = stored(compare(&work.pool, comparison, &texts)).await?;
         // These do not count as listed. One that has a row is then read by its id, and found to exist.
         self.unreadable += compared.unreadable.len();
         let unreadable: HashSet<usize> = compared.unreadable.into_iter().collect();

@@ -14,9 +14,10 @@ use std::time::{Duration, Instant};
 
 use schema::timestamp::Timestamp;
 
-use crate::difference::{Entity, Kind};
+use crate::deletions::Confirmed;
+use crate::difference::{Difference, Entity, Kind};
 use crate::findings::{Findings, Young};
-use crate::judge::{self, Decided};
+use crate::judge;
 use crate::judge_memberships::organization_of;
 use crate::lease::Lease;
 use crate::relist;
@@ -25,7 +26,7 @@ use crate::store::compared::Comparison;
 use crate::store::sweeps::Started;
 use crate::store::{checks, held, sweeps};
 use crate::walk::walk;
-use crate::work::{Failure, Work, contained};
+use crate::work::{Failure, Work, contained, stored};
 use crate::workos::objects::Read;
 use crate::{directories, judge_memberships, memberships::Way};
 
@@ -35,8 +36,11 @@ const REREADS: usize = 200;
 /// The same limit for differences that may be deletions.
 const REREAD_DELETIONS: usize = 10;
 
-/// The resolution of the server's clock, whole seconds, in microseconds.
-const SECOND: i64 = 1_000_000;
+/// The resolution of the server's clock.
+const SECOND: Duration = Duration::from_secs(1);
+
+/// The longest that the next sweep is put off for differences that were too young, whatever the clocks say.
+const AGAIN_WITHIN: Duration = Duration::from_hours(1);
 
 /// How to make a pass.
 #[derive(Clone, Copy, Debug, Default)]
@@ -77,7 +81,14 @@ pub async fn sweep(work: &Work, lease: &Lease, mode: Mode) -> DirectoryReport {
 async fn finish(work: &Work, report: &DirectoryReport) {
     let directory = report.directory_id.as_str();
     work.metrics.sweep_seconds.observe(report.seconds);
-    for difference in report.drift.iter().chain(&report.held) {
+    // The pass over the list of directories counts those that are gone.
+    let is_gone = |one: &Difference| one.entity == Entity::Directory && one.kind == Kind::Extra;
+    for difference in report
+        .drift
+        .iter()
+        .chain(&report.held)
+        .filter(|one| !is_gone(one))
+    {
         let labels = [difference.entity.as_str(), difference.kind.as_str()];
         work.metrics.drift.with_label_values(&labels).inc();
     }
@@ -92,7 +103,7 @@ async fn finish(work: &Work, report: &DirectoryReport) {
             seconds,
             "this directory could not be swept completely"
         );
-        if let Err(error) = sweeps::fail(&work.pool, directory).await {
+        if let Err(error) = stored(sweeps::fail(&work.pool, directory)).await {
             tracing::debug!(directory, %error, "cannot record that the sweep failed");
         }
     } else {
@@ -116,7 +127,7 @@ async fn run(work: &Work, lease: &Lease, mode: Mode, report: &mut DirectoryRepor
     let started = if mode.dry_run {
         None
     } else {
-        let started = sweeps::start(&work.pool, directory, work.leases.holder()).await?;
+        let started = stored(sweeps::start(&work.pool, directory, work.leases.holder())).await?;
         Some(started.ok_or(Failure::LeaseLost)?)
     };
     let whole = started.is_some_and(|started| started.whole);
@@ -137,26 +148,26 @@ async fn run(work: &Work, lease: &Lease, mode: Mode, report: &mut DirectoryRepor
         entity: Entity::Directory,
         directory,
         values: mode.values,
-        whole: false,
     };
     let itself = vec![(directory.to_owned(), object.clone())];
     judge::there(work, of_directory, itself, work.as_of(read_at), &mut findings).await?;
-    let mut decided = vec![
+    let mut confirmed = vec![
         judge::objects(work, directory, mode.values, &mut snapshot.users, &mut findings).await?,
         judge::objects(work, directory, mode.values, &mut snapshot.groups, &mut findings).await?,
     ];
-    decided.push(judge_memberships::memberships(work, directory, &object, &snapshot, &mut findings).await?);
+    confirmed.push(judge_memberships::memberships(work, directory, &object, &snapshot, &mut findings).await?);
     if let Some(started) = started {
         if !lease.is_held().await? {
             return Err(Failure::LeaseLost);
         }
+        hold(work, directory, &confirmed).await?;
         let readings = std::mem::take(&mut findings.readings);
         findings.unreadable += work.append_readings(readings).await?;
         let swept = Swept { started, read_at };
-        note(work, directory, swept, &decided, &findings).await?;
+        note(work, directory, swept, &confirmed, &findings).await?;
     }
     fill(report, findings);
-    decided.iter().try_for_each(Decided::complete)
+    confirmed.iter().try_for_each(Confirmed::complete)
 }
 
 /// When a sweep was made.
@@ -168,41 +179,55 @@ struct Swept {
     read_at: Timestamp,
 }
 
-/// Records the outcome of the sweep: what is held, what is to be read again, and that it was made.
+/// Records what is held. Before anything is appended: it must stay held, even if the sweep ends there.
+async fn hold(work: &Work, directory: &str, confirmed: &[Confirmed]) -> Result<(), Failure> {
+    for one in confirmed.iter().filter(|one| !one.incomplete) {
+        let mut held = one.held.clone();
+        if !one.unread.is_empty() {
+            // What could not be read this time may be among what was held before.
+            held.extend(stored(held::of(&work.pool, directory, one.entity)).await?);
+        }
+        stored(held::replace(&work.pool, directory, one.entity, &held)).await?;
+    }
+    Ok(())
+}
+
+/// Records the outcome of the sweep: what is to be read again, and that it was made.
 async fn note(
     work: &Work,
     directory: &str,
     swept: Swept,
-    decided: &[Decided],
+    confirmed: &[Confirmed],
     findings: &Findings,
 ) -> Result<(), Failure> {
-    for decided in decided.iter().filter(|decided| !decided.confirmed.incomplete) {
-        held::replace(&work.pool, directory, decided.entity, &decided.confirmed.held).await?;
-    }
-    let whole = decided.iter().all(|decided| decided.complete().is_ok());
+    let whole = confirmed.iter().all(|one| one.complete().is_ok());
     // Changes since the sweep began need no rereading: their events have arrived, and the list could not show them.
     let young: Vec<&Young> = findings
         .young
         .iter()
-        .filter(|(_, _, until)| *until <= swept.read_at.plus_micros(SECOND))
+        .filter(|(_, _, until)| *until <= swept.read_at.plus(SECOND))
         .collect();
     let again_in = if sweeps_again(&young) {
-        let latest = young
-            .iter()
-            .map(|(_, _, until)| work.readable_after(*until))
-            .max();
-        latest.map(|latest| until(latest, work.clock.now().into()))
+        let readable = young.iter().map(|(_, _, until)| work.readable_after(*until));
+        Some(again_in(readable, work.clock.now().into()))
     } else {
         let targets: Vec<_> = young
             .iter()
             .map(|(_, target, until)| (target.clone(), work.readable_after(*until).into()))
             .collect();
-        checks::again(&work.pool, &targets).await?;
+        stored(checks::again(&work.pool, &targets)).await?;
         None
     };
     if whole {
         let drift = (findings.drift.len() + findings.held.len()) as u64;
-        sweeps::finish(&work.pool, directory, swept.started, drift, again_in).await?;
+        stored(sweeps::finish(
+            &work.pool,
+            directory,
+            swept.started,
+            drift,
+            again_in,
+        ))
+        .await?;
     }
     Ok(())
 }
@@ -216,9 +241,13 @@ fn sweeps_again(young: &[&Young]) -> bool {
     young.len() > REREADS || maybe_gone.count() > REREAD_DELETIONS
 }
 
-fn until(moment: Timestamp, now: Timestamp) -> Duration {
-    let micros = moment.as_micros().saturating_sub(now.as_micros());
-    Duration::from_micros(micros.unsigned_abs()).min(Duration::from_hours(1))
+/// In how long the next sweep begins that can judge everything this one could not: at the latest of the times from
+/// which on each can be read. Zero if that is past, as it is when this sweep took longer than the margin.
+fn again_in(readable: impl Iterator<Item = Timestamp>, now: Timestamp) -> Duration {
+    readable
+        .max()
+        .map_or(Duration::ZERO, |latest| latest.since(now))
+        .min(AGAIN_WITHIN)
 }
 
 fn fill(report: &mut DirectoryReport, findings: Findings) {
@@ -238,5 +267,27 @@ fn fill(report: &mut DirectoryReport, findings: Findings) {
         &mut report.older,
     ] {
         list.sort_by(|a, b| (a.entity, a.kind, &a.id).cmp(&(b.entity, b.kind, &b.id)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_sweep_begins_when_everything_can_be_read_and_at_once_if_it_can_be_read_already() {
+        let at = |seconds: u64| Timestamp::from_micros(0).plus(Duration::from_secs(seconds));
+        let now = at(10_000);
+        for (readable, seconds) in [
+            (vec![at(10_020), at(10_060), at(9_000)], 60),
+            (vec![at(10_000)], 0),
+            (vec![at(9_999), at(9_000)], 0),
+            (vec![at(1)], 0),
+            (vec![at(13_599)], 3_599),
+            (vec![at(13_601)], 3_600),
+        ] {
+            let told = again_in(readable.iter().copied(), now);
+            assert_eq!(told, Duration::from_secs(seconds), "{readable:?}");
+        }
     }
 }

@@ -11,7 +11,7 @@ use crate::report::DirectoryReport;
 use crate::snapshot::{Listed, Snapshot};
 use crate::store::compared::Comparison;
 use crate::store::users;
-use crate::work::{Failure, Work};
+use crate::work::{Failure, Work, stored};
 use crate::workos::pages::List;
 
 /// Reads everything in the directory. With `whole`, appends users and groups as they are read.
@@ -26,17 +26,20 @@ pub(crate) async fn walk(
         entity,
         directory,
         values: false,
-        whole,
     };
-    let groups = Listed::walk(work, comparison(Entity::Group), List::groups(directory), |_| ()).await?;
-    let expected = users::count(&work.pool, directory).await?.max(users_told(object));
+    let list = List::groups(directory);
+    let groups = Listed::walk(work, comparison(Entity::Group), list, whole, |_| ()).await?;
+    let expected = stored(users::count(&work.pool, directory))
+        .await?
+        .max(users_told(object));
     let (say, said) = oneshot::channel();
     let walk_users = async {
         let first = |filled| {
             // If nobody receives it, the other side has failed, and so do we.
             let _ = say.send(filled);
         };
-        Listed::walk(work, comparison(Entity::User), List::users(directory), first).await
+        let list = List::users(directory);
+        Listed::walk(work, comparison(Entity::User), list, whole, first).await
     };
     // Members are read while users are, unless the users name their groups or must all be known first.
     let members = Work {

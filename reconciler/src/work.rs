@@ -9,7 +9,7 @@ use journal::{AppendError, Appended, Journal};
 use schema::record::Record;
 use schema::timestamp::Timestamp;
 use service::clock::Clock;
-use service::postgres::described;
+use service::postgres::{answered_within, described};
 use service::retry::Backoff;
 use service::settings::Percent;
 use sqlx::PgPool;
@@ -23,6 +23,8 @@ use crate::workos::client::{Api, ApiError};
 
 /// How many appends await their acknowledgements at once.
 pub const IN_FLIGHT: usize = 64;
+/// The resolution of the server's clock, whole seconds, and a little more.
+const CLOCK_STEP: Duration = Duration::from_millis(1_100);
 /// How long the append of one record is retried.
 const APPEND_PATIENCE: Duration = Duration::from_mins(1);
 
@@ -92,6 +94,25 @@ pub enum Failure {
     Panicked,
 }
 
+/// How long to wait for the database. Longer than the server lets a statement take, which ends it first.
+const STORED_WITHIN: Duration = Duration::from_secs(75);
+
+/// Waits for the database, but not forever: an answer that got lost on the way would end a directory's sweeps for good,
+/// because its lease is renewed over another connection.
+pub(crate) fn stored<T>(
+    asking: impl Future<Output = sqlx::Result<T>>,
+) -> impl Future<Output = sqlx::Result<T>> {
+    answered_within(STORED_WITHIN, asking)
+}
+
+impl Failure {
+    /// Whether it is about one object or list, so that others can still be read: an API key that is not accepted concerns
+    /// all, and so does any failure that is not `WorkOS`'s.
+    pub(crate) fn is_of_one_read(&self) -> bool {
+        matches!(self, Self::Api(error) if !matches!(error, ApiError::Unauthorized(_)))
+    }
+}
+
 /// Runs `work`, and makes a panic in it a failure: what one directory or object brings about must stop no other.
 pub async fn contained<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     // Whatever it worked on is dropped with it, so nothing half-changed is seen again.
@@ -104,7 +125,7 @@ pub async fn contained<T>(work: impl Future<Output = Result<T, Failure>>) -> Res
 impl Work {
     /// The time that a reading answered at `at`, by the server's clock, speaks for.
     pub fn as_of(&self, at: Timestamp) -> Timestamp {
-        at.plus_micros(-micros(self.rules.margin))
+        at.minus(self.rules.margin)
     }
 
     /// The times of a reading that speaks for `at` and is received now.
@@ -118,7 +139,7 @@ impl Work {
 
     /// From when on a reading speaks for a time later than `moment`, given that the server's clock has whole seconds.
     pub fn readable_after(&self, moment: Timestamp) -> Timestamp {
-        moment.plus_micros(micros(self.rules.margin) + 1_100_000)
+        moment.plus(self.rules.margin).plus(CLOCK_STEP)
     }
 
     /// Waits until the projector has applied everything that is in the log now.
@@ -129,7 +150,7 @@ impl Work {
         let began = Instant::now();
         let mut pause = Duration::from_millis(10);
         loop {
-            let position = applied::position(&self.pool).await?;
+            let position = stored(applied::position(&self.pool)).await?;
             let seq = position
                 .filter(|(created, _)| *created == log.created)
                 .map(|(_, seq)| seq);
@@ -196,9 +217,4 @@ impl Work {
             }
         }
     }
-}
-
-/// In microseconds, at most as many as fit.
-pub(crate) fn micros(duration: Duration) -> i64 {
-    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }

@@ -7,6 +7,44 @@ use crate::ids::EventId;
 use crate::json::{self, Malformed, members};
 use crate::timestamp::Timestamp;
 
+/// The types of WorkOS's Directory Sync events, as documented.
+pub const TYPES: &[&str] = &[
+    "dsync.activated",
+    "dsync.deactivated",
+    "dsync.deleted",
+    "dsync.user.created",
+    "dsync.user.updated",
+    "dsync.user.deleted",
+    "dsync.group.created",
+    "dsync.group.updated",
+    "dsync.group.deleted",
+    "dsync.group.user_added",
+    "dsync.group.user_removed",
+    "dsync.token.created",
+    "dsync.token.revoked",
+];
+
+/// The types of the reconciler's own events.
+pub const SWEEP_TYPES: &[&str] = &[
+    "sweep.directory.listed",
+    "sweep.directory.missing",
+    "sweep.user.listed",
+    "sweep.user.missing",
+    "sweep.group.listed",
+    "sweep.group.missing",
+    "sweep.membership.listed",
+    "sweep.membership.missing",
+];
+
+/// The value of a metric's label `event`: the type if it is one of the above, otherwise `other`, so that new types at
+/// WorkOS cannot create an unlimited number of series.
+pub fn label(event_type: &str) -> &'static str {
+    let mut known = TYPES.iter().chain(SWEEP_TYPES);
+    known
+        .find(|known| **known == event_type)
+        .map_or("other", |known| known)
+}
+
 /// What happened, according to the event's type. Types that WorkOS adds are [`Kind::Other`], not errors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -153,6 +191,18 @@ mod tests {
             ("", Kind::Foreign),
         ] {
             assert_eq!(Kind::of(event_type), kind, "{event_type}");
+        }
+    }
+
+    #[test]
+    fn every_type_that_has_a_label_is_known() {
+        for event_type in TYPES.iter().chain(SWEEP_TYPES) {
+            assert_eq!(label(event_type), *event_type);
+            let kind = Kind::of(event_type);
+            assert!(!matches!(kind, Kind::Other | Kind::Foreign), "{event_type}");
+        }
+        for event_type in ["dsync.user.merged", "dsync.user.created.v2", "user.created", ""] {
+            assert_eq!(label(event_type), "other", "{event_type}");
         }
     }
 

@@ -2,7 +2,8 @@
 //! rest.
 //!
 //! Postgres cannot store all of JSON. It refuses NUL characters, lone surrogates, numbers beyond the range of `numeric`,
-//! and nesting beyond its stack. [`storable`] repairs exactly these and leaves every other byte as it was. The log
+//! and nesting beyond its stack. And it writes out every digit of a number with an exponent, so that a small body may not
+//! be readable any more. [`storable`] repairs exactly these and leaves every other byte as it was. The log
 //! keeps the original.
 
 use std::borrow::Cow;
@@ -21,6 +22,9 @@ pub const MAX_DEPTH: usize = 1_000;
 const MAX_INTEGER_DIGITS: i64 = 131_000;
 /// Slightly fewer digits than `numeric` can hold after the decimal point.
 const MAX_FRACTION_DIGITS: i64 = 16_000;
+/// How many more digits a number may have when Postgres writes it out, without an exponent. More than any `double` has.
+/// Without this limit, the numbers of a body of 77 kB came to 1 GB, and no query that returned them worked any more.
+const MAX_MORE_DIGITS: i64 = 400;
 
 /// Why a body or an object could not be read. Reveals none of its content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -39,7 +43,8 @@ pub enum Malformed {
 /// `body` as text that Postgres can store; borrowed if nothing had to be repaired.
 ///
 /// - `\u0000` and lone surrogates become `\ufffd`.
-/// - Numbers that `numeric` cannot hold become strings with the same digits.
+/// - Numbers that `numeric` cannot hold, or that have far more digits without their exponent, become strings with the same
+///   digits.
 /// - Values nested deeper than [`MAX_DEPTH`] become strings that hold their text.
 ///
 /// Text that is not JSON comes back as text that is still not JSON, for the parser to refuse.
@@ -200,8 +205,10 @@ fn fits_numeric(number: &str) -> bool {
     };
     let (integer, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
     let digits = |part: &str| i64::try_from(part.len()).unwrap_or(i64::MAX);
-    digits(integer).saturating_add(exponent) <= MAX_INTEGER_DIGITS
-        && digits(fraction).saturating_sub(exponent) <= MAX_FRACTION_DIGITS
+    let whole = digits(integer).saturating_add(exponent).max(1);
+    let rest = digits(fraction).saturating_sub(exponent).max(0);
+    let more = whole.saturating_add(rest) - digits(integer) - digits(fraction);
+    whole <= MAX_INTEGER_DIGITS && rest <= MAX_FRACTION_DIGITS && more <= MAX_MORE_DIGITS
 }
 
 /// The members called `names` of the JSON object in `text`, each as its original text.
@@ -340,6 +347,27 @@ mod tests {
             mended("[1e99999999999999999999]"),
             r#"["1e99999999999999999999"]"#
         );
+    }
+
+    #[test]
+    fn numbers_that_grow_too_much_when_written_out_are_text() {
+        let nines = "9".repeat(1_000);
+        for fine in [
+            "1e400",
+            "-1e400",
+            "1e-399",
+            "4.9406564584124654e-324",
+            "1.7976931348623157E+308",
+            // As many digits after as before.
+            &format!("0.{nines}e1000"),
+            &format!("{nines}e-999"),
+            &nines,
+        ] {
+            assert_eq!(mended(fine), fine);
+        }
+        for long in ["1e131000", "1e402", "-12e402", "1E-500", "0.5e-15000", "0e5000"] {
+            assert_eq!(mended(long), format!("\"{long}\""));
+        }
     }
 
     #[test]

@@ -73,6 +73,16 @@ impl Subject {
         }
     }
 
+    /// The id of the user that the record is about, if it is about a user or a membership.
+    pub fn user(&self) -> Option<&str> {
+        let mut words = self.0.split('.').skip(2);
+        match words.next()? {
+            "user" => words.next(),
+            "membership" => words.nth(1),
+            _ => None,
+        }
+    }
+
     /// Whether this is the subject for unaddressable bodies.
     pub fn is_quarantine(&self) -> bool {
         self.0 == "dsync.quarantine"
@@ -195,6 +205,25 @@ mod tests {
             "dsync.d.token.removed",
         ] {
             assert!(!Subject::from_log(other).is_removal(), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_subject_names_its_directory_and_its_user() {
+        for (subject, directory, user) in [
+            ("dsync.d.user.u.created", Some("d"), Some("u")),
+            ("dsync.d.membership.g.u.added", Some("d"), Some("u")),
+            ("dsync.d.group.g.created", Some("d"), None),
+            ("dsync.d.directory.deleted", Some("d"), None),
+            ("dsync.d.other.merged", Some("d"), None),
+            ("dsync.quarantine", None, None),
+        ] {
+            let subject = Subject::from_log(subject);
+            assert_eq!(
+                (subject.directory(), subject.user()),
+                (directory, user),
+                "{subject}"
+            );
         }
     }
 

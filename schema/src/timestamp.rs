@@ -1,6 +1,7 @@
 //! A point in time, in Postgres's resolution: microseconds.
 
 use std::fmt;
+use std::time::Duration;
 
 use time::format_description::well_known::Rfc3339;
 use time::{OffsetDateTime, UtcOffset};
@@ -42,10 +43,22 @@ impl Timestamp {
         (moment.year() >= 0).then(|| moment.into())
     }
 
-    /// This time plus `micros` microseconds, saturating at the ends of the range.
+    /// The time `duration` later, in whole microseconds; the latest possible time if there is none so late.
     #[must_use]
-    pub const fn plus_micros(self, micros: i64) -> Self {
-        Self(self.0.saturating_add(micros))
+    pub fn plus(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(micros(duration)))
+    }
+
+    /// The time `duration` earlier, in whole microseconds; the earliest possible time if there is none so early.
+    #[must_use]
+    pub fn minus(self, duration: Duration) -> Self {
+        Self(self.0.saturating_sub(micros(duration)))
+    }
+
+    /// How much later this time is than `earlier`; zero if it is not later.
+    pub fn since(self, earlier: Self) -> Duration {
+        let micros = self.0.saturating_sub(earlier.0);
+        Duration::from_micros(u64::try_from(micros).unwrap_or(0))
     }
 }
 
@@ -71,6 +84,10 @@ impl fmt::Display for Timestamp {
             .map_err(|_| fmt::Error)?;
         f.write_str(&text)
     }
+}
+
+fn micros(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
@@ -107,6 +124,20 @@ mod tests {
         ] {
             assert_eq!(Timestamp::parse(form), None, "{form}");
         }
+    }
+
+    #[test]
+    fn moves_by_durations_within_its_range() {
+        let (noon, minute) = (Timestamp::from_micros(43_200_000_000), Duration::from_mins(1));
+        assert_eq!(noon.plus(minute).since(noon), minute);
+        assert_eq!(noon.plus(minute).minus(minute), noon);
+        assert_eq!(noon.since(noon.plus(minute)), Duration::ZERO);
+        let (first, last) = (Timestamp::from_micros(i64::MIN), Timestamp::from_micros(i64::MAX));
+        assert_eq!(
+            (noon.minus(Duration::MAX), last.plus(minute)),
+            (Timestamp::from_micros(43_200_000_000 - i64::MAX), last)
+        );
+        assert_eq!(last.since(first), Duration::from_micros(i64::MAX.unsigned_abs()));
     }
 
     #[test]

@@ -21,8 +21,8 @@ pub(crate) async fn until<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<
     found.await.unwrap()
 }
 
-/// Sends a request to the broker's own API and waits for its success.
-pub(crate) async fn jetstream(nats: &Nats, question: &str, payload: &str) {
+/// Sends a request to the broker's own API and returns the answer, which must be a success.
+pub(crate) async fn jetstream(nats: &Nats, question: &str, payload: &str) -> String {
     let addr = nats.url().replace("nats://", "");
     let mut stream = TcpStream::connect(addr).await.unwrap();
     let asked = format!("PUB $JS.API.{question} answer {}\r\n{payload}\r\n", payload.len());
@@ -36,6 +36,7 @@ pub(crate) async fn jetstream(nats: &Nats, question: &str, payload: &str) {
     }
     let heard = String::from_utf8(heard).unwrap();
     assert!(!heard.contains("\"error\""), "{heard}");
+    heard
 }
 
 /// A server's answer.

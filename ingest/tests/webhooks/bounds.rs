@@ -6,10 +6,11 @@ use ingest::in_flight::Bounds;
 use ingest::routes::HEADERS_ROOM;
 use serde_json::json;
 use tests::{Nats, NatsOptions};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
 use crate::app::{App, PATH, Setup};
-use crate::support::user_created;
+use crate::support::{Client, user_created};
 
 fn padded(event: &str, length: usize) -> String {
     let body = user_created(event);
@@ -112,74 +113,111 @@ async fn what_the_broker_cannot_take_is_refused_up_front_and_all_below_is_stored
     assert_eq!(app.log().await.len(), 2);
 }
 
+async fn bounded(broker: &Nats, bounds: Bounds) -> App {
+    let setup = Setup {
+        bounds,
+        ..Setup::default()
+    };
+    App::start(broker, setup).await
+}
+
+/// Sends a webhook to a broker that is frozen, so that it stays in flight.
+async fn held_up(app: &App, body: String) -> Client {
+    let mut client = app.client().await;
+    client.say(app.signed(body)).await;
+    app.in_flight(1).await;
+    client
+}
+
 #[tokio::test]
 async fn requests_above_the_limit_are_told_to_come_again_and_those_below_go_on() {
-    let broker = Nats::start().await.unwrap();
+    let mut broker = Nats::start().await.unwrap();
     let bounds = Bounds {
         requests: 1,
         bytes: 1 << 20,
     };
-    let app = App::start(
-        &broker,
-        Setup {
-            bounds,
-            ..Setup::default()
-        },
-    )
-    .await;
-    let request = app.signed(user_created("event_1"));
-    let (begin, end) = request.split_at(request.len() - 10);
-    let mut slow = app.client().await;
-    slow.say(begin).await;
-    app.in_flight(1).await;
-    let refused = app.post(user_created("event_2")).await;
-    assert_eq!(refused.json(), (503, json!({"error": "service unavailable"})));
-    assert_eq!(refused.header("retry-after"), Some("1"));
-    slow.say(end).await;
-    assert_eq!(slow.hear().await.unwrap().status, 200);
-    app.in_flight(0).await;
-    assert_eq!(
-        app.post(user_created("event_2")).await.json(),
-        (200, json!({"status": "accepted"}))
-    );
-    assert_eq!((app.outcomes("unavailable"), app.outcomes("accepted")), (1, 2));
-}
-
-#[tokio::test]
-async fn bytes_above_the_limit_are_told_to_come_again_too() {
-    let broker = Nats::start().await.unwrap();
-    let bounds = Bounds {
-        requests: 10,
-        bytes: 3000,
-    };
-    let app = App::start(
-        &broker,
-        Setup {
-            bounds,
-            ..Setup::default()
-        },
-    )
-    .await;
-    let request = app.signed(padded("event_1", 2500));
-    let (begin, end) = request.split_at(request.len() - 10);
-    let mut slow = app.client().await;
-    slow.say(begin).await;
-    app.in_flight(1).await;
-    let refused = until_status(&app, 503).await;
-    assert_eq!(refused.header("retry-after"), Some("1"));
-    slow.say(end).await;
-    assert_eq!(slow.hear().await.unwrap().status, 200);
-    app.in_flight(0).await;
-    assert_eq!(app.post(padded("event_2", 2500)).await.status, 200);
-}
-
-/// Posts until the answer has this status, because the slow request's bytes may still be on their way.
-async fn until_status(app: &App, status: u16) -> crate::support::Reply {
-    crate::support::until("that status", async || {
-        let reply = app.post(padded("event_other", 2500)).await;
-        (reply.status == status).then_some(reply)
+    let app = bounded(&broker, bounds).await;
+    broker.pause().unwrap();
+    let mut first = held_up(&app, user_created("event_1")).await;
+    // The first may still be about to take the only place.
+    let refused = crate::support::until("refused at once", async || {
+        let reply = app.post(user_created("event_2")).await;
+        (reply.header("retry-after") == Some("1")).then_some(reply)
     })
-    .await
+    .await;
+    assert_eq!(refused.json(), (503, json!({"error": "service unavailable"})));
+    broker.resume().unwrap();
+    assert_eq!(first.hear().await.unwrap().status, 200);
+    app.in_flight(0).await;
+    assert_eq!(app.post(user_created("event_3")).await.status, 200);
+}
+
+/// Half a body comes from anybody, and keeps nobody else out.
+#[tokio::test]
+async fn half_a_body_makes_room_for_a_whole_one() {
+    let broker = Nats::start().await.unwrap();
+    for bounds in [
+        Bounds {
+            requests: 1,
+            bytes: 1 << 20,
+        },
+        Bounds {
+            requests: 10,
+            bytes: 3000,
+        },
+    ] {
+        let app = bounded(&broker, bounds).await;
+        let request = app.signed(padded("event_half", 2500));
+        let mut slow = app.client().await;
+        slow.say(&request[..request.len() - 10]).await;
+        app.in_flight(1).await;
+        for n in 0..3 {
+            let whole = padded(&format!("event_{n}_{}", bounds.requests), 2500);
+            assert_eq!(app.post(whole).await.status, 200, "{bounds:?}");
+        }
+        let cut_off = slow.hear().await.unwrap();
+        assert_eq!(cut_off.json(), (408, json!({"error": "request timeout"})));
+        assert_eq!(cut_off.header("connection"), Some("close"));
+        app.in_flight(0).await;
+        assert_eq!((app.outcomes("incomplete"), app.outcomes("accepted")), (1, 3));
+    }
+}
+
+/// What the broker has not taken stays in memory, even after its sender was told to come again.
+#[tokio::test]
+async fn bytes_above_the_limit_are_told_to_come_again_until_the_broker_has_taken_them() {
+    let mut broker = Nats::start().await.unwrap();
+    let bounds = Bounds {
+        requests: 100,
+        bytes: 8 << 20,
+    };
+    let app = bounded(&broker, bounds).await;
+    broker.pause().unwrap();
+    let large = 900 << 10;
+    // The first wave also fills what lies between here and the broker.
+    for wave in 0..3 {
+        let mut senders = Vec::new();
+        for n in 0..20 {
+            let mut client = app.client().await;
+            let request = app.signed(padded(&format!("event_{wave}_{n}"), large));
+            senders.push(tokio::spawn(async move {
+                // One that is refused is closed before it has sent everything.
+                let _ = client.0.write_all(&request).await;
+                let _ = client.hear().await;
+            }));
+        }
+        for sender in senders {
+            sender.await.unwrap();
+        }
+    }
+    app.in_flight(0).await;
+    let refused = app.post(padded("event_other", large)).await;
+    assert_eq!(refused.header("retry-after"), Some("1"), "{refused:?}");
+    broker.resume().unwrap();
+    crate::support::until("stored", async || {
+        (app.post(padded("event_other", large)).await.status == 200).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -121,7 +121,7 @@ async fn a_full_log_refuses_and_forgets_nothing_until_there_is_room() {
     assert!(stored > 5);
     let log = app.log().await;
     assert_eq!((log.len(), log[0].record.id.as_str()), (stored, "event_0"));
-    app.journal.purge("dsync.>").await.unwrap();
+    jetstream(&broker, "STREAM.PURGE.DSYNC", "").await;
     assert_eq!(
         app.post(user_created(&format!("event_{stored}"))).await.json(),
         (200, json!({"status": "accepted"}))
@@ -188,6 +188,33 @@ async fn nothing_is_stored_while_the_stream_cannot_be_what_the_settings_say() {
     tokio::time::timeout(Duration::from_secs(5), app.ready())
         .await
         .unwrap();
+}
+
+/// A stream of the log's own name that forgets: its acknowledgements are worth nothing.
+#[tokio::test]
+async fn a_log_recreated_so_that_it_loses_records_is_not_used_until_it_is_set_right() {
+    let broker = Nats::start().await.unwrap();
+    let app = App::start(&broker, Setup::default()).await;
+    // Of what readiness sees, only the time of creation will differ.
+    assert_eq!(app.context.readiness.missing().await, []);
+    // Brokers refuse to change the storage of a stream that exists.
+    let forgetful = r#"{"name":"DSYNC","subjects":["dsync.>"],"storage":"memory"}"#;
+    jetstream(&broker, "STREAM.DELETE.DSYNC", "").await;
+    jetstream(&broker, "STREAM.CREATE.DSYNC", forgetful).await;
+    let reason = until("not ready", async || {
+        let missing = app.context.readiness.missing().await;
+        missing.first().map(|missing| missing.reason.clone())
+    })
+    .await;
+    assert!(
+        reason.contains("storage") && reason.contains("would lose entries"),
+        "{reason}"
+    );
+    assert_come_again(&app.post(user_created("event_1")).await, "5");
+    jetstream(&broker, "STREAM.DELETE.DSYNC", "").await;
+    until_stored(&app, "event_1").await;
+    app.ready().await;
+    assert_eq!(stored(&app).await, ["event_1"]);
 }
 
 /// The log is deleted, and a stream of another name takes its subjects, as after a restore: that stream acknowledges,

@@ -78,6 +78,7 @@ pub fn router(context: Context) -> Router {
 }
 
 async fn metrics(State(context): State<Context>) -> Response {
+    context.ready.set(missing(&context).await.is_empty().into());
     match TextEncoder::new().encode_to_string(&context.metrics.gather()) {
         Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
         Err(error) => {
@@ -87,7 +88,8 @@ async fn metrics(State(context): State<Context>) -> Response {
     }
 }
 
-async fn readyz(State(context): State<Context>) -> Response {
+/// What keeps the program from doing its job now.
+async fn missing(context: &Context) -> Vec<Missing> {
     let mut missing = context.readiness.missing().await;
     if context.shutdown.is_cancelled() {
         missing.insert(
@@ -98,6 +100,11 @@ async fn readyz(State(context): State<Context>) -> Response {
             },
         );
     }
+    missing
+}
+
+async fn readyz(State(context): State<Context>) -> Response {
+    let missing = missing(&context).await;
     let status = if missing.is_empty() {
         StatusCode::OK
     } else {
@@ -165,5 +172,21 @@ mod tests {
             (StatusCode::SERVICE_UNAVAILABLE, &json!("shutdown"))
         );
         assert_eq!(get(&context, "/livez").await.0, StatusCode::OK);
+    }
+
+    #[tokio::test]
+    async fn metrics_say_whether_it_is_ready() {
+        let context = Context::new("test", "1.2.3", Clock::fixed(OffsetDateTime::UNIX_EPOCH));
+        let told = async || {
+            let request = Request::get("/metrics").body(Body::empty()).unwrap();
+            let answer = router(context.clone()).oneshot(request).await.unwrap();
+            let body = to_bytes(answer.into_body(), 10_000).await.unwrap();
+            let text = String::from_utf8(body.to_vec()).unwrap();
+            let line = text.lines().find(|line| line.starts_with("dsync_ready "));
+            line.map(str::to_owned)
+        };
+        assert_eq!(told().await.as_deref(), Some("dsync_ready 1"));
+        context.shutdown.cancel();
+        assert_eq!(told().await.as_deref(), Some("dsync_ready 0"));
     }
 }

@@ -8,7 +8,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use prometheus::{IntGaugeVec, Opts, Registry};
+use prometheus::core::Collector;
+use prometheus::{IntGauge, IntGaugeVec, Opts, Registry};
 use serde_json::json;
 use time::format_description::well_known::Rfc3339;
 use tokio_util::sync::CancellationToken;
@@ -47,10 +48,12 @@ pub struct Context {
     pub readiness: Readiness,
     /// Cancelled when the process is told to stop: finish work in progress and return.
     pub shutdown: CancellationToken,
+    /// What `/readyz` would answer, for `/metrics`.
+    pub(crate) ready: IntGauge,
 }
 
 impl Context {
-    /// A new context, with `dsync_build_info` registered. [`run`] makes the real one; tests make their own.
+    /// A new context, with `dsync_build_info` and `dsync_ready` registered. [`run`] makes the real one; tests make their own.
     pub fn new(name: &'static str, version: &str, clock: Clock) -> Self {
         let metrics = Registry::new();
         let info = IntGaugeVec::new(
@@ -62,13 +65,18 @@ impl Context {
         )
         .expect("a valid metric");
         info.with_label_values(&[version]).set(1);
-        metrics.register(Box::new(info)).expect("a new registry is empty");
+        let ready =
+            IntGauge::new("dsync_ready", "Whether /readyz answers 200 (1 or 0).").expect("a valid metric");
+        for metric in [Box::new(info) as Box<dyn Collector>, Box::new(ready.clone())] {
+            metrics.register(metric).expect("a new registry is empty");
+        }
         Self {
             name,
             clock,
             metrics,
             readiness: Readiness::default(),
             shutdown: CancellationToken::new(),
+            ready,
         }
     }
 }
@@ -154,7 +162,7 @@ fn report(name: &str, log: &LogArgs, error: &anyhow::Error) -> ExitCode {
 /// The error and its causes, in one text. Many an error quotes its cause: what was said is not said again.
 fn whole(error: &anyhow::Error) -> String {
     let mut text = String::new();
-    for cause in error.chain().map(ToString::to_string) {
+    for cause in error.chain().map(said) {
         let cause = cause.trim();
         if text.contains(cause) {
             continue;
@@ -167,12 +175,30 @@ fn whole(error: &anyhow::Error) -> String {
     text
 }
 
-/// The setting to check, if the error has one that its own text does not name.
+/// What an error says of itself, or what we say instead where that misleads.
+#[cfg(feature = "postgres")]
+fn said(cause: &(dyn std::error::Error + 'static)) -> String {
+    match cause.downcast_ref() {
+        Some(error @ sqlx::Error::PoolTimedOut) => crate::postgres::described(error).to_string(),
+        _ => cause.to_string(),
+    }
+}
+
+#[cfg(not(feature = "postgres"))]
+fn said(cause: &(dyn std::error::Error + 'static)) -> String {
+    cause.to_string()
+}
+
+/// What to check, if the error leaves that open.
 #[cfg(feature = "postgres")]
 fn hint(error: &anyhow::Error) -> String {
+    use crate::postgres::{UNMIGRATED, UNPROVEN, is_missing_schema, is_unproven};
     let database = error.chain().find_map(|e| e.downcast_ref::<sqlx::Error>());
     match database {
-        Some(error) if crate::postgres::is_unproven(error) => format!(" ({})", crate::postgres::UNPROVEN),
+        Some(error) if is_unproven(error) => format!(" ({UNPROVEN})"),
+        Some(missing) if is_missing_schema(missing) && !whole(error).contains(UNMIGRATED) => {
+            format!(" ({UNMIGRATED})")
+        }
         _ => String::new(),
     }
 }

@@ -5,11 +5,39 @@ use std::io::{self, IsTerminal as _};
 
 use clap::{Args, ValueEnum};
 use tracing::{Level, Metadata};
-use tracing_subscriber::filter::{EnvFilter, FilterExt as _, filter_fn};
+use tracing_subscriber::filter::{EnvFilter, FilterExt as _, LevelFilter, filter_fn};
 use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::settings::SettingError;
+
+/// The packages of this workspace that log.
+const OURS: [&str; 8] = [
+    "dsync_ingest",
+    "dsync_projector",
+    "dsync_reconciler",
+    "ingest",
+    "projector",
+    "reconciler",
+    "journal",
+    "service",
+];
+
+/// Libraries that log.
+const THEIRS: [&str; 12] = [
+    "async_nats",
+    "axum",
+    "h2",
+    "hyper",
+    "hyper_util",
+    "reqwest",
+    "rustls",
+    "sqlx",
+    "sqlx_core",
+    "sqlx_postgres",
+    "tokio",
+    "tower",
+];
 
 /// Logging settings, for `#[command(flatten)]`.
 #[derive(Args, Clone, Debug)]
@@ -53,6 +81,12 @@ pub(crate) fn start(args: &LogArgs, is_service: bool) -> Result<(), SettingError
         "info" if !is_service => "warn",
         wanted => wanted,
     };
+    if let Some(word) = neither_level_nor_module(wanted) {
+        let reason = format!(
+            "contains {word:?}, which is neither a level (error, warn, info, debug, trace, off) nor a module"
+        );
+        return Err(SettingError::malformed("RUST_LOG", reason));
+    }
     // The broker's client logs every attempt to connect, twice, and makes one every second while the broker is away.
     // The journal logs the outcome once.
     let wanted = if wanted.contains("async_nats") {
@@ -78,19 +112,27 @@ pub(crate) fn start(args: &LogArgs, is_service: bool) -> Result<(), SettingError
     Ok(())
 }
 
+/// The first directive that the filter would take for the name of a module, although there is no such module. It would
+/// switch off everything else: with `warning`, the program would say nothing at all.
+fn neither_level_nor_module(filter: &str) -> Option<&str> {
+    // Spans have names of their own, and commas between their fields.
+    if filter.contains('[') {
+        return None;
+    }
+    filter.split(',').map(str::trim).find(|directive| {
+        let is_known = directive.is_empty()
+            || directive.contains('=')
+            || directive.contains("::")
+            || directive.parse::<LevelFilter>().is_ok()
+            || OURS.contains(directive)
+            || THEIRS.contains(directive);
+        !is_known
+    })
+}
+
 /// Whether an event may be logged at all, whatever the filter says. Libraries write payloads and headers at trace
 /// level, and the broker's client already at debug level.
 fn is_discreet(event: &Metadata<'_>) -> bool {
-    const OURS: [&str; 8] = [
-        "dsync_ingest",
-        "dsync_projector",
-        "dsync_reconciler",
-        "ingest",
-        "projector",
-        "reconciler",
-        "journal",
-        "service",
-    ];
     let target = event.target().split("::").next().unwrap_or_default();
     let loudest = match target {
         "async_nats" => Level::INFO,
@@ -98,4 +140,32 @@ fn is_discreet(event: &Metadata<'_>) -> bool {
         _ => Level::DEBUG,
     };
     *event.level() <= loudest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_that_would_silence_the_program_is_found() {
+        for (filter, word) in [
+            ("warning", Some("warning")),
+            ("none", Some("none")),
+            ("info,projectr", Some("projectr")),
+            (" verbose , journal=debug", Some("verbose")),
+            ("info", None),
+            ("WARN", None),
+            ("off", None),
+            ("3", None),
+            ("info,projector=debug", None),
+            ("journal", None),
+            ("info,async_nats", None),
+            ("projector::apply", None),
+            ("strange=debug", None),
+            ("info,", None),
+            ("[span{field=1,other=2}]=debug", None),
+        ] {
+            assert_eq!(neither_level_nor_module(filter), word, "{filter}");
+        }
+    }
 }

@@ -42,6 +42,17 @@ pub struct Waiting {
     pub body: Vec<u8>,
 }
 
+/// A dead letter, waiting or not, with what it takes to tell whom it is about.
+#[derive(Debug, Clone)]
+pub struct Content {
+    /// Its id.
+    pub id: i64,
+    /// Its subject.
+    pub subject: String,
+    /// Its body; empty if it was dropped.
+    pub body: Vec<u8>,
+}
+
 /// Sets a record aside. Reading the log again neither duplicates a dead letter nor brings back one that was dropped.
 pub async fn put(
     connection: &mut PgConnection,
@@ -58,7 +69,7 @@ pub async fn put(
         on conflict (stream_created, seq) do nothing
         "#,
         OffsetDateTime::from(stream_created),
-        i64::try_from(seq).unwrap_or(i64::MAX),
+        super::seq(seq),
         record.subject.as_str(),
         record.id,
         record.event_type,
@@ -118,6 +129,20 @@ pub async fn show(executor: impl PgExecutor<'_>, id: i64) -> sqlx::Result<Option
     }))
 }
 
+/// The next few whose id is above `after`, waiting or not.
+pub async fn next(executor: impl PgExecutor<'_>, after: i64) -> sqlx::Result<Vec<Content>> {
+    sqlx::query_as!(
+        Content,
+        r#"
+        select id, subject, coalesce(body, '') as "body!" from dsync.dead_letters
+        where id > $1 order by id limit 50
+        "#,
+        after,
+    )
+    .fetch_all(executor)
+    .await
+}
+
 /// A waiting one, locked so that nobody else retries it meanwhile.
 pub async fn take(connection: &mut PgConnection, id: i64) -> sqlx::Result<Option<Waiting>> {
     let row = sqlx::query!(
@@ -137,10 +162,10 @@ pub async fn take(connection: &mut PgConnection, id: i64) -> sqlx::Result<Option
     }))
 }
 
-/// Deletes one that was applied after all.
-pub async fn settle(connection: &mut PgConnection, id: i64) -> sqlx::Result<()> {
+/// Deletes one that was applied after all, or that is about an erased person.
+pub async fn delete(executor: impl PgExecutor<'_>, id: i64) -> sqlx::Result<()> {
     sqlx::query!("delete from dsync.dead_letters where id = $1", id)
-        .execute(connection)
+        .execute(executor)
         .await?;
     Ok(())
 }

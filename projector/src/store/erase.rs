@@ -1,4 +1,5 @@
-//! Erases one person from the database: their rows, the values in their history, and their dead letters.
+//! Erases one person from the database: their rows, and the values in their history. Their dead letters are found and
+//! deleted by [`crate::erase`].
 
 use sqlx::postgres::PgExecutor;
 use sqlx::{PgConnection, PgPool};
@@ -70,9 +71,13 @@ pub async fn forget(pool: &PgPool, id: &str, force: bool, now: OffsetDateTime) -
     .execute(&mut *transaction)
     .await?;
     // Undoing a rebuild requires every row that it replaced, so this one stays, with nothing to restore.
-    sqlx::query!("update dsync.replaced set image = null where user_id = $1", id)
-        .execute(&mut *transaction)
-        .await?;
+    // The entities are named because the index is only on those rows.
+    sqlx::query!(
+        "update dsync.replaced set image = null where user_id = $1 and entity in ('user', 'membership')",
+        id
+    )
+    .execute(&mut *transaction)
+    .await?;
     sqlx::query!("delete from dsync.held_deletions where user_id = $1", id)
         .execute(&mut *transaction)
         .await?;
@@ -130,45 +135,13 @@ async fn blank_history(connection: &mut PgConnection, id: &str) -> sqlx::Result<
     Ok(blanked.rows_affected())
 }
 
-/// A dead letter with its body.
-#[derive(Debug, Clone)]
-pub struct Letter {
-    /// Its id.
-    pub id: i64,
-    /// Its subject.
-    pub subject: String,
-    /// Its body.
-    pub body: Vec<u8>,
-}
-
-/// The next few dead letters whose id is above `after`.
-pub async fn letters(pool: &PgPool, after: i64) -> sqlx::Result<Vec<Letter>> {
-    sqlx::query_as!(
-        Letter,
-        r#"
-        select id, subject, coalesce(body, '') as "body!" from dsync.dead_letters
-        where id > $1 order by id limit 50
-        "#,
-        after,
-    )
-    .fetch_all(pool)
-    .await
-}
-
-/// Deletes a dead letter.
-pub async fn drop_letter(pool: &PgPool, id: i64) -> sqlx::Result<()> {
-    sqlx::query!("delete from dsync.dead_letters where id = $1", id)
-        .execute(pool)
-        .await?;
-    Ok(())
-}
-
 /// Other directory users with one of these email addresses or provider's ids: probably the same person, earlier or later.
+/// Only an array is looked up in the index.
 pub async fn namesakes(pool: &PgPool, marks: &[String]) -> sqlx::Result<Vec<String>> {
     sqlx::query_scalar!(
         r#"
         select u.id from dsync.users as u
-        where u.email_key = any(select lower(m) from unnest($1::text[]) as m) or u.idp_id = any($1::text[])
+        where u.email_key = any(array(select lower(m) from unnest($1::text[]) as m)) or u.idp_id = any($1::text[])
         order by u.id
         "#,
         marks,

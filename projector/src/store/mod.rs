@@ -13,6 +13,7 @@ pub mod erase;
 pub mod erased;
 mod groups;
 mod lock;
+pub mod losses;
 mod memberships;
 mod organization;
 pub mod overview;
@@ -154,4 +155,14 @@ fn groups_of<'p>(picture: &'p Picture<'_>) -> Vec<&'p str> {
     let joined = picture.memberships.keys().map(|(group, _)| group);
     let groups: HashSet<&GroupId<'_>> = picture.groups.keys().chain(joined).collect();
     groups.into_iter().map(GroupId::as_str).collect()
+}
+
+/// A sequence as Postgres stores it. No stream reaches the ones that do not fit.
+fn seq(seq: u64) -> i64 {
+    i64::try_from(seq).unwrap_or(i64::MAX)
+}
+
+/// Sequences as Postgres stores them.
+fn seqs(all: &[u64]) -> Vec<i64> {
+    all.iter().copied().map(seq).collect()
 }

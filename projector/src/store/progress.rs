@@ -7,14 +7,14 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use journal::Identity;
 use schema::timestamp::Timestamp;
 use sqlx::postgres::PgExecutor;
 use sqlx::postgres::types::PgInterval;
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 
-use super::erased;
-use crate::holes::Hole;
+use super::{losses, seq};
 use crate::lane::Lane;
 
 /// Where a lane stands, and in which log.
@@ -111,14 +111,15 @@ impl News {
 }
 
 /// Moves `lane` from `from` to `to` if it still stands at `from`, records the `news`, and renews the lease if `holder` still
-/// has it. `false` if another projector was faster: roll the batch back.
+/// has it. Returns the sequence up to which the lane `removals` has applied its records of this log; `None` if another
+/// projector was faster: roll the batch back.
 pub async fn advance(
     connection: &mut PgConnection,
     lane: Lane,
     (from, to): (Position, Position),
     (holder, lease): (&str, Duration),
     news: &News,
-) -> sqlx::Result<bool> {
+) -> sqlx::Result<Option<u64>> {
     let directories: Vec<&str> = news.newest.keys().map(String::as_str).collect();
     let newest: Vec<OffsetDateTime> = news.newest.values().map(|at| (*at).into()).collect();
     // One statement, and so one round trip: a removal waits for five of them at least.
@@ -136,6 +137,9 @@ pub async fn advance(
         set seq = $4, seq_appended_at = $5, advanced_at = now(),
             held_until = case when holder = $6 then now() + $7 else held_until end
         where lane = $1 and stream_created = $2 and seq = $3
+        returning (
+            select r.seq from dsync.progress as r where r.lane = 'removals' and r.stream_created = $2
+        ) as removals
         "#,
         lane.as_str(),
         OffsetDateTime::from(from.stream_created),
@@ -148,33 +152,22 @@ pub async fn advance(
         &newest,
         news.applied_at,
     )
-    .execute(connection)
+    .fetch_optional(connection)
     .await?;
-    Ok(moved.rows_affected() == 1)
-}
-
-/// What the log looked like when it was found not to continue from where a lane stood.
-#[derive(Debug, Clone, Copy)]
-pub struct Found {
-    /// When the stream that is there now was created.
-    pub created: Timestamp,
-    /// The first sequence that is still there.
-    pub first_seq: u64,
-    /// Its last sequence.
-    pub last_seq: u64,
+    Ok(moved.map(|row| row.removals.map_or(0, i64::unsigned_abs)))
 }
 
 /// Moves every lane back to the beginning of the log that is there now, and records that. `false` if the lane no longer
 /// stands at `from`, because someone else noticed first.
-pub async fn rewind(pool: &PgPool, lane: Lane, from: Position, found: Found) -> sqlx::Result<bool> {
+pub async fn rewind(pool: &PgPool, lane: Lane, from: Position, log: Identity) -> sqlx::Result<bool> {
     let mut transaction = pool.begin().await?;
     super::lock::limit(&mut transaction).await?;
-    if !note(&mut transaction, lane, from, found.created, found.last_seq).await? {
+    if !losses::note_at(&mut transaction, lane, from, log, log.last_seq).await? {
         return Ok(false);
     }
     sqlx::query!(
         "update dsync.progress set stream_created = $1, seq = 0, seq_appended_at = null",
-        OffsetDateTime::from(found.created),
+        OffsetDateTime::from(log.created),
     )
     .execute(&mut *transaction)
     .await?;
@@ -183,100 +176,21 @@ pub async fn rewind(pool: &PgPool, lane: Lane, from: Position, found: Found) -> 
 }
 
 /// Moves `lane` past records that the log dropped before they were applied, and records that. `false` as in [`rewind`].
-pub async fn skip_gap(pool: &PgPool, lane: Lane, from: Position, found: Found) -> sqlx::Result<bool> {
+pub async fn skip_gap(pool: &PgPool, lane: Lane, from: Position, log: Identity) -> sqlx::Result<bool> {
     let mut transaction = pool.begin().await?;
     super::lock::limit(&mut transaction).await?;
-    if !note(&mut transaction, lane, from, found.created, found.first_seq).await? {
+    if !losses::note_at(&mut transaction, lane, from, log, log.first_seq).await? {
         return Ok(false);
     }
     sqlx::query!(
         "update dsync.progress set seq = $2, seq_appended_at = null where lane = $1",
         lane.as_str(),
-        seq(found.first_seq.saturating_sub(1)),
+        seq(log.first_seq.saturating_sub(1)),
     )
     .execute(&mut *transaction)
     .await?;
     transaction.commit().await?;
     Ok(true)
-}
-
-/// Records those of `holes` in the log created at `created` that nothing explains by now: the messages in them were lost
-/// before `lane` reached them. Returns those holes.
-pub async fn note_lost(
-    connection: &mut PgConnection,
-    lane: Lane,
-    created: Timestamp,
-    holes: &[Hole],
-) -> sqlx::Result<Vec<Hole>> {
-    let lost = erased::unexplained(connection, created, holes).await?;
-    let after: Vec<i64> = lost.iter().map(|hole| seq(hole.after)).collect();
-    let before: Vec<i64> = lost.iter().map(|hole| seq(hole.before)).collect();
-    sqlx::query!(
-        r#"
-        insert into dsync.rewinds (stream, old_created, old_seq, new_created, new_seq)
-        select p.stream, $2, h.after, $2, h.before
-        from dsync.progress as p
-        cross join unnest($3::bigint[], $4::bigint[]) as h (after, before)
-        where p.lane = $1
-        order by h.after
-        "#,
-        lane.as_str(),
-        OffsetDateTime::from(created),
-        &after,
-        &before,
-    )
-    .execute(connection)
-    .await?;
-    Ok(lost)
-}
-
-/// Records that the log is not what it was, if `lane` still stands at `from`. Locks the lane's row.
-async fn note(
-    connection: &mut PgConnection,
-    lane: Lane,
-    from: Position,
-    created: Timestamp,
-    found_seq: u64,
-) -> sqlx::Result<bool> {
-    let noted = sqlx::query!(
-        r#"
-        with stands as (
-            select stream, stream_created, seq from dsync.progress
-            where lane = $1 and stream_created = $2 and seq = $3
-            for update
-        )
-        insert into dsync.rewinds (stream, old_created, old_seq, new_created, new_seq)
-        select stream, stream_created, seq, $4, $5 from stands
-        "#,
-        lane.as_str(),
-        OffsetDateTime::from(from.stream_created),
-        seq(from.seq),
-        OffsetDateTime::from(created),
-        seq(found_seq),
-    )
-    .execute(connection)
-    .await?;
-    Ok(noted.rows_affected() == 1)
-}
-
-/// Records that the log lost entries that nobody had applied: it once ended at `seen` and no longer does, although every
-/// lane stands at an entry that is still there. `false` if someone else has just noticed it.
-pub async fn note_unread_loss(pool: &PgPool, seen: Position, found: Found) -> sqlx::Result<bool> {
-    let noted = sqlx::query!(
-        r#"
-        insert into dsync.rewinds (stream, old_created, old_seq, new_created, new_seq)
-        select stream, $1, $2, $3, $4 from dsync.progress
-        where lane = 'all'
-            and not exists (select from dsync.rewinds where noticed_at > now() - interval '15 s')
-        "#,
-        OffsetDateTime::from(seen.stream_created),
-        seq(seen.seq),
-        OffsetDateTime::from(found.created),
-        seq(found.last_seq),
-    )
-    .execute(pool)
-    .await?;
-    Ok(noted.rows_affected() == 1)
 }
 
 fn at(created: OffsetDateTime, seq: i64, appended_at: Option<OffsetDateTime>) -> Position {
@@ -286,11 +200,6 @@ fn at(created: OffsetDateTime, seq: i64, appended_at: Option<OffsetDateTime>) ->
         seq: seq.unsigned_abs(),
         seq_appended_at: appended_at.map(Into::into),
     }
-}
-
-/// A sequence as Postgres stores it. No stream reaches the ones that do not fit.
-pub(super) fn seq(seq: u64) -> i64 {
-    i64::try_from(seq).unwrap_or(i64::MAX)
 }
 
 fn interval(duration: Duration) -> PgInterval {

@@ -5,7 +5,6 @@
 //!
 //! Nothing here writes the live tables: that is the task of [`super::swap`].
 
-use schema::timestamp::Timestamp;
 use sqlx::{AssertSqlSafe, PgConnection};
 use time::OffsetDateTime;
 
@@ -236,12 +235,4 @@ fn never(column: &str) -> &'static str {
         }
         _ => "null",
     }
-}
-
-/// When the log was last found to have lost entries or to be another log. What was applied before may be in no log.
-pub async fn last_rewind(connection: &mut PgConnection) -> sqlx::Result<Option<Timestamp>> {
-    let at = sqlx::query_scalar!("select max(noticed_at) from dsync.rewinds")
-        .fetch_one(connection)
-        .await?;
-    Ok(at.map(Into::into))
 }

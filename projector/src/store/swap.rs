@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use time::OffsetDateTime;
 
 use super::shadow::{TABLES, Table};
-use super::{backlog, lock, progress};
+use super::{backlog, lock, progress, seq};
 use crate::lane::Lane;
 use crate::store::progress::Position;
 
@@ -25,6 +25,8 @@ pub struct Stand {
 /// Waits until nobody writes the projection, and keeps all writers out to the end of the transaction. Returns where the
 /// lanes stand; `None` if they have not begun.
 pub async fn stop_writers(connection: &mut PgConnection) -> sqlx::Result<Option<Stand>> {
+    // A build may otherwise be silent for longer, but here every removal waits for it.
+    lock::limit(connection).await?;
     sqlx::raw_sql("set local lock_timeout = '60s'; set local dsync.history = 'off'")
         .execute(&mut *connection)
         .await?;
@@ -57,8 +59,8 @@ pub async fn begin(connection: &mut PgConnection, stand: Stand, rows: i64) -> sq
         values ($1, $2, $3, $4) returning id
         "#,
         OffsetDateTime::from(stand.all.stream_created),
-        progress::seq(stand.all.seq),
-        progress::seq(stand.removals.seq),
+        seq(stand.all.seq),
+        seq(stand.removals.seq),
         rows,
     )
     .fetch_one(connection)

@@ -8,8 +8,11 @@
 use sqlx::{PgConnection, PgPool, Postgres, Transaction};
 use time::OffsetDateTime;
 
-/// Rows scrubbed by one statement: short transactions, which writers hardly notice.
-const AT_ONCE: i64 = 1_000;
+/// Objects listed at once.
+const LISTED: i64 = 500;
+/// Changes blanked by one statement, unless a single object has more: less than a second, so that the limit on a
+/// statement's time is far away, and writers hardly notice.
+const CHANGES: i64 = 5_000;
 
 /// How many objects were scrubbed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -45,33 +48,108 @@ pub async fn forget_replaced(pool: &PgPool, done_before: OffsetDateTime) -> sqlx
     Ok(forgotten.rows_affected())
 }
 
-/// Scrubs objects that have been gone since before `gone_before`: first the contents of directories, then directories.
+/// Scrubs objects that have been gone since before `gone_before`. What fails for some of them keeps no others waiting; the
+/// last such error is returned once all have been tried.
 pub async fn scrub(pool: &PgPool, gone_before: OffsetDateTime) -> sqlx::Result<Scrubbed> {
-    let mut all = Scrubbed::default();
-    loop {
-        let mut connection = pool.acquire().await?;
-        let users = users(&mut connection, gone_before).await?;
-        let groups = groups(&mut connection, gone_before).await?;
-        all.users += users;
-        all.groups += groups;
-        if users == 0 && groups == 0 {
-            break;
-        }
-    }
-    let mut connection = pool.acquire().await?;
-    all.directories = directories(&mut connection, gone_before).await?;
-    Ok(all)
+    // Those of which there may be many come last.
+    let directories = match pool.acquire().await {
+        Ok(mut connection) => directories(&mut connection, gone_before).await,
+        Err(error) => Err(error),
+    };
+    let groups = contents(pool, Contents::Groups, gone_before).await;
+    let users = contents(pool, Contents::Users, gone_before).await;
+    Ok(Scrubbed {
+        users: users?,
+        groups: groups?,
+        directories: directories?,
+    })
 }
 
-/// Rows are locked under the conditions of the index that finds them, so one that came back meanwhile is left alone. Rows
-/// whose history is still to be written keep their values until then.
-async fn users(connection: &mut PgConnection, gone_before: OffsetDateTime) -> sqlx::Result<u64> {
-    let row = sqlx::query!(
+/// What a directory contains and is scrubbed.
+#[derive(Debug, Clone, Copy)]
+enum Contents {
+    Users,
+    Groups,
+}
+
+/// An object to scrub.
+struct Due {
+    id: String,
+    /// How many changes it has in history; [`CHANGES`] stands for that many or more.
+    changes: i64,
+}
+
+/// Lists and scrubs until nothing is left. What takes the server too long is tried in halves, down to a single object,
+/// which is left for the next time.
+async fn contents(pool: &PgPool, what: Contents, gone_before: OffsetDateTime) -> sqlx::Result<u64> {
+    let mut all = 0;
+    let mut left: Vec<String> = Vec::new();
+    let mut failed = None;
+    loop {
+        let mut connection = pool.acquire().await?;
+        let mut due = match what {
+            Contents::Users => due_users(&mut connection, gone_before).await?,
+            Contents::Groups => due_groups(&mut connection, gone_before).await?,
+        };
+        due.retain(|due| !left.contains(&due.id));
+        let mut done = 0;
+        let mut parts = parts(&due);
+        while let Some(part) = parts.pop() {
+            let ids: Vec<&str> = part.iter().map(|due| due.id.as_str()).collect();
+            let scrubbed = match what {
+                Contents::Users => users(&mut connection, &ids, gone_before).await,
+                Contents::Groups => groups(&mut connection, &ids, gone_before).await,
+            };
+            match (scrubbed, part) {
+                (Ok(scrubbed), _) => done += scrubbed,
+                (Err(error), [one]) if takes_too_long(&error) => {
+                    left.push(one.id.clone());
+                    failed = Some(error);
+                }
+                (Err(error), _) if takes_too_long(&error) => {
+                    parts.extend(<[_; 2]>::from(part.split_at(part.len() / 2)));
+                }
+                (Err(error), _) => return Err(error),
+            }
+        }
+        all += done;
+        if done == 0 {
+            return failed.map_or(Ok(all), Err);
+        }
+    }
+}
+
+/// Whether the server ended a statement because of the limit on its time.
+fn takes_too_long(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Database(error) if error.code().as_deref() == Some("57014"))
+}
+
+/// Cuts `due` into parts that have no more than [`CHANGES`] together, or are a single object.
+fn parts(mut due: &[Due]) -> Vec<&[Due]> {
+    let mut parts = Vec::new();
+    while !due.is_empty() {
+        let mut changes = 0;
+        let fit = due.iter().take_while(|due| {
+            changes += due.changes;
+            changes <= CHANGES
+        });
+        let (part, rest) = due.split_at(fit.count().max(1));
+        parts.push(part);
+        due = rest;
+    }
+    parts
+}
+
+/// Lists users to scrub: those that are gone, and those that went with their directory. Not those whose history is still to
+/// be written, because it needs their values.
+async fn due_users(connection: &mut PgConnection, gone_before: OffsetDateTime) -> sqlx::Result<Vec<Due>> {
+    sqlx::query_as!(
+        Due,
         r#"
         with gone as materialized (
             select u.id from dsync.users as u
             where u.to_scrub and u.gone_at < $1 and u.version_observed_at < $1
-            limit $2 for update skip locked
+            limit $2
         ), taken_along as materialized (
             select u.id from dsync.directories as d
             join dsync.users as u on u.directory_id = d.id
@@ -82,13 +160,49 @@ async fn users(connection: &mut PgConnection, gone_before: OffsetDateTime) -> sq
                 or u.job_title is not null or u.state is not null or u.role is not null
                 or u.roles <> '{}' or u.custom_attributes is not null or u.raw_attributes is not null
             )
-            limit $2 for update of u skip locked
+            limit $2
+        )
+        select due.id as "id!", (
+            select count(*) from (
+                select from dsync.changes as c where c.entity = 'user' and c.entity_id = due.id limit $3
+            ) as counted
+        ) as "changes!"
+        from (select id from gone union select id from taken_along) as due (id)
+        "#,
+        gone_before,
+        LISTED,
+        CHANGES,
+    )
+    .fetch_all(connection)
+    .await
+}
+
+/// Scrubs those of the users `ids` that are still to be scrubbed. They are looked at again once they are locked, so one
+/// that came back meanwhile is left alone.
+async fn users(
+    connection: &mut PgConnection,
+    ids: &[&str],
+    gone_before: OffsetDateTime,
+) -> sqlx::Result<u64> {
+    let row = sqlx::query!(
+        r#"
+        with gone as materialized (
+            select u.id from dsync.users as u
+            where u.id = any($2::text[]) and u.version_observed_at < $1 and (
+                u.seen_at <= u.gone_at and u.gone_at < $1
+                or exists (
+                    select from dsync.directories as d
+                    where d.id = u.directory_id and d.gone_at < $1 and u.seen_at <= d.gone_at
+                        and not exists (select from dsync.history_backlog as h where h.directory_id = d.id)
+                )
+            )
+            for update skip locked
         ), scrubbed as (
             update dsync.users as u
             set idp_id = null, email = null, username = null, first_name = null, last_name = null,
                 name = null, job_title = null, state = null, role = null, roles = '{}',
                 custom_attributes = null, raw_attributes = null
-            where u.id in (select id from gone union select id from taken_along)
+            where u.id in (select id from gone)
             returning u.id
         ), blanked as (
             update dsync.changes as c
@@ -98,31 +212,68 @@ async fn users(connection: &mut PgConnection, gone_before: OffsetDateTime) -> sq
         select count(*) as "count!" from scrubbed
         "#,
         gone_before,
-        AT_ONCE,
+        ids as &[&str],
     )
     .fetch_one(connection)
     .await?;
     Ok(row.count.unsigned_abs())
 }
 
-async fn groups(connection: &mut PgConnection, gone_before: OffsetDateTime) -> sqlx::Result<u64> {
-    let row = sqlx::query!(
+/// As [`due_users`], for groups.
+async fn due_groups(connection: &mut PgConnection, gone_before: OffsetDateTime) -> sqlx::Result<Vec<Due>> {
+    sqlx::query_as!(
+        Due,
         r#"
         with gone as materialized (
             select g.id from dsync.groups as g
             where g.to_scrub and g.gone_at < $1 and g.version_observed_at < $1
-            limit $2 for update skip locked
+            limit $2
         ), taken_along as materialized (
             select g.id from dsync.directories as d
             join dsync.groups as g on g.directory_id = d.id
             where d.gone_at < $1 and g.seen_at <= d.gone_at and g.version_observed_at < $1
                 and not exists (select from dsync.history_backlog as h where h.directory_id = d.id)
                 and (g.idp_id is not null or g.name is not null or g.raw_attributes is not null)
-            limit $2 for update of g skip locked
+            limit $2
+        )
+        select due.id as "id!", (
+            select count(*) from (
+                select from dsync.changes as c where c.entity = 'group' and c.entity_id = due.id limit $3
+            ) as counted
+        ) as "changes!"
+        from (select id from gone union select id from taken_along) as due (id)
+        "#,
+        gone_before,
+        LISTED,
+        CHANGES,
+    )
+    .fetch_all(connection)
+    .await
+}
+
+/// As [`users`], for groups.
+async fn groups(
+    connection: &mut PgConnection,
+    ids: &[&str],
+    gone_before: OffsetDateTime,
+) -> sqlx::Result<u64> {
+    let row = sqlx::query!(
+        r#"
+        with gone as materialized (
+            select g.id from dsync.groups as g
+            where g.id = any($2::text[]) and g.version_observed_at < $1 and (
+                g.seen_at <= g.gone_at and g.gone_at < $1
+                or exists (
+                    select from dsync.directories as d
+                    where d.id = g.directory_id and d.gone_at < $1 and g.seen_at <= d.gone_at
+                        and not exists (select from dsync.history_backlog as h where h.directory_id = d.id)
+                )
+            )
+            for update skip locked
         ), scrubbed as (
             update dsync.groups as g
             set idp_id = null, name = null, raw_attributes = null
-            where g.id in (select id from gone union select id from taken_along)
+            where g.id in (select id from gone)
             returning g.id
         ), blanked as (
             update dsync.changes as c
@@ -132,7 +283,7 @@ async fn groups(connection: &mut PgConnection, gone_before: OffsetDateTime) -> s
         select count(*) as "count!" from scrubbed
         "#,
         gone_before,
-        AT_ONCE,
+        ids as &[&str],
     )
     .fetch_one(connection)
     .await?;

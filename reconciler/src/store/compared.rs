@@ -19,15 +19,15 @@ use time::OffsetDateTime;
 
 use super::{directories, groups, users};
 use crate::difference::Entity;
-use crate::plan::Known;
+use crate::plan::RowState;
 
 /// An object whose row is not shown, or differs from it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Suspect {
     /// Its place among the objects compared.
     pub index: usize,
-    /// What is known of it.
-    pub known: Known,
+    /// Its row.
+    pub row: RowState,
     /// The object's own `updated_at`, or what stands in for it.
     pub updated_at: Option<Timestamp>,
     /// The columns that differ, if it is shown.
@@ -40,7 +40,6 @@ pub struct Suspect {
 pub(super) struct Row {
     pub(super) place: i64,
     pub(super) shown: bool,
-    pub(super) seen_at: Option<OffsetDateTime>,
     pub(super) void_at: Option<OffsetDateTime>,
     pub(super) version_updated_at: Option<OffsetDateTime>,
     pub(super) version_observed_at: Option<OffsetDateTime>,
@@ -58,8 +57,6 @@ pub struct Comparison<'a> {
     pub directory: &'a str,
     /// Whether to return the values that differ.
     pub values: bool,
-    /// Whether everything that is listed is appended, different or not.
-    pub whole: bool,
 }
 
 /// The outcome of comparing.
@@ -129,9 +126,8 @@ fn suspect(row: Row, times: &[(usize, Option<Timestamp>)]) -> Option<Suspect> {
     let version = row.version_updated_at.zip(row.version_observed_at);
     Some(Suspect {
         index,
-        known: Known {
+        row: RowState {
             shown: row.shown,
-            seen_at: row.seen_at.map(Into::into),
             void_at: row.void_at.map(Into::into),
             version: version.map(|(updated, observed)| (updated.into(), observed.into())),
         },

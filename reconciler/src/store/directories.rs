@@ -57,7 +57,6 @@ pub(super) async fn compare(
         select
             x.place as "place!",
             v.id is not null as "shown!",
-            nullif(d.seen_at, '-infinity') as seen_at,
             nullif(d.gone_at, '-infinity') as void_at,
             nullif(d.version_updated_at, '-infinity') as version_updated_at,
             nullif(d.version_observed_at, '-infinity') as version_observed_at,

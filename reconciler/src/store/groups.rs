@@ -55,7 +55,6 @@ pub(super) async fn compare(
         select
             x.place as "place!",
             v.id is not null as "shown!",
-            nullif(g.seen_at, '-infinity') as seen_at,
             nullif(greatest(g.gone_at, d.gone_at), '-infinity') as void_at,
             nullif(g.version_updated_at, '-infinity') as version_updated_at,
             nullif(g.version_observed_at, '-infinity') as version_observed_at,

@@ -3,18 +3,10 @@
 use sqlx::PgPool;
 
 use crate::difference::Entity;
-
-/// A deletion held back.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Held {
-    /// The group's id, for groups and memberships; otherwise empty.
-    pub group_id: String,
-    /// The user's id, for users and memberships; otherwise empty.
-    pub user_id: String,
-}
+use crate::key::ObjectKey;
 
 /// Replaces what was held of this kind in this directory by `held`. Deletions that were held already keep their time.
-pub async fn replace(pool: &PgPool, directory: &str, entity: Entity, held: &[Held]) -> sqlx::Result<()> {
+pub async fn replace(pool: &PgPool, directory: &str, entity: Entity, held: &[ObjectKey]) -> sqlx::Result<()> {
     let groups: Vec<&str> = held.iter().map(|held| held.group_id.as_str()).collect();
     let users: Vec<&str> = held.iter().map(|held| held.user_id.as_str()).collect();
     sqlx::query!(
@@ -42,9 +34,9 @@ pub async fn replace(pool: &PgPool, directory: &str, entity: Entity, held: &[Hel
 }
 
 /// What is held of this kind in this directory.
-pub async fn of(pool: &PgPool, directory: &str, entity: Entity) -> sqlx::Result<Vec<Held>> {
+pub async fn of(pool: &PgPool, directory: &str, entity: Entity) -> sqlx::Result<Vec<ObjectKey>> {
     sqlx::query_as!(
-        Held,
+        ObjectKey,
         r#"
         select group_id, user_id from dsync.held_deletions
         where directory_id = $1 and entity = $2
@@ -57,8 +49,26 @@ pub async fn of(pool: &PgPool, directory: &str, entity: Entity) -> sqlx::Result<
     .await
 }
 
+/// What is held already of what a list of this kind lacks. For the list of directories, `directory` is empty.
+pub async fn already(pool: &PgPool, directory: &str, entity: Entity) -> sqlx::Result<Vec<ObjectKey>> {
+    if entity != Entity::Directory {
+        return of(pool, directory, entity).await;
+    }
+    // In the table, a directory's own deletion names nothing but the directory.
+    sqlx::query_as!(
+        ObjectKey,
+        r#"
+        select group_id, directory_id as user_id from dsync.held_deletions
+        where entity = 'directory'
+        order by directory_id
+        "#,
+    )
+    .fetch_all(pool)
+    .await
+}
+
 /// Removes these from the held deletions.
-pub async fn remove(pool: &PgPool, directory: &str, entity: Entity, held: &[Held]) -> sqlx::Result<()> {
+pub async fn remove(pool: &PgPool, directory: &str, entity: Entity, held: &[ObjectKey]) -> sqlx::Result<()> {
     let groups: Vec<&str> = held.iter().map(|held| held.group_id.as_str()).collect();
     let users: Vec<&str> = held.iter().map(|held| held.user_id.as_str()).collect();
     sqlx::query!(

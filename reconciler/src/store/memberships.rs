@@ -1,11 +1,11 @@
-//! Memberships as readers see them, and what is known of single ones.
+//! Memberships as readers see them, and the rows of single ones.
 
 use futures_util::TryStreamExt as _;
 use sqlx::PgPool;
 use time::OffsetDateTime;
 
-use crate::plan::Known;
-use crate::store::held::Held;
+use crate::key::ObjectKey;
+use crate::plan::RowState;
 
 /// A membership that readers see.
 #[derive(Debug, Clone)]
@@ -18,18 +18,7 @@ pub struct Shown {
     pub seen_at: OffsetDateTime,
 }
 
-impl Shown {
-    /// What is known of it.
-    pub fn known(&self) -> Known {
-        Known {
-            shown: true,
-            seen_at: Some(self.seen_at.into()),
-            ..Known::default()
-        }
-    }
-}
-
-impl From<Shown> for Held {
+impl From<Shown> for ObjectKey {
     fn from(shown: Shown) -> Self {
         Self {
             group_id: shown.group_id,
@@ -72,8 +61,8 @@ pub async fn counts(pool: &PgPool, directory: &str) -> sqlx::Result<Vec<(String,
         .collect())
 }
 
-/// What is known of these memberships (group, user) of a directory, in the same order.
-pub async fn known(pool: &PgPool, directory: &str, pairs: &[(&str, &str)]) -> sqlx::Result<Vec<Known>> {
+/// The rows of these memberships (group, user) of a directory, in the same order.
+pub async fn rows(pool: &PgPool, directory: &str, pairs: &[(&str, &str)]) -> sqlx::Result<Vec<RowState>> {
     let groups: Vec<&str> = pairs.iter().map(|(group, _)| *group).collect();
     let users: Vec<&str> = pairs.iter().map(|(_, user)| *user).collect();
     let rows = sqlx::query!(
@@ -82,7 +71,6 @@ pub async fn known(pool: &PgPool, directory: &str, pairs: &[(&str, &str)]) -> sq
             -- Of who is erased there is nothing to show.
             v.group_id is not null
                 or exists (select from dsync.erased as e where e.user_id = x.user_id) as "shown!",
-            nullif(m.seen_at, '-infinity') as seen_at,
             nullif(greatest(m.gone_at, u.gone_at, g.gone_at, d.gone_at), '-infinity') as void_at
         from unnest($1::text[], $2::text[]) with ordinality as x (group_id, user_id, place)
         left join lateral (
@@ -106,70 +94,54 @@ pub async fn known(pool: &PgPool, directory: &str, pairs: &[(&str, &str)]) -> sq
     .await?;
     Ok(rows
         .into_iter()
-        .map(|row| Known {
+        .map(|row| RowState {
             shown: row.shown,
-            seen_at: row.seen_at.map(Into::into),
             void_at: row.void_at.map(Into::into),
             version: None,
         })
         .collect())
 }
 
-/// What is known of a user's memberships: those that readers see, and those in doubt because the user, or the group,
-/// was gone after they were last seen.
-pub async fn of_user(pool: &PgPool, user: &str) -> sqlx::Result<Vec<(String, Known)>> {
-    let rows = sqlx::query!(
+/// A membership of one user or group that was not removed since it was last seen. Readers do not
+/// see it if its user or its group was gone after that.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// The other side: the group of a user's membership, the user of a group's.
+    pub other: String,
+    /// Whether readers see it.
+    pub shown: bool,
+    /// When it was last seen.
+    pub seen_at: OffsetDateTime,
+}
+
+/// A user's memberships that were not removed.
+pub async fn of_user(pool: &PgPool, user: &str) -> sqlx::Result<Vec<Seen>> {
+    sqlx::query_as!(
+        Seen,
         r#"
-        select
-            m.group_id, v.group_id is not null as "shown!", m.seen_at,
-            nullif(greatest(m.gone_at, u.gone_at, g.gone_at), '-infinity') as void_at
+        select m.group_id as other, v.group_id is not null as "shown!", m.seen_at
         from dsync.memberships as m
-        left join dsync.users as u on u.id = m.user_id
-        left join dsync.groups as g on g.id = m.group_id
         left join directory.memberships as v on v.group_id = m.group_id and v.user_id = m.user_id
         where m.user_id = $1 and m.seen_at > m.gone_at
         "#,
         user,
     )
     .fetch_all(pool)
-    .await?;
-    let known = rows.into_iter().map(|row| {
-        let known = Known {
-            shown: row.shown,
-            seen_at: Some(row.seen_at.into()),
-            void_at: row.void_at.map(Into::into),
-            version: None,
-        };
-        (row.group_id, known)
-    });
-    Ok(known.collect())
+    .await
 }
 
-/// The same for a group's memberships, by user.
-pub async fn of_group(pool: &PgPool, group: &str) -> sqlx::Result<Vec<(String, Known)>> {
-    let rows = sqlx::query!(
+/// A group's memberships that were not removed.
+pub async fn of_group(pool: &PgPool, group: &str) -> sqlx::Result<Vec<Seen>> {
+    sqlx::query_as!(
+        Seen,
         r#"
-        select
-            m.user_id, v.user_id is not null as "shown!", m.seen_at,
-            nullif(greatest(m.gone_at, u.gone_at, g.gone_at), '-infinity') as void_at
+        select m.user_id as other, v.user_id is not null as "shown!", m.seen_at
         from dsync.memberships as m
-        left join dsync.users as u on u.id = m.user_id
-        left join dsync.groups as g on g.id = m.group_id
         left join directory.memberships as v on v.group_id = m.group_id and v.user_id = m.user_id
         where m.group_id = $1 and m.seen_at > m.gone_at
         "#,
         group,
     )
     .fetch_all(pool)
-    .await?;
-    let known = rows.into_iter().map(|row| {
-        let known = Known {
-            shown: row.shown,
-            seen_at: Some(row.seen_at.into()),
-            void_at: row.void_at.map(Into::into),
-            version: None,
-        };
-        (row.user_id, known)
-    });
-    Ok(known.collect())
+    .await
 }

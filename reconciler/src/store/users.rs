@@ -173,7 +173,6 @@ pub(super) async fn compare(
         select
             s.place as "place!",
             s.shown as "shown!",
-            nullif(u.seen_at, '-infinity') as seen_at,
             nullif(greatest(u.gone_at, s.directory_gone_at), '-infinity') as void_at,
             nullif(u.version_updated_at, '-infinity') as version_updated_at,
             nullif(u.version_observed_at, '-infinity') as version_observed_at,

@@ -220,12 +220,12 @@ impl Api {
 
     /// Sends the request until there is an answer, or no hope of one.
     pub async fn get(&self, ask: &Ask<'_>) -> Result<Answer, ApiError> {
-        let lane = ask.directory.filter(|_| ask.endpoint.is_limited());
+        let limited = ask.directory.filter(|_| ask.endpoint.is_limited());
         let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(20));
         let mut failing_since = None;
         let mut borne = Duration::ZERO;
         loop {
-            let pass = self.limits.pass(lane).await;
+            let pass = self.limits.pass(limited).await;
             let sent = Instant::now();
             let attempt = self.attempt(ask).await;
             pass.answered();
@@ -240,7 +240,7 @@ impl Api {
             };
             if trouble == Trouble::TooMany {
                 // Even if we then give up: the next request under this limit must wait, too.
-                self.limits.pause(lane, pause);
+                self.limits.pause(limited, pause);
             }
             let since = match failing_since {
                 Some(since) => {
@@ -342,10 +342,9 @@ fn is_json_object(body: &[u8]) -> bool {
 /// minute. `None`: it does not say.
 fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    let until = || http_date(text).map(|until| until.as_micros().saturating_sub(now.as_micros()) / 1_000_000);
-    let seconds = text.parse().ok().or_else(until)?;
-    let seconds = u64::try_from(seconds).ok().filter(|seconds| *seconds > 0)?;
-    Some(Duration::from_secs(seconds.min(60)))
+    let until = || http_date(text).map(|until| until.since(now).as_secs());
+    let seconds = text.parse().ok().or_else(until).filter(|seconds| *seconds > 0)?;
+    Some(Duration::from_secs(seconds).min(Duration::from_mins(1)))
 }
 
 fn date(headers: &HeaderMap) -> Option<Timestamp> {

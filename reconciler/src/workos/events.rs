@@ -3,6 +3,7 @@
 //! that was refused once is not tried again. A cursor is first sent without `range_start`: that form is the documented
 //! one, and an API that ignored the cursor beside it would return its first page forever.
 
+use schema::event::TYPES;
 use schema::timestamp::Timestamp;
 use time::OffsetDateTime;
 use time::macros::format_description;
@@ -11,24 +12,7 @@ use super::answer::Page;
 use super::client::{Api, ApiError, Ask, Endpoint};
 use super::pages::PAGE;
 
-/// The types of our events, as documented. An API that does not know one of them refuses the whole request;
-/// see `CORE`.
-pub const TYPES: &[&str] = &[
-    "dsync.activated",
-    "dsync.deactivated",
-    "dsync.deleted",
-    "dsync.user.created",
-    "dsync.user.updated",
-    "dsync.user.deleted",
-    "dsync.group.created",
-    "dsync.group.updated",
-    "dsync.group.deleted",
-    "dsync.group.user_added",
-    "dsync.group.user_removed",
-    "dsync.token.created",
-    "dsync.token.revoked",
-];
-/// The types that every API knows.
+/// The types that every API knows. One that does not know one of [`TYPES`] refuses the whole request.
 const CORE: &[&str] = &[
     "dsync.activated",
     "dsync.deleted",

@@ -39,12 +39,12 @@ type Limiter = RateLimiter<NotKeyed, InMemoryState, MonotonicClock, NoOpMiddlewa
 /// The limits, and how much of them was used. Cheap to clone; clones share both.
 #[derive(Clone)]
 pub struct Limits {
-    all: Arc<Lane>,
-    directories: Arc<Mutex<HashMap<String, Arc<Lane>>>>,
+    all: Arc<Bucket>,
+    directories: Arc<Mutex<HashMap<String, Arc<Bucket>>>>,
 }
 
 /// One limit, and the queue of those who wait for it.
-struct Lane {
+struct Bucket {
     limiter: Limiter,
     turn: TurnMutex<()>,
     /// Nothing is sent before this time, because we were told to wait.
@@ -68,15 +68,17 @@ struct Sent {
 
 /// Permission to send one request. Call [`Pass::answered`] once it was answered.
 pub struct Pass {
-    lane: Option<(Arc<Lane>, u64)>,
+    bucket: Option<(Arc<Bucket>, u64)>,
 }
 
 impl Pass {
     /// The request was answered, or failed, now.
     pub fn answered(self) {
-        let Some((lane, number)) = self.lane else { return };
+        let Some((bucket, number)) = self.bucket else {
+            return;
+        };
         let now = Instant::now();
-        let mut recent = lock(&lane.recent);
+        let mut recent = lock(&bucket.recent);
         let Some(sent) = recent.sent.iter_mut().find(|sent| sent.number == number) else {
             return;
         };
@@ -115,7 +117,7 @@ impl Recent {
     }
 }
 
-impl Lane {
+impl Bucket {
     fn new(quota: Quota) -> Self {
         Self {
             limiter: RateLimiter::direct_with_clock(quota, MonotonicClock),
@@ -134,7 +136,7 @@ impl Lane {
     }
 
     /// The same for a directory. Returns the number of the request.
-    async fn pass_spaced(&self, all: &Lane) -> u64 {
+    async fn pass_spaced(&self, all: &Bucket) -> u64 {
         let _turn = self.turn.lock().await;
         self.pass().await;
         all.pass().await;
@@ -164,7 +166,9 @@ impl Lane {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            all: Arc::new(Lane::new(Quota::per_second(GLOBAL_PER_SECOND).allow_burst(BURST))),
+            all: Arc::new(Bucket::new(
+                Quota::per_second(GLOBAL_PER_SECOND).allow_burst(BURST),
+            )),
             directories: Arc::default(),
         }
     }
@@ -175,34 +179,34 @@ impl Limits {
     pub async fn pass(&self, directory: Option<&str>) -> Pass {
         let Some(directory) = directory else {
             self.all.pass().await;
-            return Pass { lane: None };
+            return Pass { bucket: None };
         };
-        let lane = self.lane(directory);
-        let number = lane.pass_spaced(&self.all).await;
+        let bucket = self.bucket(directory);
+        let number = bucket.pass_spaced(&self.all).await;
         Pass {
-            lane: Some((lane, number)),
+            bucket: Some((bucket, number)),
         }
     }
 
     /// We were told to slow down: nothing is sent under the same limit for `time`.
     pub fn pause(&self, directory: Option<&str>, time: Duration) {
         match directory {
-            Some(directory) => self.lane(directory).pause(time),
+            Some(directory) => self.bucket(directory).pause(time),
             None => self.all.pause(time),
         }
     }
 
     /// Forgets directories that nobody waits for, so that the map does not grow forever.
-    fn lane(&self, directory: &str) -> Arc<Lane> {
-        let mut lanes = lock(&self.directories);
-        if lanes.len() > 10_000 {
-            lanes.retain(|_, lane| Arc::strong_count(lane) > 1);
+    fn bucket(&self, directory: &str) -> Arc<Bucket> {
+        let mut buckets = lock(&self.directories);
+        if buckets.len() > 10_000 {
+            buckets.retain(|_, bucket| Arc::strong_count(bucket) > 1);
         }
-        let lane = lanes.entry(directory.to_owned()).or_insert_with(|| {
+        let bucket = buckets.entry(directory.to_owned()).or_insert_with(|| {
             let quota = Quota::with_period(PERIOD).unwrap_or_else(|| Quota::per_second(ONE));
-            Arc::new(Lane::new(quota.allow_burst(ONE)))
+            Arc::new(Bucket::new(quota.allow_burst(ONE)))
         });
-        Arc::clone(lane)
+        Arc::clone(bucket)
     }
 }
 

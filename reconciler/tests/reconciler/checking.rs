@@ -280,7 +280,7 @@ async fn one_directory_that_answers_nothing_keeps_no_other_waiting() -> anyhow::
 }
 
 /// Puts a user in doubt: an event mentioned it after it was gone, long enough ago for a reading to tell.
-async fn doubt(stand: &Stand, user: &str) -> anyhow::Result<()> {
+pub(crate) async fn doubt(stand: &Stand, user: &str) -> anyhow::Result<()> {
     sqlx::query(
         "update dsync.users set seen_at = now() - interval '90 s', gone_at = now() - interval '80 s',
             version_observed_at = now() - interval '70 s'

@@ -87,7 +87,6 @@ async fn suspects(pool: &PgPool, objects: &[String]) -> anyhow::Result<Vec<Suspe
         entity: Entity::User,
         directory: "directory_1",
         values: false,
-        whole: false,
     };
     let texts: Vec<&str> = objects.iter().map(String::as_str).collect();
     let compared = compare(pool, comparison, &texts).await?;
@@ -150,7 +149,7 @@ async fn a_row_changed_by_hand_is_found_whatever_the_column() -> anyhow::Result<
             anyhow::bail!("{column} = {value}: {found:?}");
         };
         ensure!(
-            one.index == 1 && one.known.shown && one.columns == [column],
+            one.index == 1 && one.row.shown && one.columns == [column],
             "{value}: {one:?}"
         );
         let restore = format!(
@@ -167,7 +166,7 @@ async fn a_row_changed_by_hand_is_found_whatever_the_column() -> anyhow::Result<
         sqlx::query(gone).execute(&pool).await?;
         let found = suspects(&pool, &objects).await?;
         ensure!(
-            found.iter().all(|one| !one.known.shown) && found.last().is_some_and(|last| last.index == 2),
+            found.iter().all(|one| !one.row.shown) && found.last().is_some_and(|last| last.index == 2),
             "{found:?}"
         );
     }

@@ -8,7 +8,9 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
+use reconciler::directories;
 use reconciler::report::DirectoryReport;
+use reconciler::sweep::Mode;
 use workos_sim::{Change, DirectoryOptions, Endpoint, Seed, Trigger};
 
 use crate::stand::{Stand, drift, told};
@@ -296,6 +298,56 @@ async fn aba_made_between_pages_and_the_event_is_lost() -> anyhow::Result<()> {
 
 /// Twenty changes at random places of a sweep, reads that lag, and half of the events delivered only after it.
 /// Everything that happened long ago and was lost is repaired, and nothing that happens now is undone.
+#[tokio::test]
+async fn aba_directories_changed_and_removed_while_the_list_is_read() -> anyhow::Result<()> {
+    let stand = Stand::up().await?;
+    let changed = stand.sim.create_directory(DirectoryOptions::newer())?;
+    stand.log_all().await?;
+    stand.agrees().await?;
+    stand.settle();
+    // Seen a moment ago, and deleted since without an event.
+    let removed = stand.sim.create_directory(DirectoryOptions::newer())?;
+    stand.log_all().await?;
+    let directory = removed.clone();
+    stand.sim.change(Change::DeleteDirectory { directory })?;
+    stand.log(|_, _| false).await?;
+    let mut gate = stand.sim.gate(Trigger::after(Endpoint::Directories));
+    let happens = async {
+        ensure!(gate.reached().await, "the gate was not reached");
+        let directory = changed.clone();
+        stand.sim.change(Change::DeactivateDirectory { directory })?;
+        stand.log_all().await?;
+        stand.applied().await?;
+        gate.release();
+        Ok(())
+    };
+    let pass = async { Ok(directories::pass(&stand.work, Mode::default()).await?) };
+    let (pass, ()) = tokio::try_join!(pass, happens)?;
+    ensure!(
+        pass.findings.drift.is_empty() && pass.findings.young.len() == 2,
+        "{pass:?}"
+    );
+    ensure!(
+        stand
+            .count("select count(*) from dsync.rereads where directory_id = id")
+            .await?
+            == 2,
+        "each is in itself"
+    );
+    stand.settle();
+    ensure!(stand.check().await? == 2);
+    ensure!(stand.count("select count(*) from dsync.rereads").await? == 0);
+    // No lease was taken of anything but directories.
+    ensure!(
+        stand
+            .count("select count(*) from dsync.sweeps where directory_id = ''")
+            .await?
+            == 0
+    );
+    stand.pass().await;
+    stand.agrees().await
+}
+
 #[tokio::test]
 async fn ten_seeded_races_end_equal_and_undo_nothing() -> anyhow::Result<()> {
     let races =

@@ -107,7 +107,6 @@ impl Stand {
         let worker = Worker {
             pool: self.pool.clone(),
             journal: self.journal.clone(),
-            stream: "DSYNC".to_owned(),
             holder: "projector".to_owned(),
             clock: Clock::system(),
             metrics: projector::metrics::Metrics::new(&Registry::new()),
@@ -215,6 +214,14 @@ impl Stand {
                 holdback,
             },
         )
+    }
+
+    /// The same reconciler with the API key of another environment.
+    pub(crate) fn with_key_of(&self, other: &Sim) -> anyhow::Result<Work> {
+        Ok(Work {
+            api: work(other, &self.pool, &self.work.journal, &self.work.clock)?.api,
+            ..self.work.clone()
+        })
     }
 
     /// Reads what is in doubt or due now, in one round. Returns how many targets that were.

@@ -7,6 +7,7 @@ use reconciler::work::Work;
 use serde_json::json;
 use workos_sim::{Change, DirectoryOptions, Seed};
 
+use crate::checking::{doubt, seeded};
 use crate::scripted::{client_bearing, failing};
 use crate::stand::{Stand, drift, sweep_with, told};
 
@@ -199,5 +200,61 @@ async fn a_directory_that_cannot_be_read_keeps_no_other_from_being_listed() -> a
     stand.applied().await?;
     ensure!(stand.count("select count(*) from directory.directories").await? == 3);
     stand.pass().await;
+    stand.agrees().await
+}
+
+#[tokio::test]
+async fn times_that_no_program_writes_keep_no_other_doubt_waiting() -> anyhow::Result<()> {
+    let (stand, _, users, _) = seeded().await?;
+    for user in &users[..3] {
+        doubt(&stand, user).await?;
+    }
+    for (user, set) in users.iter().zip([
+        "version_observed_at = 'infinity'",
+        "seen_at = '-infinity', gone_at = '-infinity'",
+    ]) {
+        let set = format!("update dsync.users set {set} where id = $1");
+        sqlx::query(sqlx::AssertSqlSafe(set))
+            .bind(user)
+            .execute(&stand.pool)
+            .await?;
+    }
+    ensure!(stand.count("select count(*) from dsync.checks").await? == 3);
+    ensure!(stand.check().await? == 3);
+    ensure!(!stand.shows_user(&users[0]).await?, "not compared, yet repaired");
+    ensure!(stand.shows_user(&users[1]).await? && stand.shows_user(&users[2]).await?);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_group_whose_members_cannot_be_read_keeps_nothing_else_from_being_repaired() -> anyhow::Result<()> {
+    let (stand, directory, users, groups) = seeded().await?;
+    for group in &groups[..2] {
+        stand.sim.add_member(group, &users[0])?;
+    }
+    stand.log_all().await?;
+    stand.agrees().await?;
+    stand.settle();
+    for group in &groups[..2] {
+        stand.sim.remove_member(group, &users[0])?;
+    }
+    stand.sim.change(Change::DeleteUser {
+        user: users[1].clone(),
+        removals: false,
+    })?;
+    stand.log(|_, _| false).await?;
+    stand.settle();
+    let never = format!("group={}", groups[0]);
+    let (url, _) = failing(&stand.sim, move |path| path.contains(&never)).await?;
+    let report = sweep_with(&asking(&stand, &url)?, &directory).await?;
+    let error = report.error.as_deref().context("no error")?;
+    ensure!(!report.complete && error.contains("(membership: 1)"), "{error}");
+    ensure!(!stand.shows_user(&users[1]).await?, "{report:?}");
+    ensure!(!stand.shows_member(&groups[1], &users[0]).await?, "{report:?}");
+    ensure!(stand.shows_member(&groups[0], &users[0]).await?, "{report:?}");
+    stand.settle();
+    ensure!(
+        drift(&stand.sweep(&directory).await?) == [format!("membership extra {}/{}", groups[0], users[0])]
+    );
     stand.agrees().await
 }

@@ -26,7 +26,7 @@ impl Journal {
             Err(Error::Unavailable(why)) => Err(*why),
             _ => Ok(()),
         };
-        self.heed(&self.silence, asked, answered).await;
+        self.heed(&self.silence, asked, answered);
         answer
     }
 

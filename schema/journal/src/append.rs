@@ -69,7 +69,7 @@ impl Journal {
             Err(AppendError::Unavailable(why)) if *why != Unavailable::Elsewhere => Err(*why),
             _ => Ok(()),
         };
-        self.heed(&self.unstored, asked, answered).await;
+        self.heed(&self.unstored, asked, answered);
         outcome
     }
 

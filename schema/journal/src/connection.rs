@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::{self, context::ContextBuilder};
 use async_nats::{Client, ConnectOptions, Event};
+use schema::timestamp::Timestamp;
 use tokio::sync::watch;
 
 use crate::address::Servers;
@@ -17,8 +18,9 @@ use crate::error::{Error, Unavailable};
 
 /// How long one request, or one write, may take before it counts as unanswered.
 pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
-/// A dead peer is noticed after two of these.
-const PING_INTERVAL: Duration = Duration::from_secs(10);
+/// A peer that has sent nothing for three of these is given up: two unanswered pings are not enough. Less than half of
+/// `LEAVES_AFTER`, so that a broker that is to be left has answered one by then.
+const PING_INTERVAL: Duration = Duration::from_secs(3);
 /// The longest pause between two attempts to connect.
 const LONGEST_RECONNECT_PAUSE: Duration = Duration::from_secs(1);
 
@@ -52,8 +54,8 @@ pub enum ConnectError {
     /// The file of certificate authorities cannot be read, or holds no certificate.
     #[error("the file of certificate authorities cannot be used: {}", .0.kind())]
     Authorities(#[source] io::Error),
-    /// The stream's name is empty, or contains a character that no stream's name may have.
-    #[error("the stream's name must not be empty, or contain spaces or any of . * > / \\")]
+    /// The stream's name is empty, too long, or contains a character that the log's stream may not have in its name.
+    #[error("the stream's name must be 1 to 255 letters, digits, - and _")]
     StreamName,
     /// The client could not be set up (TLS).
     #[error("the NATS client could not be set up: {0}")]
@@ -183,10 +185,15 @@ impl Journal {
 
     /// Whether the log can be used now: the broker is connected and answers for the stream.
     pub async fn ready(&self) -> Result<(), Error> {
+        self.created().await.map(|_| ())
+    }
+
+    /// As [`Self::ready`]. Returns when the stream was created: another time means another stream.
+    pub async fn created(&self) -> Result<Timestamp, Error> {
         if self.link.up.borrow().is_none() {
             return Err(Unavailable::Disconnected.into());
         }
-        self.info().await.map(|_| ())
+        self.info().await.map(|info| info.created.into())
     }
 
     /// Whether there is more than one broker to connect to, according to the settings or to what the broker announced
@@ -312,7 +319,8 @@ fn is_word(name: &str) -> bool {
             .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
 }
 
-/// The broker's rule for stream names.
-fn is_stream_name(name: &str) -> bool {
-    !name.is_empty() && !name.contains(|c: char| c.is_whitespace() || c.is_control() || ".*>/\\".contains(c))
+/// Whether the log's stream can have this name: one word of the subjects of the broker's API, and a file's name on its
+/// disk.
+pub(crate) fn is_stream_name(name: &str) -> bool {
+    is_word(name) && name.len() <= 255
 }

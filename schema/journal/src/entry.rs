@@ -22,7 +22,7 @@ const SIGNATURE: HeaderName = HeaderName::from_static("WorkOS-Signature");
 /// be of any length.
 const LONGEST_HEADER: usize = 1024;
 /// The broker's error code for "no message found".
-const NO_MESSAGE: u64 = 10037;
+pub(crate) const NO_MESSAGE: u64 = 10037;
 
 /// A record as stored in the log.
 #[derive(Debug, Clone)]

@@ -47,6 +47,14 @@ pub enum Error {
         /// The broker's own words.
         description: String,
     },
+    /// The stream cannot serve as the log, and the broker did not change it: with these settings, entries would be lost.
+    #[error("the stream would lose entries, because these settings differ and cannot be changed: {}: {why}", .differing.join(", "))]
+    Unfit {
+        /// The names of all settings that differ.
+        differing: Vec<&'static str>,
+        /// Why they were not changed: the broker's own words, or that it did not answer.
+        why: String,
+    },
     /// The position asked for lies beyond the log's end: this is not the log the position was taken from.
     #[error("position {after_seq} is beyond the log's last entry {last_seq}")]
     BeyondEnd {

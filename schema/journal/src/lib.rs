@@ -22,6 +22,7 @@ mod forget;
 mod naming;
 mod overview;
 mod reader;
+mod settings;
 mod stream;
 
 pub use append::Appended;
@@ -30,4 +31,5 @@ pub use entry::Entry;
 pub use error::{AppendError, Error, ReadError, Unavailable};
 pub use overview::{Overview, status};
 pub use reader::Reader;
+pub use settings::{JournalArgs, JournalLimitArgs};
 pub use stream::{Ensured, Identity, Limits};

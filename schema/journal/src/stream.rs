@@ -14,7 +14,14 @@ use crate::error::{Error, Unavailable};
 /// The subjects of everything that the log holds.
 const SUBJECTS: &str = "dsync.>";
 /// Settings without which entries would go astray or be dropped. A stream where these differ cannot serve as the log.
-const ESSENTIAL: [&str; 4] = ["subjects", "storage", "retention", "discard"];
+const ESSENTIAL: [&str; 6] = [
+    "subjects",
+    "storage",
+    "retention",
+    "discard",
+    "max_msgs_per_subject",
+    "no_ack",
+];
 /// The broker's error code for "a stream of this name exists, with another configuration".
 const NAME_IN_USE: u64 = 10058;
 
@@ -27,7 +34,7 @@ pub struct Limits {
     pub max_age: Duration,
     /// A log of this many bytes refuses new entries; zero means no limit.
     pub max_bytes: u64,
-    /// For how long a message id is remembered; never longer than `max_age`.
+    /// For how long a message id is remembered; if it is longer than `max_age`, only for that long.
     pub dedup_window: Duration,
 }
 
@@ -80,7 +87,8 @@ fn speaks_for_all(info: &Info) -> bool {
 
 impl Journal {
     /// Creates the stream, or brings its settings in line with `limits`. Entries are lost only to a shorter `max_age`.
-    /// [`Error::Refused`] says in the broker's words which setting it does not accept. Several programs may call this at
+    /// [`Error::Refused`] says in the broker's words which setting it does not accept, and [`Error::Unfit`] why the stream
+    /// that exists must not be used. Several programs may call this at
     /// once if they agree on `limits`. A program that only needs the stream to exist calls [`Self::create_missing`].
     pub async fn ensure(&self, limits: &Limits) -> Result<Ensured, Error> {
         match self.update(limits).await {
@@ -121,7 +129,7 @@ impl Journal {
                 } else {
                     Err(Unavailable::Parted)
                 };
-                self.heed(&self.parted, asked, outcome).await;
+                self.heed(&self.parted, asked, outcome);
                 outcome?;
                 Ok(Some(Identity::of(&info)))
             }
@@ -173,13 +181,13 @@ impl Journal {
                 tracing::info!(stream = %self.stream, ?changed, ?limits, "updated the log's stream");
                 Ok(Ensured::Updated(changed))
             }
-            Err(error @ (Error::Refused { .. } | Error::Unavailable(Unavailable::TimedOut)))
-                if !changed.iter().any(|name| ESSENTIAL.contains(name)) =>
-            {
-                Ok(Ensured::Kept {
-                    differing: changed,
-                    why: error.to_string(),
-                })
+            Err(error @ (Error::Refused { .. } | Error::Unavailable(Unavailable::TimedOut))) => {
+                let (differing, why) = (changed, error.to_string());
+                if differing.iter().any(|name| ESSENTIAL.contains(name)) {
+                    Err(Error::Unfit { differing, why })
+                } else {
+                    Ok(Ensured::Kept { differing, why })
+                }
             }
             Err(error) => Err(error),
         }
@@ -216,6 +224,7 @@ impl Limits {
 
     /// Applies our settings to `config` and returns the names of those that differed.
     fn apply(&self, config: &mut Config) -> Vec<&'static str> {
+        // The broker refuses a longer one.
         let window = if self.max_age.is_zero() {
             self.dedup_window
         } else {
@@ -240,9 +249,15 @@ impl Limits {
         set("max_age", put(&mut config.max_age, self.max_age));
         set("max_bytes", put(&mut config.max_bytes, max_bytes));
         set("discard", put(&mut config.discard, DiscardPolicy::New));
+        // Otherwise the newest entries of a person push out the older ones.
+        set(
+            "max_msgs_per_subject",
+            put(&mut config.max_messages_per_subject, -1),
+        );
+        set("no_ack", put(&mut config.no_ack, false));
         set("duplicate_window", put(&mut config.duplicate_window, window));
         set("allow_direct", put(&mut config.allow_direct, true));
-        // Forgetting a person needs both.
+        // Erasing a person deletes their messages one by one. Purging is left to operators.
         set("deny_delete", put(&mut config.deny_delete, false));
         set("deny_purge", put(&mut config.deny_purge, false));
         changed
@@ -284,6 +299,25 @@ mod tests {
         });
         info["cluster"] = cluster;
         serde_json::from_value(info).unwrap()
+    }
+
+    #[test]
+    fn ids_are_not_remembered_longer_than_the_log_is_kept() {
+        for (max_age, dedup_window, window) in [(0, 4, 4), (1, 4, 1), (4, 1, 1)] {
+            let limits = Limits {
+                replicas: 1,
+                max_age: Duration::from_hours(max_age),
+                max_bytes: 0,
+                dedup_window: Duration::from_hours(dedup_window),
+            };
+            let mut config = Config::default();
+            limits.apply(&mut config);
+            assert_eq!(
+                config.duplicate_window,
+                Duration::from_hours(window),
+                "{limits:?}"
+            );
+        }
     }
 
     fn peer(seconds: u64, offline: bool) -> serde_json::Value {

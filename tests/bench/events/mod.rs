@@ -129,7 +129,6 @@ pub(crate) async fn applied(
     let worker = Worker {
         pool: pool.clone(),
         journal: journal.clone(),
-        stream: "DSYNC".to_owned(),
         holder: "bench".to_owned(),
         clock: Clock::system(),
         metrics: Metrics::new(&prometheus::Registry::new()),

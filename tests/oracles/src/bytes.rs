@@ -9,11 +9,6 @@ impl<'i> Choices<'i> {
         Self(input)
     }
 
-    /// Whether anything is left.
-    pub fn are_left(&self) -> bool {
-        !self.0.is_empty()
-    }
-
     /// The next byte, 0 at the end.
     pub fn byte(&mut self) -> u8 {
         let Some((first, rest)) = self.0.split_first() else {

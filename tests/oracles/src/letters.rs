@@ -3,7 +3,7 @@
 
 use ::bytes::Bytes;
 use journal::Entry;
-use projector::erase_marks::{Marks, possible_ids, user_of};
+use projector::erase_marks::{Marks, possible_ids};
 use projector::fold::{Outcome, Texts, fold, single};
 use schema::ids::is_id;
 use schema::json;
@@ -107,7 +107,7 @@ fn tried_again(entry: &Entry, dead: bool) {
 fn searched(entry: &Entry) {
     let body = &entry.record.body;
     assert!(possible_ids(body).into_iter().all(is_id));
-    let _ = user_of(entry.record.subject.as_str());
+    let _ = entry.record.subject.user();
     let mut marks = Marks::new("directory_user_1", []);
     marks.learn(body);
     let found = marks.are_in(body);

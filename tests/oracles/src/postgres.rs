@@ -152,7 +152,8 @@ fn string(text: &str, mut at: usize) -> usize {
     }
 }
 
-/// `numeric`: up to 131,072 digits before the point and 16,383 after it.
+/// `numeric`: up to 131,072 digits before the point and 16,383 after it. Written out, without its exponent, a number is at
+/// most 400 digits longer.
 fn number(number: &str) {
     let (mantissa, exponent) = number.split_once(['e', 'E']).unwrap_or((number, "0"));
     let exponent: i64 = exponent.parse().expect("an exponent that Postgres can handle");
@@ -165,4 +166,9 @@ fn number(number: &str) {
         digits(integer) + exponent <= 131_072 && digits(fraction) - exponent <= 16_383,
         "beyond numeric"
     );
+    let point = digits(integer) + exponent;
+    let all = digits(integer) + digits(fraction);
+    // Zeros are written before the digits, after them, or not at all.
+    let zeros = (1 - point).max(point - all).max(0);
+    assert!(zeros <= 400, "{zeros} more digits when written out");
 }

@@ -294,3 +294,38 @@ async fn ten_thousand_idle_connections_and_slow_senders_do_not_keep_honest_ones_
     println!("after the siege: {:?}", began.elapsed());
     Ok(())
 }
+
+/// More bodies than may be arriving at once, and more than there are connections, none of which ever ends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn half_bodies_without_number_do_not_keep_honest_ones_out() -> anyhow::Result<()> {
+    files(4_000);
+    let stage = Stage::set().await?;
+    let address = stage.ingest.listen_url().trim_start_matches("http://").to_owned();
+    let mut siege = JoinSet::new();
+    let body = b"POST /webhooks/workos HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\n{";
+    let _open = besiege(&mut siege, &address, 900, body, true);
+    eventually(BOUND, async || {
+        let arriving = stage.ingest.metrics().await?.get("dsync_ingest_inflight", &[])?;
+        ensure!(arriving > 500.0, "only {arriving} bodies are arriving");
+        Ok(())
+    })
+    .await?;
+    stage.people(30)?;
+    let delivery = stage.deliver(|options| DeliveryOptions {
+        timeout: Duration::from_secs(30),
+        ..options
+    })?;
+    let began = Instant::now();
+    let counts = stage.arrives(&delivery).await?;
+    println!(
+        "{} genuine deliveries took {:?}: {counts:?}",
+        counts.acked,
+        began.elapsed()
+    );
+    ensure!(
+        counts.answers.keys().all(|status| *status == 200),
+        "honest deliveries were refused: {counts:?}"
+    );
+    siege.shutdown().await;
+    Ok(())
+}

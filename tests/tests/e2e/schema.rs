@@ -370,3 +370,32 @@ async fn a_reconciler_begins_nothing_before_the_newest_migration_it_needs() -> a
     );
     Ok(())
 }
+
+/// A command that needs the schema, on a database without it, says what to do. To run it again would not help.
+#[tokio::test]
+async fn a_command_on_a_database_without_the_schema_says_what_to_do() -> anyhow::Result<()> {
+    let (postgres, nats) = tokio::try_join!(Postgres::start(), Nats::start())?;
+    for arguments in [
+        &["verify"][..],
+        &["rebuild"],
+        &["dead-letters"],
+        &["roles"],
+        &["erase", "--user", "user_1"],
+    ] {
+        let program = Program::new("dsync-projector")
+            .env("NATS_URL", nats.url())
+            .env("DATABASE_URL", postgres.url());
+        let program = arguments
+            .iter()
+            .fold(program, |program, argument| program.arg(*argument));
+        let output = program.run().await?;
+        ensure!(
+            output.status.code() == Some(1)
+                && output.stderr.matches("run `dsync-projector migrate`").count() == 1
+                && !output.stderr.contains("again"),
+            "{arguments:?}: {}",
+            output.stderr
+        );
+    }
+    Ok(())
+}

@@ -97,3 +97,32 @@ async fn told_to_stop_it_hands_over_at_once() -> anyhow::Result<()> {
     })
     .await
 }
+
+/// Upkeep may wait for a lock, or work for minutes: a stop must not wait for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn told_to_stop_it_breaks_upkeep_off() -> anyhow::Result<()> {
+    let stand = Stand::up().await?;
+    let mut held = stand.pool.begin().await?;
+    sqlx::query("lock table dsync.replaced in access exclusive mode")
+        .execute(&mut *held)
+        .await?;
+    let mut projector = stand.projector().start().await?;
+    eventually(BOUND, async || {
+        let waits = stand
+            .count(
+                "select count(*) from pg_locks where not granted and relation = 'dsync.replaced'::regclass",
+            )
+            .await?;
+        ensure!(waits > 0, "upkeep does not wait");
+        Ok(())
+    })
+    .await?;
+    let began = Instant::now();
+    projector.terminate().await?;
+    ensure!(
+        began.elapsed() < Duration::from_secs(15),
+        "stopped after {:?}",
+        began.elapsed()
+    );
+    Ok(())
+}

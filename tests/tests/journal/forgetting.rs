@@ -1,31 +1,10 @@
-//! What is purged cannot be read; what is erased is no longer on disk, either.
+//! What is erased can no longer be read, and is no longer on disk, either.
 
 use std::path::Path;
 
 use tests::Nats;
 
 use super::{log_on, nth, record};
-
-#[tokio::test]
-async fn purge_takes_what_matches_and_nothing_else() -> anyhow::Result<()> {
-    let nats = Nats::start().await?;
-    let journal = log_on(&nats).await?;
-    for n in 1..=30 {
-        journal.append(&nth(n)).await?;
-    }
-    assert_eq!(journal.purge("dsync.*.user.user_7.>").await?, 1);
-    assert_eq!(journal.purge("dsync.*.user.user_7.>").await?, 0);
-    assert!(journal.entry(7).await?.is_none());
-    assert!(journal.entry(8).await?.is_some());
-    assert!(journal.entry(31).await?.is_none());
-    assert_eq!(journal.purge("dsync.>").await?, 29);
-    let identity = journal.identity().await?.expect("there");
-    assert_eq!(
-        (identity.first_seq, identity.last_seq, identity.messages),
-        (31, 30, 0)
-    );
-    Ok(())
-}
 
 #[tokio::test]
 async fn erase_takes_one_entry_from_log_and_disk() -> anyhow::Result<()> {

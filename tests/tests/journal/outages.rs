@@ -4,10 +4,11 @@
 use std::time::Duration;
 
 use journal::Appended::{Duplicate, Stored};
-use journal::{Error, Journal, ReadError, Unavailable};
-use tests::{Nats, NatsOptions, eventually};
+use journal::{Connection, Error, Journal, ReadError, Unavailable};
+use tests::{Authority, Line, Nats, NatsOptions, Proxy, eventually, holds};
+use tokio::task::JoinSet;
 
-use super::{BOUND, append_surely, limits, log_on, nth, read, seqs, settings};
+use super::{BOUND, append_surely, limits, log_on, nth, read, record, seqs, settings};
 
 #[tokio::test]
 async fn reading_goes_on_where_it_was_when_the_broker_is_killed() -> anyhow::Result<()> {
@@ -236,5 +237,52 @@ async fn an_append_without_a_broker_fails_in_time() -> anyhow::Result<()> {
     nats.start_again().await?;
     eventually(BOUND, async || Ok(journal.ready().await?)).await?;
     assert_eq!(journal.identity().await?.expect("there").messages, 0);
+    Ok(())
+}
+
+/// A broker whose host is gone, or that hangs: it is connected, but takes nothing and says nothing, not even to pings.
+/// More is unsent than fits between, and over TLS a connection cannot be closed before that was taken.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_takes_and_says_nothing_is_left_for_another() -> anyhow::Result<()> {
+    let authority = Authority::new()?;
+    let nats = Nats::with(NatsOptions {
+        tls: Some(authority.certify(&["127.0.0.1"])?),
+        ..NatsOptions::default()
+    })
+    .await?;
+    let ways = [Proxy::to(nats.address())?, Proxy::to(nats.address())?];
+    let journal = Journal::connect(&Connection {
+        url: ways.each_ref().map(|way| way.instead_of(&nats.url())).join(","),
+        ca: Some(authority.certificate()),
+        ..settings(&nats)
+    })
+    .await?;
+    eventually(BOUND, async || Ok(journal.ensure(&limits()).await?)).await?;
+    for way in ways.iter().filter(|way| way.open() > 0) {
+        way.set(Line::Silent);
+    }
+    let large = vec![b'x'; 900_000];
+    let mut appending = JoinSet::new();
+    for n in 0..40 {
+        let (journal, record) = (
+            journal.clone(),
+            record(&format!("event_large_{n}"), "dsync.d.user.u.created", &large),
+        );
+        appending.spawn(async move { append_surely(&journal, &record).await });
+    }
+    while let Some(appended) = appending.join_next().await {
+        appended??;
+    }
+    // Nothing that was meant for the silent one ends the new connection.
+    let connections = *journal.connections().borrow();
+    holds(Duration::from_secs(5), async || {
+        anyhow::ensure!(
+            *journal.connections().borrow() == connections,
+            "the new broker was left, too"
+        );
+        Ok(())
+    })
+    .await?;
+    assert_eq!(connections, 2);
     Ok(())
 }

@@ -183,8 +183,76 @@ async fn a_stream_whose_settings_cannot_be_changed_serves_as_it_is() -> anyhow::
 async fn a_stream_that_would_lose_entries_does_not() -> anyhow::Result<()> {
     let nats = Nats::start().await?;
     let journal = made_for_ever(&nats, DiscardPolicy::Old).await?;
-    let refused = journal.ensure(&limits()).await;
-    assert!(matches!(refused, Err(Error::Refused { .. })), "{refused:?}");
+    let Err(Error::Unfit { differing, why }) = journal.ensure(&limits()).await else {
+        panic!("such a stream is accepted")
+    };
+    assert_eq!(differing, ["discard", "deny_delete"]);
+    assert!(why.contains("deny"), "{why}");
+    Ok(())
+}
+
+/// Neither does one that keeps only the newest entries of each subject, or never acknowledges. Both can be set right.
+#[tokio::test]
+async fn a_stream_that_keeps_or_confirms_too_little_is_set_right() -> anyhow::Result<()> {
+    let nats = Nats::start().await?;
+    let context = async_nats::jetstream::new(async_nats::connect(nats.url()).await?);
+    context
+        .create_stream(async_nats::jetstream::stream::Config {
+            name: "DSYNC".to_owned(),
+            subjects: vec!["dsync.>".to_owned()],
+            discard: DiscardPolicy::New,
+            duplicate_window: limits().dedup_window,
+            allow_direct: true,
+            max_messages_per_subject: 1,
+            no_ack: true,
+            ..Default::default()
+        })
+        .await?;
+    let journal = Journal::connect(&settings(&nats)).await?;
+    assert_eq!(
+        journal.ensure(&limits()).await?,
+        Ensured::Updated(vec!["max_msgs_per_subject", "no_ack"])
+    );
+    let config = config(&nats).await?;
+    assert_eq!((config.max_messages_per_subject, config.no_ack), (-1, false));
+    journal.append(&nth(1)).await?;
+    Ok(())
+}
+
+/// A broker leaves what a login may not do unanswered.
+#[tokio::test]
+async fn an_unfit_stream_that_may_not_be_changed_is_named_for_what_differs() -> anyhow::Result<()> {
+    let nats = Nats::with(NatsOptions {
+        more: vec![
+            "accounts { A { jetstream: enabled, users: [ { user: admin, password: a }, { user: ours, password: o, \
+             permissions: { publish: { deny: \"$JS.API.STREAM.UPDATE.>\" } } } ] } }"
+                .to_owned(),
+        ],
+        ..NatsOptions::default()
+    })
+    .await?;
+    let admin = Connection {
+        url: nats.url_as("admin", "a"),
+        ..settings(&nats)
+    };
+    Journal::connect(&admin).await?.ensure(&limits()).await?;
+    let login = async_nats::ConnectOptions::with_user_and_password("admin".to_owned(), "a".to_owned());
+    let context = async_nats::jetstream::new(login.connect(nats.url()).await?);
+    let mut config = context.get_stream("DSYNC").await?.cached_info().config.clone();
+    config.discard = DiscardPolicy::Old;
+    context.update_stream(config).await?;
+    let ours = Connection {
+        url: nats.url_as("ours", "o"),
+        ..settings(&nats)
+    };
+    let Err(error) = Journal::connect(&ours).await?.ensure(&limits()).await else {
+        panic!("such a stream is accepted")
+    };
+    assert_eq!(
+        error.to_string(),
+        "the stream would lose entries, because these settings differ and cannot be changed: discard: the log's broker \
+         did not answer in time"
+    );
     Ok(())
 }
 

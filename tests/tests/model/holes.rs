@@ -5,7 +5,7 @@ use anyhow::{Context as _, ensure};
 use journal::{Entry, Journal};
 use projector::holes::{Hole, Reading, complete};
 use projector::lane::Lane;
-use projector::store::erased;
+use projector::store::losses;
 use rand::SeedableRng as _;
 use rand::prelude::StdRng;
 use sqlx::PgPool;
@@ -67,7 +67,7 @@ impl Stage {
     /// Removes an entry as an erasure does.
     async fn erase(&self, seq: u64) -> anyhow::Result<()> {
         let created = self.journal.identity().await?.context("no log")?.created;
-        erased::overwritten(&self.pool, created, &[seq]).await?;
+        losses::overwritten(&self.pool, created, &[seq]).await?;
         self.lose([seq]).await
     }
 

@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
+mod counted;
 mod cursor;
 mod damaged;
 mod erasing;
@@ -259,7 +260,6 @@ fn worker(pool: PgPool, journal: Journal, shutdown: &CancellationToken) -> Worke
     Worker {
         pool,
         journal,
-        stream: "DSYNC".to_owned(),
         holder: "projector".to_owned(),
         clock: Clock::system(),
         metrics: Metrics::new(&prometheus::Registry::new()),

@@ -30,7 +30,6 @@ pub(crate) fn tools(pool: &PgPool, journal: &Journal) -> Tools {
         clock: Clock::system(),
         limit: 10_000,
         bar: ProgressBar::hidden(),
-        shutdown: CancellationToken::new(),
     }
 }
 
@@ -288,7 +287,7 @@ async fn nothing_is_built_from_a_log_that_lost_entries_from_its_middle() -> anyh
         ensure!(journal.erase(seq).await?);
     }
     let created = journal.identity().await?.context("no log")?.created;
-    store::erased::overwritten(pool, created, &[taken]).await?;
+    store::losses::overwritten(pool, created, &[taken]).await?;
     let before = tables(pool).await?;
     let since = tools.verify().await?.complete_since;
     let after_it = journal
@@ -305,7 +304,7 @@ async fn nothing_is_built_from_a_log_that_lost_entries_from_its_middle() -> anyh
         .to_string();
     ensure!(refused.contains("--sweep"), "{refused}");
     ensure!(tables(pool).await? == before);
-    store::erased::overwritten(pool, created, &[hole]).await?;
+    store::losses::overwritten(pool, created, &[hole]).await?;
     tools.rebuild(false).await?;
     Ok(())
 }

@@ -1,16 +1,21 @@
 //! A client that falls silent in a transaction that others wait for.
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
+use journal::Identity;
 use projector::lane::Lane;
 use projector::store::erase::forget;
-use projector::store::progress::{Found, Position, begin, rewind, skip_gap};
+use projector::store::progress::{self, Position, begin, rewind, skip_gap};
 use projector::store::upkeep::make_partitions;
 use projector::store::write;
+use rand::SeedableRng as _;
+use rand::prelude::StdRng;
 use schema::timestamp::Timestamp;
-use tests::Postgres;
+use tests::{Nats, Postgres, eventually};
 use time::{Duration, OffsetDateTime};
+use tokio_util::sync::CancellationToken;
 
-use crate::{pictured, records, texts};
+use crate::rebuilding::tools;
+use crate::{append, log, pictured, records, texts, worker};
 
 /// Behind a transaction pooler, a connection's settings are not its own. So each such transaction itself sets the
 /// timeout after which the server ends it.
@@ -53,13 +58,15 @@ async fn who_keeps_others_waiting_is_ended_by_the_server_whatever_the_connection
         seq: 0,
         seq_appended_at: None,
     };
-    let found = Found {
+    let log = Identity {
         created,
         first_seq: 1,
         last_seq: 1,
+        messages: 1,
+        bytes: 1,
     };
-    ensure!(skip_gap(&pool, Lane::All, from, found).await?);
-    ensure!(rewind(&pool, Lane::All, from, found).await?);
+    ensure!(skip_gap(&pool, Lane::All, from, log).await?);
+    ensure!(rewind(&pool, Lane::All, from, log).await?);
 
     let now: OffsetDateTime = sqlx::query_scalar("select now()").fetch_one(&pool).await?;
     ensure!(
@@ -83,5 +90,48 @@ async fn who_keeps_others_waiting_is_ended_by_the_server_whatever_the_connection
         noted.iter().map(|(what, _)| what).eq(expected) && noted.iter().all(|(_, values)| *values == ["20s"]),
         "statements, and their transactions' timeouts: {noted:?}"
     );
+    Ok(())
+}
+
+/// The same of a rebuild and of undoing it. A build may be silent for longer, but not once every writer waits for it.
+#[tokio::test]
+async fn who_replaces_rows_is_ended_by_the_server_too() -> anyhow::Result<()> {
+    let (postgres, nats) = tokio::try_join!(Postgres::migrated(), Nats::start())?;
+    let (pool, journal) = (postgres.pool().await?, log(&nats).await?);
+    let last = append(&journal, &records(7), &mut StdRng::seed_from_u64(7)).await?;
+    let shutdown = CancellationToken::new();
+    let worker = worker(postgres.pool().await?, journal.clone(), &shutdown);
+    let lanes = Lane::EVERY.map(|lane| tokio::spawn(worker.clone().work(lane)));
+    eventually(std::time::Duration::from_mins(1), async || {
+        let position = progress::position(&pool, Lane::All).await?.context("not begun")?;
+        ensure!(position.seq == last, "at {} of {last}", position.seq);
+        Ok(())
+    })
+    .await?;
+    shutdown.cancel();
+    for lane in lanes {
+        lane.await?;
+    }
+    sqlx::raw_sql(
+        "create table noted (what text, value text);
+        create function note() returns trigger language plpgsql as $$
+        begin
+            insert into public.noted values (tg_op, current_setting('idle_in_transaction_session_timeout'));
+            return null;
+        end
+        $$;
+        create trigger note after insert or update on dsync.rebuilds for each statement execute function note();",
+    )
+    .execute(&pool)
+    .await?;
+    let tools = tools(&pool, &journal);
+    tools.rebuild(false).await?;
+    tools.undo().await?;
+    let noted: Vec<(String, String)> = sqlx::query_as("select what, value from noted order by what")
+        .fetch_all(&pool)
+        .await?;
+    let expected =
+        [("INSERT", "20s"), ("UPDATE", "20s")].map(|(what, value)| (what.to_owned(), value.to_owned()));
+    ensure!(noted == expected, "{noted:?}");
     Ok(())
 }

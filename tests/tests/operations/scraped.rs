@@ -17,6 +17,7 @@ pub(crate) const INGEST: &[Metric] = &[
     ("dsync_ingest_inflight", GAUGE, &[]),
     ("dsync_ingest_publish_seconds", HISTOGRAM, &[]),
     ("dsync_ingest_webhooks_total", COUNTER, &["outcome"]),
+    ("dsync_ready", GAUGE, &[]),
 ];
 
 pub(crate) const PROJECTOR: &[Metric] = &[
@@ -29,10 +30,13 @@ pub(crate) const PROJECTOR: &[Metric] = &[
     ("dsync_projector_events_total", COUNTER, &["event", "outcome"]),
     ("dsync_projector_freshness_seconds", HISTOGRAM, &[]),
     ("dsync_projector_history_backlog", GAUGE, &[]),
+    ("dsync_projector_lane_batches_total", COUNTER, &["lane"]),
+    ("dsync_projector_lane_batches_total", COUNTER, &["lane"]),
     ("dsync_projector_lane_held", GAUGE, &["lane"]),
     ("dsync_projector_log_lost_entries_total", COUNTER, &[]),
     ("dsync_projector_log_rewinds_total", COUNTER, &[]),
     ("dsync_projector_pending_messages", GAUGE, &[]),
+    ("dsync_ready", GAUGE, &[]),
 ];
 
 pub(crate) const RECONCILER: &[Metric] = &[
@@ -47,6 +51,7 @@ pub(crate) const RECONCILER: &[Metric] = &[
     ("dsync_reconciler_held_deletions", GAUGE, &[]),
     ("dsync_reconciler_oldest_sweep_timestamp_seconds", GAUGE, &[]),
     ("dsync_reconciler_sweep_seconds", HISTOGRAM, &[]),
+    ("dsync_ready", GAUGE, &[]),
 ];
 
 /// Values that a label must show, even if they have not occurred.
@@ -70,6 +75,7 @@ pub(crate) const VALUES: &[(&str, &str, &[&str])] = &[
         "outcome",
         &["applied", "stale", "dead"],
     ),
+    ("dsync_projector_lane_batches_total", "lane", &["all", "removals"]),
     ("dsync_projector_lane_held", "lane", &["all", "removals"]),
     (
         "dsync_reconciler_drift_total",

@@ -1,6 +1,7 @@
 //! What writing history reads, however long ago the session planned its statements.
 
 use anyhow::ensure;
+use projector::store::erase::{forget, namesakes};
 use schema::record::Source;
 use serde_json::json;
 use sqlx::{Connection as _, PgConnection};
@@ -71,4 +72,56 @@ async fn read_by(session: &mut PgConnection, second: u32) -> anyhow::Result<(i64
     let read = read.fetch_one(&mut *transaction).await?;
     transaction.commit().await?;
     Ok(read)
+}
+
+/// How many rows were read by going through all of `table`, so far.
+async fn gone_through(session: &mut PgConnection, table: &str) -> anyhow::Result<i64> {
+    sqlx::raw_sql("select pg_stat_force_next_flush(); select pg_stat_clear_snapshot()")
+        .execute(&mut *session)
+        .await?;
+    let read = sqlx::query_scalar(
+        "select seq_tup_read from pg_stat_user_tables where schemaname = 'dsync' and relname = $1",
+    );
+    Ok(read.bind(table).fetch_one(session).await?)
+}
+
+/// An erasure keeps all writers waiting, and looks for namesakes among all users.
+#[tokio::test]
+async fn an_erasure_looks_up_what_it_needs_by_key() -> anyhow::Result<()> {
+    let postgres = Postgres::migrated().await?;
+    // One session, so that what it read is known when it is asked.
+    let options: sqlx::postgres::PgConnectOptions = postgres.url().parse()?;
+    let pool = sqlx::postgres::PgPoolOptions::new()
+        .max_connections(1)
+        .connect_with(options)
+        .await?;
+    sqlx::raw_sql(
+        "set session_replication_role = replica;
+        insert into dsync.users (id, directory_id, seen_at, email, idp_id)
+            select 'u' || n, 'd1', '2026-01-01', 'U' || n || '@example.com', 'idp' || n
+            from generate_series(1, 20000) as n;
+        insert into dsync.rebuilds (stream_created, seq, removals_seq, rows_replaced) values (now(), 1, 1, 20000);
+        insert into dsync.replaced (rebuild_id, entity, id, user_id)
+            select 1, 'user', 'u' || n, 'u' || n from generate_series(1, 20000) as n;
+        set session_replication_role = origin;
+        analyze dsync.users; analyze dsync.replaced;",
+    )
+    .execute(&pool)
+    .await?;
+    let read = async || {
+        let mut session = pool.acquire().await?;
+        let users = gone_through(&mut session, "users").await?;
+        anyhow::Ok((users, gone_through(&mut session, "replaced").await?))
+    };
+    let before = read().await?;
+    let marks = ["u8@EXAMPLE.com".to_owned(), "idp9".to_owned()];
+    let found = namesakes(&pool, &marks).await?;
+    ensure!(found == ["u8", "u9"], "{found:?}");
+    forget(&pool, "u7", true, time::OffsetDateTime::UNIX_EPOCH).await?;
+    let after = read().await?;
+    ensure!(
+        after == before,
+        "read by going through all users, and all replaced rows: {before:?}, then {after:?}"
+    );
+    Ok(())
 }

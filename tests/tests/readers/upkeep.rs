@@ -13,8 +13,8 @@ use time::OffsetDateTime;
 use time::macros::datetime;
 use workos_sim::{DirectoryOptions, Options, Seed, Sim};
 
-use projector::scrub::Upkeep;
 use projector::store::upkeep::{Scrubbed, drop_partitions, make_partitions, scrub};
+use projector::upkeep::Upkeep;
 
 use super::{events, log_on, rows, tell, text, write};
 
@@ -148,6 +148,82 @@ async fn what_was_deleted_long_ago_is_scrubbed_and_old_events_do_not_bring_it_ba
     .await?;
     let back = rows(&pool, "select email from directory.users where id = 'u1'").await?;
     ensure!(back == [json!({"email": "u1@example.com"})], "{back:?}");
+    Ok(())
+}
+
+/// People and groups with a long history, deleted long ago, and the user whose history takes the server too long.
+async fn long_gone(pool: &PgPool) -> anyhow::Result<()> {
+    sqlx::raw_sql(
+        "set session_replication_role = replica;
+        insert into dsync.users (id, directory_id, seen_at, gone_at, email)
+            select 'u' || n, 'd1', '2024-01-01', '2024-01-02', 'x' from generate_series(1, 60) as n;
+        insert into dsync.groups (id, directory_id, seen_at, gone_at, name)
+            select 'g' || n, 'd1', '2024-01-01', '2024-01-02', 'x' from generate_series(1, 60) as n;
+        insert into dsync.directories (id, seen_at, gone_at, name) values ('d9', '2024-01-01', '2024-01-02', 'x');
+        insert into dsync.changes (change_id, recorded_at, directory_id, entity, entity_id, operation, after)
+            select n * 1000 + m, now(), 'd1', 'user', 'u' || n, 'updated', '{\"email\": \"x\"}'
+            from generate_series(1, 60) as n, generate_series(1, 300) as m;
+        insert into dsync.changes (change_id, recorded_at, directory_id, entity, entity_id, operation, after)
+            select 1000000 + n, now(), 'd1', 'group', 'g' || n, 'updated', '{\"name\": \"x\"}'
+            from generate_series(1, 60) as n;
+        set session_replication_role = origin;
+        create table blanked (changes bigint);
+        create function counting() returns trigger language plpgsql as $$
+        begin
+            insert into public.blanked select count(*) from blanked_now;
+            return null;
+        end
+        $$;
+        create trigger counting after update on dsync.changes referencing new table as blanked_now
+            for each statement execute function counting();
+        create function too_slow() returns trigger language plpgsql as $$
+        begin
+            raise exception 'canceling statement due to statement timeout' using errcode = '57014';
+        end
+        $$;",
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+/// One statement that blanks too much would be ended by the server, and tried again for ever.
+#[tokio::test]
+async fn no_statement_blanks_much_history_and_what_takes_too_long_keeps_nobody_waiting() -> anyhow::Result<()>
+{
+    let postgres = Postgres::migrated().await?;
+    let pool = postgres.pool().await?;
+    long_gone(&pool).await?;
+    sqlx::raw_sql(
+        "create trigger too_slow before update on dsync.users for each row when (old.id = 'u7') execute function too_slow()",
+    )
+    .execute(&pool)
+    .await?;
+    let before = datetime!(2026-01-01 00:00 UTC);
+    let failed = scrub(&pool, before).await;
+    ensure!(failed.is_err(), "{failed:?}");
+    let left = async || {
+        rows(
+            &pool,
+            "select id from dsync.users where email is not null union all select id from dsync.groups where name is not null
+             union all select id from dsync.directories where name is not null
+             union all select distinct entity_id from dsync.changes where after <> '{}'",
+        )
+        .await
+    };
+    let slow = [json!({"id": "u7"}), json!({"id": "u7"})];
+    ensure!(left().await? == slow, "{:?}", left().await?);
+    sqlx::raw_sql("drop trigger too_slow on dsync.users")
+        .execute(&pool)
+        .await?;
+    let scrubbed = scrub(&pool, before).await?;
+    ensure!(scrubbed.users == 1 && left().await?.is_empty(), "{scrubbed:?}");
+    let most = text(&pool, "select max(changes) from blanked").await?;
+    ensure!(
+        most.as_deref()
+            .is_some_and(|most| most.parse().is_ok_and(|most: u64| (300..=5_000).contains(&most))),
+        "one statement blanked {most:?}"
+    );
     Ok(())
 }
 

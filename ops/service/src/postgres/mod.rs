@@ -10,8 +10,8 @@ use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::{ConnectOptions as _, Connection as _, PgConnection, Postgres};
 use time::OffsetDateTime;
 
-pub use trouble::{Described, Trouble, described};
-pub(crate) use trouble::{UNPROVEN, is_unproven};
+pub use trouble::{Described, Trouble, described, is_missing_schema};
+pub(crate) use trouble::{UNMIGRATED, UNPROVEN, is_unproven};
 
 use crate::settings::{Secret, SettingError};
 

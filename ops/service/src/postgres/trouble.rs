@@ -61,6 +61,19 @@ pub(crate) const UNPROVEN: &str =
 const MIXED_UP: &str = "a pooler in front of Postgres mixes up prepared statements, so a wrong one may run: check DATABASE_URL \
      (--database-url); see ops/runbook.md, Behind a transaction pooler";
 
+/// Added where the pool could not get a connection in time. The pool does not tell why: it keeps trying a server that
+/// refuses, and its own text reads as if too few connections were the only possible reason.
+const UNREACHED: &str = "no connection to Postgres in time: it is down or unreachable, or allows no more connections; check DATABASE_URL \
+     (--database-url)";
+
+/// Added to errors about tables, views or schemas that do not exist.
+pub(crate) const UNMIGRATED: &str = "the schema is missing or too old: run `dsync-projector migrate`";
+
+/// Whether a table, a view or a whole schema does not exist. To try again does not help.
+pub fn is_missing_schema(error: &Error) -> bool {
+    matches!(error, Error::Database(error) if matches!(error.code().as_deref(), Some("42P01" | "3F000")))
+}
+
 /// Whether TLS failed, or the server did not prove its identity.
 pub(crate) fn is_unproven(error: &Error) -> bool {
     match error {
@@ -85,6 +98,7 @@ impl<E: Borrow<Error>> fmt::Display for Described<E> {
         let all = self.0.borrow();
         let Error::Database(error) = all else {
             return match all {
+                Error::PoolTimedOut => f.write_str(UNREACHED),
                 Error::Encode(_) => f.write_str("a value cannot be encoded"),
                 Error::Decode(_) | Error::ColumnDecode { .. } => f.write_str("a value cannot be decoded"),
                 other if is_unproven(other) => write!(f, "{other} ({UNPROVEN})"),
@@ -103,6 +117,9 @@ impl<E: Borrow<Error>> fmt::Display for Described<E> {
             write!(f, ": {}", error.message())?;
             if matches!(error.code().as_deref(), Some("42P05" | "26000")) {
                 write!(f, " ({MIXED_UP})")?;
+            }
+            if is_missing_schema(all) {
+                write!(f, " ({UNMIGRATED})")?;
             }
             Ok(())
         }
@@ -149,6 +166,7 @@ mod tests {
         let io = || std::io::Error::from(std::io::ErrorKind::ConnectionReset);
         assert_eq!(Trouble::of(&Error::Io(io())), Trouble::Transient);
         assert_eq!(Trouble::of(&Error::PoolTimedOut), Trouble::Transient);
+        assert_eq!(described(&Error::PoolTimedOut).to_string(), UNREACHED);
         assert_eq!(Trouble::of(&Error::Encode("too long".into())), Trouble::Data);
         assert_eq!(Trouble::of(&Error::RowNotFound), Trouble::Defect);
         assert_eq!(Trouble::of(&Error::Decode("hunter2".into())), Trouble::Defect);

@@ -3,7 +3,8 @@
 //! Every setting is a flag and an environment variable of the same name (`--listen-addr`, `LISTEN_ADDR`). A wrong value
 //! ends the program with exit code 2 and one line, which names the setting and never shows a secret.
 
-mod groups;
+#[cfg(feature = "postgres")]
+mod database;
 mod refusal;
 mod secret;
 mod values;
@@ -11,8 +12,7 @@ mod values;
 use std::fmt;
 
 #[cfg(feature = "postgres")]
-pub use groups::DatabaseArgs;
-pub use groups::{JournalArgs, JournalLimitArgs};
+pub use database::DatabaseArgs;
 pub(crate) use refusal::refusal;
 pub use secret::Secret;
 pub use values::{Percent, ValueError, duration, duration_or_off, percent, size};

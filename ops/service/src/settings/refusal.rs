@@ -91,16 +91,12 @@ mod tests {
 
     use super::*;
     use crate::logging::LogArgs;
-    use crate::settings::{JournalArgs, JournalLimitArgs, Secret, duration};
+    use crate::settings::{Secret, duration};
 
     #[derive(Parser)]
     struct Cli {
         #[command(flatten)]
         log: LogArgs,
-        #[command(flatten)]
-        journal: JournalArgs,
-        #[command(flatten)]
-        limits: JournalLimitArgs,
         #[arg(long, env = "REFUSAL_TEST_ADDR", default_value = "127.0.0.1:1", global = true)]
         addr: SocketAddr,
         #[arg(long, env = "REFUSAL_TEST_WAIT", default_value = "15s", global = true, value_parser = duration)]
@@ -150,14 +146,6 @@ mod tests {
             (
                 ["--log-format", "xml"],
                 r#"LOG_FORMAT (--log-format): "xml" is not allowed here: choose text or json"#,
-            ),
-            (
-                ["--dsync-stream-replicas", "0"],
-                r#"DSYNC_STREAM_REPLICAS (--dsync-stream-replicas): "0" is not a number of copies from 1 to 5"#,
-            ),
-            (
-                ["--dsync-stream", "a.b"],
-                r#"DSYNC_STREAM (--dsync-stream): "a.b" is not a stream name: letters, digits, - and _ only"#,
             ),
             (["--pin", "4711"], "REFUSAL_TEST_PIN (--pin) is malformed"),
         ] {
@@ -220,23 +208,8 @@ mod tests {
             assert_eq!(cli.wait, Duration::from_secs(7));
             assert!(matches!(cli.command, Some(Sub::Show { first: None })));
             assert!(cli.secret.is_none() && cli.pin.is_none());
-            assert_eq!(cli.journal.dsync_stream, "DSYNC");
-            assert_eq!(cli.limits.dedup_window(), Duration::from_hours(96));
             assert_eq!(cli.log.rust_log, "info");
             assert_eq!(cli.addr.port(), 1);
         }
-    }
-
-    #[test]
-    fn ids_are_not_remembered_longer_than_the_log_is_kept() {
-        let window = |args: &[&str]| Cli::try_parse_from(args).unwrap().limits.dedup_window();
-        assert_eq!(
-            window(&["program", "--dsync-log-max-age", "1h"]),
-            Duration::from_hours(1)
-        );
-        assert_eq!(
-            window(&["program", "--dsync-dedup-window", "5m"]),
-            Duration::from_mins(5)
-        );
     }
 }

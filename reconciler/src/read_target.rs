@@ -1,4 +1,5 @@
-//! Reads one target outside of sweeps (an object, or one side's list of memberships), and appends what follows from it.
+//! Reads one target outside of sweeps: an object, or the list of memberships of one user or group. Compares what it read
+//! with the rows, and appends what differs. `checks` decides what is read, and when.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -6,19 +7,19 @@ use std::time::Duration;
 use schema::timestamp::Timestamp;
 use time::OffsetDateTime;
 
-use crate::deletions::{self, Believed};
+use crate::deletions::{self, Absent};
 use crate::difference::{Entity, Kind};
 use crate::findings::Findings;
-use crate::judge::{CHUNK, id_of, plainly};
+use crate::judge::{CHUNK, plainly};
+use crate::key::ObjectKey;
 use crate::lease::Lease;
-use crate::memberships::{Way, groups_of, members};
-use crate::plan::{self, Known, Verdict};
+use crate::memberships::{Side, groups_of, members};
+use crate::plan::{self, Verdict};
 use crate::reading::{Pair, Reading};
 use crate::store::checks::{self, Target, What};
 use crate::store::compared::{Comparison, compare};
-use crate::store::held::Held;
-use crate::store::{directories, memberships, sweeps};
-use crate::work::{Failure, Work};
+use crate::store::{directories, groups, memberships, sweeps, users};
+use crate::work::{Failure, Work, stored};
 use crate::workos::client::ApiError;
 use crate::workos::objects::Read;
 
@@ -27,7 +28,7 @@ pub const LATER: Duration = Duration::from_secs(10);
 
 /// Reads one target, which is in doubt or only to be read again, and appends what follows from it. Returns the time
 /// that the reading speaks for.
-pub async fn read_one(
+pub async fn read_target(
     work: &Work,
     lease: &Lease,
     target: &Target,
@@ -69,8 +70,8 @@ pub async fn read_one(
         .map(|(_, target, until)| (target.clone(), put_off(*until)))
         .collect();
     // What was put off stays, because it is due later.
-    checks::again(&work.pool, &again).await?;
-    checks::done(&work.pool, target, now).await?;
+    stored(checks::again(&work.pool, &again)).await?;
+    stored(checks::done(&work.pool, target, now)).await?;
     Ok(at)
 }
 
@@ -93,11 +94,10 @@ async fn read_object(
                 entity,
                 directory,
                 values: false,
-                whole: false,
             };
-            let compared = compare(&work.pool, comparison, &[&object]).await?;
+            let compared = stored(compare(&work.pool, comparison, &[&object])).await?;
             for suspect in compared.suspects {
-                let verdict = plan::there(&suspect.known, true, work.times(at, suspect.updated_at));
+                let verdict = plan::there(&suspect.row, true, work.times(at, suspect.updated_at));
                 findings.take(plainly(entity, directory, id), verdict, || {
                     Reading::listed(entity, directory, id, &object, at)
                 });
@@ -106,11 +106,15 @@ async fn read_object(
         }
         Read::Gone(at) => {
             let at = work.as_of(at);
-            let verdict = plan::gone(&known(work, entity, target).await?, at);
+            let verdict = plan::gone(seen_at(work, target).await?, at);
             let missing = || Reading::missing(entity, directory, id, at);
             match verdict {
                 // Already gone. Recording that again, for a later time, is only useful to settle a doubt.
                 Verdict::Same if in_doubt => findings.readings.push(missing()),
+                // One read ends no directory: a sweep asks the list, as another environment's key finds none of ours.
+                Verdict::Drift(_) if !sees(work, target).await? => {
+                    stored(sweeps::again(&work.pool, directory)).await?;
+                }
                 verdict => findings.take(plainly(entity, directory, id), verdict, missing),
             }
             Ok(at)
@@ -118,20 +122,26 @@ async fn read_object(
     }
 }
 
-async fn known(work: &Work, entity: Entity, target: &Target) -> sqlx::Result<Known> {
-    let seen_at = match entity {
-        Entity::Directory => directories::seen_at(&work.pool, &target.id).await?,
-        Entity::User => crate::store::users::seen_at(&work.pool, &target.id).await?,
-        _ => crate::store::groups::seen_at(&work.pool, &target.id).await?,
-    };
-    Ok(Known {
-        shown: seen_at.is_some(),
-        seen_at: seen_at.map(Into::into),
-        ..Known::default()
-    })
+/// Whether `WorkOS` has the directory of an object that it does not have.
+async fn sees(work: &Work, target: &Target) -> Result<bool, Failure> {
+    if target.what == What::Directory {
+        return Ok(false);
+    }
+    let directory = work.api.directory(&target.directory).await?;
+    Ok(matches!(directory, Read::There(..)))
 }
 
-/// Reads one side's list, and judges every membership that is in it or that is known.
+/// When an object was last seen. `None` if readers do not see it.
+async fn seen_at(work: &Work, target: &Target) -> sqlx::Result<Option<Timestamp>> {
+    let seen_at = match target.what {
+        What::User => stored(users::seen_at(&work.pool, &target.id)).await?,
+        What::Group => stored(groups::seen_at(&work.pool, &target.id)).await?,
+        _ => stored(directories::seen_at(&work.pool, &target.id)).await?,
+    };
+    Ok(seen_at.map(Into::into))
+}
+
+/// Reads one side's list, and judges every membership that is in it or in the tables.
 async fn read_memberships(
     work: &Work,
     target: &Target,
@@ -150,54 +160,46 @@ async fn read_memberships(
         Err(Failure::Api(ApiError::NotFound(at))) => return Ok(work.as_of(at)),
         Err(error) => return Err(error),
     };
-    let held = |other: &str| {
-        let (group_id, user_id) = if of_user { (other, id) } else { (id, other) };
-        Held {
-            group_id: group_id.to_owned(),
-            user_id: user_id.to_owned(),
-        }
+    let key = |other: &str| {
+        let (group, user) = if of_user { (other, id) } else { (id, other) };
+        ObjectKey::membership(group, user)
     };
-    let mut take = |one: &Held, verdict, there| membership(findings, directory, one, verdict, there, at);
-    let there: Vec<Held> = listed.iter().map(|other| held(other)).collect();
+    let mut take = |key: &ObjectKey, verdict, there| membership(findings, directory, key, verdict, there, at);
+    let there: Vec<ObjectKey> = listed.iter().map(|other| key(other)).collect();
     for chunk in there.chunks(CHUNK) {
         let pairs: Vec<(&str, &str)> = chunk
             .iter()
-            .map(|one| (one.group_id.as_str(), one.user_id.as_str()))
+            .map(|key| (key.group_id.as_str(), key.user_id.as_str()))
             .collect();
-        let known = memberships::known(&work.pool, directory, &pairs).await?;
-        for (one, known) in chunk.iter().zip(&known) {
-            take(one, plan::there(known, false, work.times(at, None)), true);
+        let rows = stored(memberships::rows(&work.pool, directory, &pairs)).await?;
+        for (key, row) in chunk.iter().zip(&rows) {
+            take(key, plan::there(row, false, work.times(at, None)), true);
         }
     }
     let all = if of_user {
-        memberships::of_user(&work.pool, id).await?
+        stored(memberships::of_user(&work.pool, id)).await?
     } else {
-        memberships::of_group(&work.pool, id).await?
+        stored(memberships::of_group(&work.pool, id)).await?
     };
     let mut absent = Vec::new();
-    for (other, known) in all.iter().filter(|(other, _)| !listed.contains(other)) {
-        // In doubt and not listed means gone, once the reading is late enough to show it.
-        let in_doubt = Known {
-            shown: true,
-            ..*known
-        };
-        match plan::gone(&in_doubt, at) {
-            Verdict::Drift(_) if known.shown => absent.push(held(other)),
-            verdict => take(&held(other), verdict, false),
+    for one in all.iter().filter(|one| !listed.contains(&one.other)) {
+        // In doubt and not listed means gone, too, once the reading is late enough to show it.
+        match plan::gone(Some(one.seen_at.into()), at) {
+            Verdict::Drift(_) if one.shown => absent.push(key(&one.other)),
+            verdict => take(&key(&one.other), verdict, false),
         }
     }
     absent.sort();
     // As in a sweep: a list may be incomplete, and half a list would remove the other half.
-    let shown = all.iter().filter(|(_, known)| known.shown).count();
-    let believed = Believed::by_guard(work, shown);
-    let entity = Entity::Membership;
-    let confirmed = deletions::confirm(work, directory, entity, absent, believed, Way::ByGroup).await?;
-    for one in &confirmed.gone {
-        take(one, Verdict::Drift(Kind::Extra), false);
+    let shown = all.iter().filter(|one| one.shown).count();
+    let confirmed =
+        deletions::confirm(work, directory, Absent::Memberships(Side::User), absent, shown).await?;
+    for key in &confirmed.gone {
+        take(key, Verdict::Drift(Kind::Extra), false);
     }
-    if !confirmed.held.is_empty() || confirmed.complete(entity).is_err() {
+    if !confirmed.held.is_empty() || confirmed.complete().is_err() {
         // Leave it to a sweep, which sees all lists together and holds back implausibly many deletions.
-        sweeps::again(&work.pool, directory).await?;
+        stored(sweeps::again(&work.pool, directory)).await?;
     }
     Ok(at)
 }
@@ -205,7 +207,7 @@ async fn read_memberships(
 fn membership(
     findings: &mut Findings,
     directory: &str,
-    one: &Held,
+    key: &ObjectKey,
     verdict: Verdict,
     there: bool,
     at: Timestamp,
@@ -213,10 +215,10 @@ fn membership(
     let pair = Pair {
         directory,
         organization: None,
-        group: &one.group_id,
-        user: &one.user_id,
+        group: &key.group_id,
+        user: &key.user_id,
     };
-    let id = id_of(Entity::Membership, one);
+    let id = key.id(Entity::Membership);
     findings.take(plainly(Entity::Membership, directory, &id), verdict, || {
         Reading::membership(pair, there, at)
     });

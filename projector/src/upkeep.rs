@@ -51,11 +51,12 @@ impl Upkeep {
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return,
-                _ = all.tick() => self.once().await,
-                _ = purge.tick() => match erase::drain(&self.pool, &self.journal).await {
-                    Ok(0) => {}
-                    Ok(count) => tracing::info!(count, "purged late records of erased people from the log"),
-                    Err(error) => tracing::debug!(%error, "cannot purge late records of erased people from the log yet"),
+                // Broken off by a shutdown: whatever is not done yet is done the next time.
+                _ = all.tick() => drop(shutdown.run_until_cancelled(self.once()).await),
+                _ = purge.tick() => match shutdown.run_until_cancelled(erase::drain(&self.pool, &self.journal)).await {
+                    None | Some(Ok(0)) => {}
+                    Some(Ok(count)) => tracing::info!(count, "purged late records of erased people from the log"),
+                    Some(Err(error)) => tracing::debug!(%error, "cannot purge late records of erased people from the log yet"),
                 },
             }
         }

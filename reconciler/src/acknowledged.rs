@@ -12,11 +12,11 @@ const MOST: usize = 50_000;
 
 /// Ids of events, and when each happened.
 #[derive(Debug, Default)]
-pub struct Known {
+pub struct Acknowledged {
     ids: HashMap<String, Timestamp>,
 }
 
-impl Known {
+impl Acknowledged {
     /// Whether this event was acknowledged recently.
     pub fn has(&self, id: &str) -> bool {
         self.ids.contains_key(id)
@@ -50,22 +50,26 @@ mod tests {
 
     #[test]
     fn very_many_are_not_kept_and_the_newest_are() {
-        let mut known = Known::default();
+        let mut acknowledged = Acknowledged::default();
         for number in 0..300_000 {
-            known.add(format!("event_{number}"), Timestamp::from_micros(number));
-            assert!(known.ids.len() <= MOST);
+            acknowledged.add(format!("event_{number}"), Timestamp::from_micros(number));
+            assert!(acknowledged.ids.len() <= MOST);
         }
-        assert!(known.has("event_299999") && known.has("event_280000") && !known.has("event_1"));
-        known.forget_before(Timestamp::from_micros(299_999));
-        assert_eq!(known.ids.len(), 1);
+        assert!(
+            acknowledged.has("event_299999")
+                && acknowledged.has("event_280000")
+                && !acknowledged.has("event_1")
+        );
+        acknowledged.forget_before(Timestamp::from_micros(299_999));
+        assert_eq!(acknowledged.ids.len(), 1);
     }
 
     #[test]
     fn very_many_of_one_moment_are_not_kept_either() {
-        let mut known = Known::default();
+        let mut acknowledged = Acknowledged::default();
         for number in 0..100_000 {
-            known.add(format!("event_{number}"), Timestamp::from_micros(7));
-            assert!(known.ids.len() <= MOST);
+            acknowledged.add(format!("event_{number}"), Timestamp::from_micros(7));
+            assert!(acknowledged.ids.len() <= MOST);
         }
     }
 }
