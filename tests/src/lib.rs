@@ -1,4 +1,5 @@
-//! The harness: private servers, the programs as child processes, and the comparison of the tables with the source.
+//! The harness: private servers, the programs as child processes, and the comparison of the tables with the source and
+//! with their history.
 //!
 //! Every test has its own servers, ports and directories, so tests run side by side without seeing each other's state.
 //! Whatever a test starts ends with it, even if the test process is killed.
@@ -9,6 +10,7 @@ mod authority;
 mod cluster;
 mod comparison;
 mod eventually;
+mod history;
 mod metrics;
 mod nats;
 mod pooler;
@@ -27,6 +29,7 @@ pub use authority::{Authority, Identity};
 pub use cluster::Cluster;
 pub use comparison::{Difference, agrees, differences};
 pub use eventually::{eventually, holds};
+pub use history::{Change, History};
 pub use metrics::Metrics;
 pub use nats::{Nats, NatsOptions, Store};
 pub use pooler::Pooler;

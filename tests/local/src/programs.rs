@@ -5,13 +5,13 @@ use std::path::Path;
 use crate::servers::Servers;
 use crate::service::{Service, Setting};
 
-/// Whether `dsync-reconciler` is started. Without it, no webhook is lost on purpose, as nothing would recover it.
-pub(crate) const RECONCILER: bool = true;
-
 /// The path at which dsync-ingest receives webhooks.
 pub(crate) const WEBHOOK_PATH: &str = "/webhooks/workos";
 
 const PROJECTORS: usize = 2;
+
+/// The programs, in words.
+pub(crate) const WORDS: &str = "dsync-ingest, dsync-projector twice (one stands by), dsync-reconciler";
 
 /// The programs' settings, except for where the servers are.
 #[derive(Default)]
@@ -30,8 +30,8 @@ pub(crate) struct Programs {
     pub ingest: Service,
     /// Write the tables.
     pub projectors: Vec<Service>,
-    /// Recovers what was lost; see [`RECONCILER`].
-    pub reconciler: Option<Service>,
+    /// Recovers what was lost.
+    pub reconciler: Service,
 }
 
 impl Programs {
@@ -55,17 +55,12 @@ impl Programs {
             )
         });
         let projectors = projectors.collect::<anyhow::Result<Vec<Service>>>()?;
-        let reconciler = if RECONCILER {
-            let settings = with(settings.reconciler);
-            Some(Service::start(
-                "dsync-reconciler",
-                "dsync-reconciler",
-                &settings,
-                logs,
-            )?)
-        } else {
-            None
-        };
+        let reconciler = Service::start(
+            "dsync-reconciler",
+            "dsync-reconciler",
+            &with(settings.reconciler),
+            logs,
+        )?;
         let mut programs = Programs {
             ingest,
             projectors,
@@ -77,21 +72,11 @@ impl Programs {
         Ok(programs)
     }
 
-    /// The list of running programs, in words.
-    pub(crate) fn words(&self) -> String {
-        let reconciler = if self.reconciler.is_some() {
-            ", dsync-reconciler"
-        } else {
-            ""
-        };
-        format!("dsync-ingest, dsync-projector twice (one stands by){reconciler}")
-    }
-
     /// All of them.
     pub(crate) fn every(&mut self) -> impl Iterator<Item = &mut Service> {
         std::iter::once(&mut self.ingest)
             .chain(&mut self.projectors)
-            .chain(&mut self.reconciler)
+            .chain(std::iter::once(&mut self.reconciler))
     }
 
     /// Fails if one has ended, with the end of its output.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 
-use crate::programs::{Programs, Settings, WEBHOOK_PATH};
+use crate::programs::{Programs, Settings, WEBHOOK_PATH, WORDS};
 use crate::screen::Screen;
 use crate::servers::Servers;
 use crate::service::{given, launch};
@@ -106,7 +106,7 @@ impl Up {
         };
         let programs = Programs::start(&servers, settings, logs).await?;
         drop(bar);
-        screen.done("programs", began, &[programs.words()]);
+        screen.done("programs", began, &[WORDS.to_owned()]);
         let mut up = Up {
             programs,
             servers,

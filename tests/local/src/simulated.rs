@@ -10,7 +10,7 @@ use workos_sim::Truth;
 
 use crate::examples::Cast;
 use crate::flow::Stage;
-use crate::programs::{Programs, Settings, WEBHOOK_PATH};
+use crate::programs::{Programs, Settings, WEBHOOK_PATH, WORDS};
 use crate::screen::Screen;
 use crate::servers::Servers;
 use crate::service::given;
@@ -120,7 +120,7 @@ async fn prepare(
     };
     let programs = Programs::start(&servers, settings, logs).await?;
     drop(bar);
-    screen.done("programs", began, &[programs.words()]);
+    screen.done("programs", began, &[WORDS.to_owned()]);
     let (world, seeded) = World::fill(sim, webhooks)?;
     let stage = Stage::new(programs, world, servers);
     Ok((stage, seeded))

@@ -6,7 +6,7 @@ use indicatif::HumanCount;
 use sqlx::{PgPool, Row as _};
 
 use crate::examples::Cast;
-use crate::programs::{Programs, RECONCILER};
+use crate::programs::Programs;
 use crate::screen::Screen;
 use crate::servers::{STREAM, Servers};
 
@@ -150,6 +150,10 @@ pub(crate) fn suggestions(screen: &Screen, servers: &Servers, api: &str, cast: &
     suspend.push("  -c \"select name, state, active from directory.users".to_owned());
     suspend.push(format!("      where id = '{user}'\""));
     let meaning = format!(r"{} -c '\d+ directory.users'", psql(servers));
+    let inner = format!(r#"{{"change":"delete_user","user":"{user}"}}"#);
+    let silently = change(&format!(
+        "{{\"change\":\"silently\",\n        \"inner\":{inner}}}"
+    ));
     let mut ideas = vec![
         (
             "suspend the person from the first question, then query their row",
@@ -157,17 +161,11 @@ pub(crate) fn suggestions(screen: &Screen, servers: &Servers, api: &str, cast: &
         ),
         ("make a burst of random changes", change(r#"{"burst":500}"#)),
         ("read what every column of a view means", vec![meaning]),
-    ];
-    if RECONCILER {
-        let inner = format!(r#"{{"change":"delete_user","user":"{user}"}}"#);
-        let silently = change(&format!(
-            "{{\"change\":\"silently\",\n        \"inner\":{inner}}}"
-        ));
-        ideas.push((
+        (
             "delete that person without an event: the next sweep finds out",
             silently,
-        ));
-    }
+        ),
+    ];
     if let Some(pid) = holder {
         ideas.push((
             "kill the active projector: the standby takes over within seconds",

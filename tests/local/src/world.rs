@@ -7,8 +7,6 @@ use workos_sim::{
     Previous, RoleShape, Seed, Shape, Sim, Tuning,
 };
 
-use crate::programs::RECONCILER;
-
 /// Signs the webhooks of the simulated WorkOS; used for nothing else.
 pub(crate) const SECRET: &str = "whsec_simulated";
 
@@ -142,9 +140,9 @@ impl World {
         self.sim.world().events().len()
     }
 
-    /// From now on some webhooks are lost, too, provided that the reconciler runs to recover them.
+    /// From now on some webhooks are lost, too, and the reconciler has to recover them.
     pub(crate) fn lose_webhooks(&self) {
-        self.delivery.set_faults(faults(if RECONCILER { 10 } else { 0 }));
+        self.delivery.set_faults(faults(10));
     }
 
     /// A few random changes.

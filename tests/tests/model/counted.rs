@@ -10,15 +10,14 @@ use projector::store::progress::{self, hold};
 use projector::watch::gauges;
 use prometheus::Registry;
 use prometheus::core::Collector as _;
-use schema::record::Record;
+use schema::record::{Record, Source};
 use serde_json::json;
 use sqlx::PgPool;
 use tests::{Nats, Postgres, eventually, holds};
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
-use crate::history::Body;
-use crate::{log, record, worker};
+use crate::{log_on, record, worker};
 
 const BOUND: Duration = Duration::from_mins(1);
 
@@ -28,11 +27,7 @@ fn told(id: &str, kind: &str, user: &str, second: u32) -> Record {
         "id": id, "event": format!("dsync.user.{kind}"), "created_at": at,
         "data": {"id": user, "directory_id": "d1", "email": format!("{user}@example.com"), "updated_at": at},
     });
-    let body = Body {
-        json: body.to_string().into_bytes(),
-        is_sweep: false,
-    };
-    record(&body, 1)
+    record(body.to_string().as_bytes(), Source::Webhook)
 }
 
 async fn reaches(pool: &PgPool, lane: Lane, seq: u64) -> anyhow::Result<()> {
@@ -49,7 +44,7 @@ async fn reaches(pool: &PgPool, lane: Lane, seq: u64) -> anyhow::Result<()> {
 #[tokio::test]
 async fn a_removal_is_counted_once_and_at_the_age_at_which_it_took_effect() -> anyhow::Result<()> {
     let (postgres, nats) = tokio::try_join!(Postgres::migrated(), Nats::start())?;
-    let (pool, journal) = (postgres.pool().await?, log(&nats).await?);
+    let (pool, journal) = (postgres.pool().await?, log_on(&nats).await?);
     for (n, user) in ["u1", "u2", "u3"].into_iter().enumerate() {
         journal
             .append(&told(&format!("e{n}u"), "updated", user, 1))
@@ -98,7 +93,7 @@ async fn a_removal_is_counted_once_and_at_the_age_at_which_it_took_effect() -> a
 #[tokio::test]
 async fn what_was_erased_from_the_logs_end_is_not_pending() -> anyhow::Result<()> {
     let (postgres, nats) = tokio::try_join!(Postgres::migrated(), Nats::start())?;
-    let (pool, journal) = (postgres.pool().await?, log(&nats).await?);
+    let (pool, journal) = (postgres.pool().await?, log_on(&nats).await?);
     for (id, user) in [("e1", "u1"), ("e2", "u2"), ("e3", "u3")] {
         journal.append(&told(id, "updated", user, 1)).await?;
     }
@@ -137,7 +132,7 @@ async fn what_was_erased_from_the_logs_end_is_not_pending() -> anyhow::Result<()
 #[tokio::test]
 async fn what_is_pending_is_not_guessed_while_the_database_is_down() -> anyhow::Result<()> {
     let (postgres, nats) = tokio::try_join!(Postgres::migrated(), Nats::start())?;
-    let (pool, journal) = (postgres.pool().await?, log(&nats).await?);
+    let (pool, journal) = (postgres.pool().await?, log_on(&nats).await?);
     journal.append(&told("e1", "updated", "u1", 1)).await?;
     pool.close().await;
     let metrics = projector::metrics::Metrics::new(&Registry::new());

@@ -10,8 +10,7 @@ use sqlx::{AssertSqlSafe, PgPool};
 use tests::{Nats, Postgres};
 use time::OffsetDateTime;
 
-use crate::history::Body;
-use crate::{log, pictured, record, records, somebody_waits, texts};
+use crate::{log_on, pictured, record, records, somebody_waits, texts};
 
 /// A batch that had to wait for a person's erasure must leave out what it has about that person.
 #[tokio::test]
@@ -87,11 +86,7 @@ fn told(id: &str, user: &str, email: &str) -> Record {
         "id": id, "event": "dsync.user.updated", "created_at": "2026-01-01T00:00:00.000Z",
         "data": {"id": user, "directory_id": "d1", "email": email},
     });
-    let body = Body {
-        json: body.to_string().into_bytes(),
-        is_sweep: false,
-    };
-    record(&body, 1)
+    record(body.to_string().as_bytes(), Source::Webhook)
 }
 
 /// A record that cannot be addressed, and that identifies somebody only by their email address.
@@ -108,7 +103,7 @@ fn quarantined(email: &str) -> Record {
 #[tokio::test]
 async fn by_what_their_own_messages_tell_a_person_is_recognised_by_who_goes_on() -> anyhow::Result<()> {
     let (postgres, nats) = (Postgres::migrated().await?, Nats::start().await?);
-    let (pool, journal) = (postgres.pool().await?, log(&nats).await?);
+    let (pool, journal) = (postgres.pool().await?, log_on(&nats).await?);
     for record in [
         told("e1", "user_z", "once@example.com"),
         quarantined("once@example.com"),
@@ -139,7 +134,7 @@ async fn by_what_their_own_messages_tell_a_person_is_recognised_by_who_goes_on()
 #[tokio::test]
 async fn nothing_is_erased_from_the_log_before_that_is_noted() -> anyhow::Result<()> {
     let (postgres, nats) = (Postgres::migrated().await?, Nats::start().await?);
-    let (pool, journal) = (postgres.pool().await?, log(&nats).await?);
+    let (pool, journal) = (postgres.pool().await?, log_on(&nats).await?);
     for record in [
         told("e1", "user_z", "z@example.com"),
         told("e2", "user_z", "z@example.com"),

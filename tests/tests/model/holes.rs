@@ -12,7 +12,7 @@ use sqlx::PgPool;
 use tests::{Nats, Postgres};
 
 use crate::rebuilding::{self, tools};
-use crate::{append, log, records};
+use crate::{append, log_on, records};
 
 struct Stage {
     _postgres: Postgres,
@@ -26,7 +26,7 @@ struct Stage {
 impl Stage {
     async fn set() -> anyhow::Result<Self> {
         let (postgres, nats) = (Postgres::migrated().await?, Nats::start().await?);
-        let (pool, journal) = (postgres.pool().await?, log(&nats).await?);
+        let (pool, journal) = (postgres.pool().await?, log_on(&nats).await?);
         let last = append(&journal, &records(7), &mut StdRng::seed_from_u64(7)).await?;
         Ok(Self {
             _postgres: postgres,
@@ -190,7 +190,7 @@ async fn what_was_erased_or_never_there_is_not_lost() -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_log_that_was_empty_when_it_was_begun_lacks_nothing() -> anyhow::Result<()> {
     let (postgres, nats) = (Postgres::migrated().await?, Nats::start().await?);
-    let (pool, journal) = (postgres.pool().await?, log(&nats).await?);
+    let (pool, journal) = (postgres.pool().await?, log_on(&nats).await?);
     let stage = Stage {
         _postgres: postgres,
         nats,

@@ -13,6 +13,7 @@ mod erasing;
 mod history;
 mod holes;
 mod incomplete;
+mod projection;
 mod rebuilding;
 mod renewing;
 mod silent;
@@ -21,9 +22,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use bytes::Bytes;
-use history::{Body, history};
-use journal::{Connection, Journal, Limits};
+use journal::Journal;
+use projection::{clear, log_on, random_records, record, shuffled, write, write_concurrently};
 use projector::lane::Lane;
 use projector::metrics::Metrics;
 use projector::run::{Tuning, Worker};
@@ -33,13 +33,15 @@ use schema::event::Event;
 use schema::json::storable;
 use schema::observe::observe;
 use schema::picture::Picture;
-use schema::record::{Received, Record, Source};
-use schema::timestamp::Timestamp;
+use schema::record::Record;
 use service::clock::Clock;
 use sqlx::{AssertSqlSafe, PgPool};
-use tests::{Nats, Postgres, eventually, shared_out};
+use tests::{Nats, Postgres, eventually};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+
+/// The most records in a batch.
+const LARGEST: usize = 30;
 
 const TABLES: [(&str, &str); 4] = [
     ("directories", "id"),
@@ -48,27 +50,9 @@ const TABLES: [(&str, &str); 4] = [
     ("memberships", "group_id, user_id"),
 ];
 
-fn record(body: &Body, nth: usize) -> Record {
-    let source = match (body.is_sweep, nth % 3) {
-        (true, _) => Source::Sweep,
-        (false, 0) => Source::EventsApi,
-        (false, _) => Source::Webhook,
-    };
-    let json = Bytes::from(body.json.clone());
-    match Record::receive(json, source, None, Timestamp::from_micros(1_714_557_600_000_000)) {
-        Received::Event(record) => record,
-        Received::Quarantined(..) | Received::NotOurs => panic!("histories contain only addressable events"),
-    }
-}
-
 /// The records of a mixed history; the same seed gives the same ones.
 fn records(seed: u64) -> Vec<Record> {
-    let bodies = history(seed, 150);
-    bodies
-        .iter()
-        .enumerate()
-        .map(|(nth, body)| record(body, nth))
-        .collect()
+    random_records(seed, 150)
 }
 
 /// The projected tables, with every register of every row, byte for byte.
@@ -83,16 +67,6 @@ async fn tables(pool: &PgPool) -> anyhow::Result<Vec<String>> {
         );
     }
     Ok(all)
-}
-
-async fn clear(pool: &PgPool) -> anyhow::Result<()> {
-    sqlx::raw_sql(
-        "truncate dsync.directories, dsync.users, dsync.groups, dsync.memberships, dsync.progress, \
-         dsync.dead_letters, dsync.rewinds, dsync.directory_activity, dsync.rebuilds, dsync.replaced",
-    )
-    .execute(pool)
-    .await?;
-    Ok(())
 }
 
 /// The observations of all records, folded, borrowing from `texts`.
@@ -112,15 +86,6 @@ fn texts(records: &[Record]) -> Vec<String> {
         .iter()
         .map(|record| storable(&record.body).unwrap().into_owned())
         .collect()
-}
-
-async fn write(pool: &PgPool, records: &[Record]) -> anyhow::Result<()> {
-    let texts = texts(records);
-    let picture = pictured(&texts, records);
-    let mut transaction = pool.begin().await?;
-    store::write(&mut transaction, &picture).await?;
-    transaction.commit().await?;
-    Ok(())
 }
 
 /// Checks that the views show exactly what the pure fold calls live.
@@ -168,31 +133,6 @@ async fn views_agree(pool: &PgPool, records: &[Record]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The history shuffled, with a third of it repeated, in batches of random sizes.
-fn batches(records: &[Record], rng: &mut StdRng) -> Vec<Vec<Record>> {
-    let mut shuffled = records.to_vec();
-    let again = records.len() / 3;
-    shuffled.extend(records.sample(rng, again).cloned());
-    shuffled.shuffle(rng);
-    let mut batches = Vec::new();
-    while !shuffled.is_empty() {
-        let size = rng.random_range(1..=30).min(shuffled.len());
-        batches.push(shuffled.drain(..size).collect());
-    }
-    batches
-}
-
-/// Writes batches concurrently, each writer taking the next one. Only the statements themselves keep order from
-/// mattering.
-async fn write_concurrently(pool: &PgPool, batches: Vec<Vec<Record>>, writers: usize) -> anyhow::Result<()> {
-    let pool = pool.clone();
-    let written = move |batch: Vec<Record>| {
-        let pool = pool.clone();
-        async move { write(&pool, &batch).await }
-    };
-    shared_out(batches, writers, written).await
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn any_order_duplication_and_batching_by_any_number_of_writers_gives_equal_tables() -> anyhow::Result<()>
 {
@@ -213,7 +153,7 @@ async fn any_order_duplication_and_batching_by_any_number_of_writers_gives_equal
             .with_context(|| format!("seed {seed}: a view differs from what is live"))?;
         clear(&pool).await?;
         let writers = [1, 2, 4][usize::try_from(seed % 3)?];
-        write_concurrently(&pool, batches(&records, &mut rng), writers).await?;
+        write_concurrently(&pool, shuffled(&records, LARGEST, &mut rng), writers).await?;
         ensure!(
             tables(&pool).await? == expected,
             "seed {seed}, {writers} writers: the tables differ"
@@ -222,30 +162,10 @@ async fn any_order_duplication_and_batching_by_any_number_of_writers_gives_equal
     Ok(())
 }
 
-async fn log(nats: &Nats) -> anyhow::Result<Journal> {
-    let settings = Connection {
-        url: nats.url(),
-        creds: None,
-        ca: None,
-        stream: "DSYNC".to_owned(),
-        name: "model".to_owned(),
-    };
-    let journal = Journal::connect(&settings).await?;
-    let limits = Limits {
-        replicas: 1,
-        max_age: Duration::ZERO,
-        max_bytes: 0,
-        // The shortest possible, because ids repeat in a history, and all of it must be in the log.
-        dedup_window: Duration::from_millis(100),
-    };
-    journal.ensure(&limits).await?;
-    Ok(journal)
-}
-
 /// Appends a history, shuffled and with repetitions, each record under a message id of its own.
 async fn append(journal: &Journal, records: &[Record], rng: &mut StdRng) -> anyhow::Result<u64> {
     let mut last = 0;
-    for (nth, mut record) in batches(records, rng).into_iter().flatten().enumerate() {
+    for (nth, mut record) in shuffled(records, LARGEST, rng).into_iter().flatten().enumerate() {
         record.id = format!("{}-{nth}", record.id);
         let journal::Appended::Stored { seq } = journal.append(&record).await? else {
             anyhow::bail!("a unique message id was taken for a duplicate");
@@ -291,7 +211,7 @@ async fn projectors_that_all_hold_the_lease_at_once_give_equal_tables() -> anyho
         let expected = tables(&pool).await?;
         clear(&pool).await?;
         nats.wipe().await?;
-        let journal = log(&nats).await?;
+        let journal = log_on(&nats).await?;
         let last = append(&journal, &records, &mut rng).await?;
 
         let projectors = [1, 2, 4][usize::try_from(seed % 3)?];
@@ -307,7 +227,7 @@ async fn projectors_that_all_hold_the_lease_at_once_give_equal_tables() -> anyho
                     batch_bytes: 1 << 20,
                     ..Tuning::default()
                 },
-                ..worker(postgres.pool().await?, log(&nats).await?, &shutdown)
+                ..worker(postgres.pool().await?, log_on(&nats).await?, &shutdown)
             };
             for lane in Lane::EVERY {
                 tasks.spawn(worker.clone().work(lane));

@@ -19,7 +19,7 @@ use sqlx::{AssertSqlSafe, PgConnection, PgPool};
 use tests::{Nats, Postgres, eventually};
 use tokio_util::sync::CancellationToken;
 
-use crate::{append, clear, log, records, somebody_waits, tables, worker};
+use crate::{append, clear, log_on, records, somebody_waits, tables, worker};
 
 pub(crate) const BOUND: Duration = Duration::from_mins(1);
 
@@ -42,7 +42,7 @@ pub(crate) async fn work(pool: &PgPool, nats: &Nats, lane: Lane, seq: u64) -> an
             batch_records: 7,
             ..Tuning::default()
         },
-        ..worker(pool.clone(), log(nats).await?, &shutdown)
+        ..worker(pool.clone(), log_on(nats).await?, &shutdown)
     };
     let metrics = worker.metrics.clone();
     let task = tokio::spawn(worker.work(lane));
@@ -110,7 +110,7 @@ async fn wherever_the_lanes_stand_the_log_tells_what_was_tampered_with_and_puts_
         let mut rng = StdRng::seed_from_u64(seed);
         clear(&pool).await?;
         nats.wipe().await?;
-        let journal = log(&nats).await?;
+        let journal = log_on(&nats).await?;
         let last = append(&journal, &records, &mut rng).await?;
         // The lane `removals` is ahead of the other, as in a backlog, or behind it.
         let removals = journal
@@ -176,7 +176,7 @@ pub(crate) struct Applied {
 pub(crate) async fn applied() -> anyhow::Result<Applied> {
     let (postgres, nats) = (Postgres::migrated().await?, Nats::start().await?);
     let pool = postgres.pool().await?;
-    let journal = log(&nats).await?;
+    let journal = log_on(&nats).await?;
     let last = append(&journal, &records(7), &mut StdRng::seed_from_u64(7)).await?;
     work(&pool, &nats, Lane::All, last).await?;
     work(&pool, &nats, Lane::Removals, 0).await?;
@@ -229,7 +229,7 @@ async fn a_lane_that_moves_on_while_a_build_begins_stands_in_no_other_log() -> a
     let (postgres, nats) = (Postgres::migrated().await?, Nats::start().await?);
     let pool = postgres.pool().await?;
     let records = records(7);
-    let journal = log(&nats).await?;
+    let journal = log_on(&nats).await?;
     let last = append(&journal, &records, &mut StdRng::seed_from_u64(7)).await?;
     work(&pool, &nats, Lane::All, last).await?;
     work(&pool, &nats, Lane::Removals, 0).await?;

@@ -12,7 +12,7 @@ use sqlx::{Connection as _, PgConnection};
 use tests::{Nats, Postgres, eventually, holds};
 use tokio_util::sync::CancellationToken;
 
-use crate::{append, log, pictured, records, texts, worker};
+use crate::{append, log_on, pictured, records, texts, worker};
 
 const BOUND: Duration = Duration::from_secs(20);
 
@@ -20,7 +20,7 @@ const BOUND: Duration = Duration::from_secs(20);
 #[tokio::test]
 async fn a_lease_is_renewed_on_the_connection_that_batches_are_written_with() -> anyhow::Result<()> {
     let (postgres, nats) = tokio::try_join!(Postgres::migrated(), Nats::start())?;
-    let (pool, journal) = (postgres.pool().await?, log(&nats).await?);
+    let (pool, journal) = (postgres.pool().await?, log_on(&nats).await?);
     append(&journal, &records(3), &mut StdRng::seed_from_u64(3)).await?;
     let shutdown = CancellationToken::new();
     let work = tokio::spawn(worker(postgres.pool().await?, journal, &shutdown).work(Lane::All));
@@ -91,7 +91,7 @@ async fn a_batch_is_not_given_up_while_the_database_is_at_work_on_it() -> anyhow
     // Longer than the time between two statements on a busy machine.
     const PATIENCE: Duration = Duration::from_millis(300);
     let (postgres, nats) = tokio::try_join!(Postgres::migrated(), Nats::start())?;
-    let (pool, journal) = (postgres.pool().await?, log(&nats).await?);
+    let (pool, journal) = (postgres.pool().await?, log_on(&nats).await?);
     let last = append(&journal, &records(3), &mut StdRng::seed_from_u64(3)).await?;
     let mut slow = pool.begin().await?;
     sqlx::query("lock table dsync.users in share mode")

@@ -15,7 +15,7 @@ use time::{Duration, OffsetDateTime};
 use tokio_util::sync::CancellationToken;
 
 use crate::rebuilding::tools;
-use crate::{append, log, pictured, records, texts, worker};
+use crate::{append, log_on, pictured, records, texts, worker};
 
 /// Behind a transaction pooler, a connection's settings are not its own. So each such transaction itself sets the
 /// timeout after which the server ends it.
@@ -97,7 +97,7 @@ async fn who_keeps_others_waiting_is_ended_by_the_server_whatever_the_connection
 #[tokio::test]
 async fn who_replaces_rows_is_ended_by_the_server_too() -> anyhow::Result<()> {
     let (postgres, nats) = tokio::try_join!(Postgres::migrated(), Nats::start())?;
-    let (pool, journal) = (postgres.pool().await?, log(&nats).await?);
+    let (pool, journal) = (postgres.pool().await?, log_on(&nats).await?);
     let last = append(&journal, &records(7), &mut StdRng::seed_from_u64(7)).await?;
     let shutdown = CancellationToken::new();
     let worker = worker(postgres.pool().await?, journal.clone(), &shutdown);

@@ -10,8 +10,7 @@ use sqlx::PgPool;
 use tests::{Postgres, agrees};
 use workos_sim::{DirectoryOptions, Options, Seed, Sim, Truth};
 
-use super::adding_up::clear;
-use super::{events, records_of_day, rows, text, write};
+use super::{clear, events, records_of_day, rows, text, write};
 
 const MOMENTS: usize = 50;
 

@@ -10,9 +10,9 @@ use sqlx::{AssertSqlSafe, PgPool};
 use tests::{Nats, Postgres, Program, eventually};
 use time::macros::datetime;
 
-use super::adding_up::{adds_up, clear};
+use super::adding_up::adds_up;
 use super::ends::{AT, ENDED, crowd, directory, group, told, user};
-use super::{BOUND, append, log_on, rows, text, write};
+use super::{BOUND, append, clear, log_on, rows, text, write};
 
 /// Between `AT` and `ENDED`.
 const MEANWHILE: &str = "2026-01-01T12:00:00Z";

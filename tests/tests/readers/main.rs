@@ -24,6 +24,8 @@ mod history;
 mod in_rust;
 mod isolation;
 mod planned;
+#[path = "../model/projection.rs"]
+mod projection;
 mod recipes;
 mod rights;
 mod roles;
@@ -33,70 +35,22 @@ mod upkeep;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use bytes::Bytes;
-use journal::{Appended, Connection, Entry, Journal, Limits};
-use projector::fold::{Texts, fold};
-use projector::store;
-use schema::record::{Received, Record, Source};
-use schema::timestamp::Timestamp;
+use journal::{Appended, Journal};
+use projection::{
+    clear, log_on, random_records, record, records_of_day, shuffled, write, write_concurrently, write_within,
+};
+use schema::record::{Record, Source};
 use serde_json::Value;
-use sqlx::{AssertSqlSafe, PgConnection, PgPool};
-use tests::{Nats, Postgres};
+use sqlx::{AssertSqlSafe, PgPool};
+use tests::Postgres;
 use workos_sim::Sim;
 
 /// Long enough for a busy machine. Nothing that works takes this long.
 const BOUND: Duration = Duration::from_mins(2);
 
-fn record(body: &[u8], source: Source) -> Record {
-    let at = Timestamp::from_micros(1_714_557_600_000_000);
-    match Record::receive(Bytes::copy_from_slice(body), source, None, at) {
-        Received::Event(record) | Received::Quarantined(record, _) => record,
-        Received::NotOurs => panic!("all events here are directory events"),
-    }
-}
-
-/// The random history of the model tests, as records.
-fn random_records(seed: u64, length: usize) -> Vec<Record> {
-    records_of_day(seed, length, 1)
-}
-
-/// The same on another day of the month. All of its times are later than those in a history of an earlier day.
-fn records_of_day(seed: u64, length: usize, day: usize) -> Vec<Record> {
-    history::history(seed, length)
-        .iter()
-        .map(|body| {
-            let source = if body.is_sweep {
-                Source::Sweep
-            } else {
-                Source::Webhook
-            };
-            let json =
-                String::from_utf8_lossy(&body.json).replace("2024-05-01", &format!("2024-05-{day:02}"));
-            record(json.as_bytes(), source)
-        })
-        .collect()
-}
-
-/// Writes a batch in a transaction of its own, as a projector does.
-async fn write(pool: &PgPool, records: &[Record]) -> anyhow::Result<()> {
-    let mut transaction = pool.begin().await?;
-    write_within(&mut transaction, records).await?;
-    transaction.commit().await?;
-    Ok(())
-}
-
-async fn write_within(transaction: &mut PgConnection, records: &[Record]) -> anyhow::Result<()> {
-    let entries: Vec<Entry> = records
-        .iter()
-        .map(|record| Entry {
-            seq: 1,
-            appended_at: record.received_at,
-            record: record.clone(),
-        })
-        .collect();
-    let texts = Texts::of(&entries);
-    store::write(transaction, &fold(&entries, &texts).picture).await?;
-    Ok(())
+/// How many random histories a test goes through: `usual`, or `HISTORIES` for a longer run.
+fn histories(usual: u64) -> anyhow::Result<u64> {
+    Ok(std::env::var("HISTORIES").map_or(Ok(usual), |text| text.parse())?)
 }
 
 /// Writes one event given as JSON.
@@ -110,27 +64,6 @@ fn events(sim: &Sim, from: usize) -> Vec<Record> {
         .iter()
         .map(|event| record(event.body().as_bytes(), Source::Webhook))
         .collect()
-}
-
-/// Creates a log, and returns a handle to it.
-async fn log_on(nats: &Nats) -> anyhow::Result<Journal> {
-    let journal = Journal::connect(&Connection {
-        url: nats.url(),
-        creds: None,
-        ca: None,
-        stream: "DSYNC".to_owned(),
-        name: "test".to_owned(),
-    })
-    .await?;
-    let limits = Limits {
-        replicas: 1,
-        max_age: Duration::ZERO,
-        max_bytes: 0,
-        // Short, so that a late retry is stored again.
-        dedup_window: Duration::from_millis(100),
-    };
-    journal.ensure(&limits).await?;
-    Ok(journal)
 }
 
 async fn append(journal: &Journal, records: &[Record]) -> anyhow::Result<u64> {
