@@ -25,7 +25,7 @@ use crate::store::compared::Comparison;
 use crate::store::held;
 use crate::store::sweeps;
 use crate::sweep::{Mode, sweep};
-use crate::work::{Failure, Work, stored};
+use crate::work::{Failure, Work, contained, stored};
 use crate::workos::client::ApiError;
 use crate::workos::pages::List;
 
@@ -73,7 +73,7 @@ pub async fn pass(work: &Work, only: Option<&str>, mode: Mode) -> Report {
     };
     let (chosen, found) = match only {
         Some(directory) => (vec![directory.to_owned()], Vec::new()),
-        None => match directories::pass(&listing, mode).await {
+        None => match contained(directories::pass(&listing, mode)).await {
             Ok(pass) => {
                 report.error = pass.complete().err().map(|error| error.to_string());
                 (pass.there.clone(), pass.reports())

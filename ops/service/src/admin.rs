@@ -5,6 +5,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -21,11 +22,14 @@ use crate::boot::Context;
 use crate::http::{Limits, serve as serve_http};
 use crate::readiness::Missing;
 
+/// How often `dsync_ready` is brought up to date.
+const READINESS: Duration = Duration::from_secs(5);
+
 /// The running admin endpoint. It stops when this is dropped.
 #[derive(Debug)]
 pub struct Admin {
     addr: SocketAddr,
-    task: AbortHandle,
+    tasks: [AbortHandle; 2],
 }
 
 impl Admin {
@@ -37,7 +41,9 @@ impl Admin {
 
 impl Drop for Admin {
     fn drop(&mut self) {
-        self.task.abort();
+        for task in &self.tasks {
+            task.abort();
+        }
     }
 }
 
@@ -63,9 +69,25 @@ pub async fn serve(addr: SocketAddr, context: &Context) -> Result<Admin, BindErr
         Limits::ADMIN,
         CancellationToken::new(),
     );
-    let task = tokio::spawn(serving).abort_handle();
+    let noting = note_readiness_again(context.clone());
+    let tasks = [
+        tokio::spawn(serving).abort_handle(),
+        tokio::spawn(noting).abort_handle(),
+    ];
     tracing::info!(%addr, "admin endpoint is up");
-    Ok(Admin { addr, task })
+    Ok(Admin { addr, tasks })
+}
+
+/// Keeps `dsync_ready` up to date. Not when `/metrics` is asked: it must answer at once, whatever is down.
+async fn note_readiness_again(context: Context) {
+    loop {
+        note_readiness(&context).await;
+        tokio::time::sleep(READINESS).await;
+    }
+}
+
+async fn note_readiness(context: &Context) {
+    context.ready.set(missing(context).await.is_empty().into());
 }
 
 /// The routes alone, for tests and for other servers.
@@ -78,7 +100,6 @@ pub fn router(context: Context) -> Router {
 }
 
 async fn metrics(State(context): State<Context>) -> Response {
-    context.ready.set(missing(&context).await.is_empty().into());
     match TextEncoder::new().encode_to_string(&context.metrics.gather()) {
         Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
         Err(error) => {
@@ -123,8 +144,6 @@ async fn readyz(State(context): State<Context>) -> Response {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use axum::body::{Body, to_bytes};
     use axum::http::Request;
     use time::OffsetDateTime;
@@ -178,6 +197,7 @@ mod tests {
     async fn metrics_say_whether_it_is_ready() {
         let context = Context::new("test", "1.2.3", Clock::fixed(OffsetDateTime::UNIX_EPOCH));
         let told = async || {
+            note_readiness(&context).await;
             let request = Request::get("/metrics").body(Body::empty()).unwrap();
             let answer = router(context.clone()).oneshot(request).await.unwrap();
             let body = to_bytes(answer.into_body(), 10_000).await.unwrap();

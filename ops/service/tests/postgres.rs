@@ -112,7 +112,7 @@ async fn messages_do_not_repeat_values(pool: &PgPool) {
     let error = fails(pool, "select * from missing").await;
     assert_eq!(
         described(&error).to_string(),
-        r#"SQLSTATE 42P01: relation "missing" does not exist"#
+        "SQLSTATE 42P01: relation \"missing\" does not exist (the schema is missing or too old: run `dsync-projector migrate`)"
     );
     let error = fails(pool, "deallocate anothers").await;
     let told = described(&error).to_string();
