@@ -197,9 +197,7 @@ impl Build {
     pub async fn seed(&mut self, connection: &mut PgConnection, seed: Seed) -> Result<(), Error> {
         loop {
             let began = Instant::now();
-            if let Some(cut) = self.cut() {
-                shadow::seed(connection, cut, seed).await?;
-            }
+            shadow::seed(connection, self.cut(), seed).await?;
             let log = self.journal.identity().await?.ok_or(Error::NoLog)?;
             let now = Reach::of(connection, &self.journal, log, self.now).await?;
             match now.beyond(self.reach, began.elapsed()) {

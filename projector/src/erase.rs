@@ -10,7 +10,9 @@
 use std::io::Write;
 
 use journal::{Entry, Journal};
-use schema::record::Subject;
+use schema::json;
+use schema::record::{Record, Subject};
+use schema::timestamp::Timestamp;
 use serde::Serialize;
 use service::postgres::answered;
 use sqlx::PgPool;
@@ -18,7 +20,9 @@ use time::OffsetDateTime;
 
 use crate::config::Output;
 use crate::erase_marks::Marks;
+use crate::fold::single;
 use crate::store::erase::{self as store, Forgotten, Outcome};
+use crate::store::losses::SaidOfGroup;
 use crate::store::{dead_letters as letters, erased, losses};
 
 /// Subjects of messages that may be about anybody.
@@ -169,13 +173,32 @@ async fn overwrite(
     let (mut seq, mut count) = (1, 0);
     while let Some(entry) = log.journal.first_at(seq, filter).await? {
         if meant(&entry) {
-            // Recorded first: an entry that is gone without a record looks like one that the broker lost.
-            losses::overwritten(log.pool, identity.created, &[entry.seq]).await?;
-            count += u64::from(log.journal.erase(entry.seq).await?);
+            count += u64::from(take(log, identity.created, &entry).await?);
         }
         seq = entry.seq + 1;
     }
     Ok(count)
+}
+
+/// Overwrites `entry` of the log created at `created`. Returns whether it was still there.
+async fn take(log: Log<'_>, created: Timestamp, entry: &Entry) -> Result<bool, Refused> {
+    // Recorded first: an entry that is gone without a record looks like one that the broker lost.
+    let said = said_of_group(&entry.record);
+    answered(losses::erased(log.pool, created, entry.seq, said.as_ref())).await?;
+    Ok(log.journal.erase(entry.seq).await?)
+}
+
+/// What a membership's record says about the group.
+fn said_of_group(record: &Record) -> Option<SaidOfGroup> {
+    let text = json::storable(&record.body).ok()?;
+    let picture = single(&text, record.source, record.received_at).ok()?;
+    let (group, registers) = picture.groups.first_key_value()?;
+    let cause = &registers.seen.as_ref()?.cause;
+    Some(SaidOfGroup {
+        group: group.to_string(),
+        event: cause.event.to_string(),
+        source: cause.source,
+    })
 }
 
 async fn dead_letters(pool: &PgPool, id: &str, marks: &Marks) -> sqlx::Result<u64> {
@@ -202,8 +225,9 @@ pub async fn drain(pool: &PgPool, journal: &Journal) -> Result<u64, Refused> {
     };
     let mut count = 0;
     for seq in answered(erased::due_purges(pool, log.created)).await? {
-        answered(losses::overwritten(pool, log.created, &[seq])).await?;
-        journal.erase(seq).await?;
+        if let Some(entry) = journal.entry(seq).await? {
+            take(Log { pool, journal }, log.created, &entry).await?;
+        }
         answered(erased::purged(pool, log.created, seq)).await?;
         count += 1;
     }

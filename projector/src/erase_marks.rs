@@ -3,6 +3,7 @@
 //! Subjects of users and memberships name the person (`Subject::user`). Records without such a subject (the quarantine, events of unknown
 //! kinds, dead letters) are searched for the person's id, email addresses, user names and identity provider's ids.
 
+use schema::json;
 use serde_json::Value;
 
 /// The words of a body that may be ids, split at characters that no id contains.
@@ -55,7 +56,10 @@ impl Marks {
 
     /// Adds the marks found in `body`, which is known to be about this person.
     pub fn learn(&mut self, body: &[u8]) {
-        let Ok(event) = serde_json::from_slice::<Value>(body) else {
+        let Some(event) = json::storable(body)
+            .ok()
+            .and_then(|text| serde_json::from_str::<Value>(&text).ok())
+        else {
             return;
         };
         let data = &event["data"];
@@ -111,7 +115,9 @@ fn unescaped(text: &str) -> String {
             rest = &rest[2..];
         }
     }
-    plain + rest
+    plain += rest;
+    // As `storable` has it, and with it the marks: Postgres cannot hold them otherwise.
+    plain.replace('\0', "\u{fffd}")
 }
 
 /// Whether `mark` occurs in `text` other than as part of a longer name.
@@ -160,6 +166,22 @@ mod tests {
         marks.learn(br#"{"data":{"email":"b@example.com"}}"#);
         marks.learn(b"no json");
         assert_eq!(marks.said(), ["00uA23456789", "a@example.com", "b@example.com"]);
+    }
+
+    /// Postgres holds neither NUL nor half a surrogate pair.
+    #[test]
+    fn marks_can_be_stored_whatever_is_in_them() {
+        let mut marks = Marks::new("u", []);
+        let body = br#"{"data":{"email":"nul\u0000@example.com","username":"half-of-a-pair\ud83d"}}"#;
+        marks.learn(body);
+        assert_eq!(
+            marks.said(),
+            ["nul\u{fffd}@example.com", "half-of-a-pair\u{fffd}"]
+        );
+        assert!(marks.are_in(br#"cut off: "nul\u0000@example.com"#));
+        assert!(marks.are_in(br#"{"name":"half-of-a-pair\ud83d"}"#));
+        assert!(marks.are_in(b"\"nul\0@example.com\""));
+        assert!(!marks.are_in(br#"{"email":"nul@example.com"}"#));
     }
 
     #[test]

@@ -99,8 +99,8 @@ impl Tools {
                 return Err(Error::Cut(cut));
             }
             asked = Some(swap::ask_for_lists(&mut connection).await?);
-            build.seed(&mut connection, Seed::Gone).await?;
         }
+        build.seed(&mut connection, Seed::Gone).await?;
         build.catch_up(&mut connection, &self.bar).await?;
         let mut unlisted = Vec::new();
         if let Some(asked) = asked {

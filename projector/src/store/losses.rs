@@ -7,6 +7,7 @@
 //! reads `dsync.rewinds`, too), and explains the same gap from then on, however often the log is read again.
 
 use journal::Identity;
+use schema::record::Source;
 use schema::timestamp::Timestamp;
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
@@ -16,8 +17,42 @@ use super::seq;
 use crate::holes::Hole;
 use crate::lane::Lane;
 
-/// Records that the messages `seqs` are missing from the log created at `stream_created` without being lost: an erasure
-/// takes them, or they were gone before anything was projected.
+/// What a message that an erasure takes also said: it described a group. The group's row may be all that still knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SaidOfGroup {
+    /// The group's id.
+    pub group: String,
+    /// The event's id, as in the group's registers.
+    pub event: String,
+    /// How the event reached the log, likewise.
+    pub source: Source,
+}
+
+/// Records that an erasure takes the message `at` from the log created at `stream_created`, and what it `said` besides.
+pub async fn erased(
+    pool: &PgPool,
+    stream_created: Timestamp,
+    at: u64,
+    said: Option<&SaidOfGroup>,
+) -> sqlx::Result<()> {
+    sqlx::query!(
+        r#"
+        insert into dsync.overwritten (stream_created, seq, group_id, event_id, source) values ($1, $2, $3, $4, $5)
+        on conflict do nothing
+        "#,
+        OffsetDateTime::from(stream_created),
+        seq(at),
+        said.map(|said| said.group.as_str()),
+        said.map(|said| said.event.as_str()),
+        said.map(|said| said.source.code()),
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+/// Records that the messages `seqs` are missing from the log created at `stream_created` without being lost: they were gone
+/// before anything was projected.
 pub async fn overwritten(pool: &PgPool, stream_created: Timestamp, seqs: &[u64]) -> sqlx::Result<()> {
     sqlx::query!(
         r#"

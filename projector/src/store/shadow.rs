@@ -170,42 +170,63 @@ pub enum Seed {
     Gone,
 }
 
-/// Fills the tables with what the live rows knew up to `cut`, and nothing else.
-pub async fn seed(connection: &mut PgConnection, cut: OffsetDateTime, seed: Seed) -> sqlx::Result<()> {
+/// Fills the tables with what the log no longer says, as far as the live rows know it, and nothing else: what they knew up to
+/// `cut`, if the log lacks its beginning; and what messages said about groups that erasures took.
+pub async fn seed(
+    connection: &mut PgConnection,
+    cut: Option<OffsetDateTime>,
+    part: Seed,
+) -> sqlx::Result<()> {
     for table in TABLES {
-        let columns = table.columns(connection).await?;
-        let register = |names: &'static [&'static str], time: &'static str, wanted: bool| {
-            names.iter().map(move |name| {
-                (
-                    *name,
-                    if wanted {
-                        format!("l.{time} <= $1")
-                    } else {
-                        "false".to_owned()
-                    },
-                )
-            })
+        // Without a cut, `$1` is null, and no comparison with it is true.
+        let before = |time: &str| format!("l.{time} <= $1");
+        let everything = |time: &str| match part {
+            Seed::Everything => before(time),
+            Seed::Gone => "false".to_owned(),
         };
-        let everything = seed == Seed::Everything;
-        let versioned = !table.attributes.is_empty();
-        let mut parts: Vec<(&str, String)> = Vec::new();
-        if versioned {
-            parts.extend(register(VERSION, "version_observed_at", everything));
-            parts.extend(register(table.attributes, "version_observed_at", everything));
-        }
-        parts.extend(register(SEEN, "seen_at", everything));
-        parts.extend(register(GONE, "gone_at", true));
+        let taken = |event: &str, source: &str| match table.entity {
+            "group" => format!(
+                "exists (select from dsync.overwritten as o
+                     where o.group_id = l.id and o.event_id = l.{event} and o.source = l.{source})"
+            ),
+            _ => "false".to_owned(),
+        };
+        let version = format!(
+            "({} or {})",
+            everything("version_observed_at"),
+            taken("version_event", "version_source")
+        );
+        let seen = format!(
+            "({} or {})",
+            everything("seen_at"),
+            taken("seen_event", "seen_source")
+        );
+        let gone = before("gone_at");
+        let columns = table.columns(connection).await?;
         let values: Vec<String> = columns
             .iter()
-            .map(|column| match parts.iter().find(|(name, _)| name == column) {
-                None => format!("l.{column}"),
-                Some((_, kept)) => format!("case when {kept} then l.{column} else {} end", never(column)),
+            .map(|column| {
+                let name = column.as_str();
+                let kept = if VERSION.contains(&name) || table.attributes.contains(&name) {
+                    &version
+                } else if SEEN.contains(&name) {
+                    &seen
+                } else if GONE.contains(&name) {
+                    &gone
+                } else {
+                    return format!("l.{name}");
+                };
+                format!("case when {kept} then l.{name} else {} end", never(name))
             })
             .collect();
-        let mut any = vec!["(l.gone_at <= $1 and l.gone_at > '-infinity')"];
-        if everything {
-            any.push("l.seen_at <= $1");
-            any.extend(versioned.then_some("l.version_observed_at <= $1"));
+        let mut any = vec![format!("({gone} and l.gone_at > '-infinity')")];
+        any.push(everything("seen_at"));
+        if !table.attributes.is_empty() {
+            any.push(everything("version_observed_at"));
+        }
+        if table.entity == "group" {
+            // Such a message may also be the only one that named the row's directory.
+            any.push("exists (select from dsync.overwritten as o where o.group_id = l.id)".to_owned());
         }
         let (name, columns, values) = (table.name, columns.join(", "), values.join(", "));
         let any = any.join(" or ");
