@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
 use journal::{AppendError, Appended, Journal};
 use schema::record::Record;
+use schema::reduce::reduced;
 use schema::timestamp::Timestamp;
 use service::clock::Clock;
 use service::postgres::{answered_within, described};
@@ -195,23 +196,40 @@ impl Work {
         Ok(unwritten)
     }
 
-    /// Appends a record, retrying for a while if the log is unavailable or full.
+    /// Appends a record, retrying for a while if the log is unavailable or full. One that is too large is stored without
+    /// its objects' attributes if it takes something away.
     pub async fn append(&self, record: &Record) -> Result<Appended, AppendError> {
+        match self.append_whole(record).await {
+            Err(AppendError::TooLarge) => {}
+            outcome => return outcome,
+        }
+        let outcome = match reduced(record) {
+            Some(reduced) => self.append_whole(&reduced).await,
+            None => Err(AppendError::TooLarge),
+        };
+        let (id, subject, bytes) = (&record.id, &record.subject, record.body.len());
+        match outcome {
+            Err(AppendError::TooLarge) => {
+                tracing::error!(id, %subject, bytes, "this record is larger than the log accepts; it is left out");
+            }
+            Ok(Appended::Stored { .. }) => {
+                tracing::warn!(
+                    id, %subject, bytes,
+                    "this record is larger than the log accepts; it takes something away and is stored without attributes"
+                );
+            }
+            _ => {}
+        }
+        outcome
+    }
+
+    async fn append_whole(&self, record: &Record) -> Result<Appended, AppendError> {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
         let began = Instant::now();
         loop {
             match self.journal.append(record).await {
                 Err(AppendError::Unavailable(_) | AppendError::Full) if began.elapsed() < APPEND_PATIENCE => {
                     tokio::time::sleep(backoff.next_delay()).await;
-                }
-                Err(AppendError::TooLarge) => {
-                    tracing::error!(
-                        id = record.id,
-                        subject = %record.subject,
-                        bytes = record.body.len(),
-                        "this record is larger than the log accepts; it is left out"
-                    );
-                    return Err(AppendError::TooLarge);
                 }
                 outcome => return outcome,
             }

@@ -12,4 +12,5 @@ pub mod observation;
 pub mod observe;
 pub mod picture;
 pub mod record;
+pub mod reduce;
 pub mod timestamp;
