@@ -28,7 +28,7 @@ use crate::reach::Reach;
 use crate::store;
 use crate::store::differing;
 use crate::store::shadow::{self, Seed, TABLES};
-use crate::store::swap::{self, Stand};
+use crate::store::swap::{self, SentBack, Stand};
 use crate::watch::{Verdict, appended_at, judge};
 
 /// Maximum number of records written at once.
@@ -40,6 +40,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How long to wait before reading again when the log's copies disagree, and how many times to do so.
 const PAUSE: Duration = Duration::from_millis(500);
 const DOUBTS: u32 = 20;
+/// How long to wait for a lane that an undo sent back and that does not move.
+const STANDS_STILL: Duration = Duration::from_secs(15);
 /// How many records behind the lanes the build may be when it is compared. The rest is read while others wait.
 const NEAR: u64 = 2_000;
 
@@ -69,6 +71,12 @@ pub enum Error {
         "the lanes were moved back while this command ran (the log lost its end, or a rebuild was undone): try again"
     )]
     SentBack,
+    /// The lanes were sent back and do not come forward.
+    #[error(
+        "an undone rebuild sent the lanes back, and no projector is applying again what came after it: start dsync-projector, \
+         and try again when it has caught up"
+    )]
+    NotThereAgain,
     /// A broker that answers for the log does not know what was already read.
     #[error(
         "cannot determine what the log lacks: it is changing, or its copies differ (see `nats stream info`); nothing was \
@@ -197,7 +205,9 @@ impl Build {
     pub async fn seed(&mut self, connection: &mut PgConnection, seed: Seed) -> Result<(), Error> {
         loop {
             let began = Instant::now();
-            shadow::seed(connection, self.cut(), seed).await?;
+            if let Some(cut) = self.cut() {
+                shadow::seed(connection, cut, seed).await?;
+            }
             let log = self.journal.identity().await?.ok_or(Error::NoLog)?;
             let now = Reach::of(connection, &self.journal, log, self.now).await?;
             match now.beyond(self.reach, began.elapsed()) {
@@ -207,15 +217,60 @@ impl Build {
         }
     }
 
+    /// Whether the lanes have still to apply again what an undo sent them back over. If so, and `bar` is given, waits for as
+    /// long as they come forward.
+    pub async fn is_sent_back(
+        &self,
+        connection: &mut PgConnection,
+        bar: Option<&ProgressBar>,
+    ) -> Result<bool, Error> {
+        let (mut before, mut stands_since) = (Vec::new(), Instant::now());
+        loop {
+            let lanes = swap::sent_back(connection).await?;
+            let mut ahead = false;
+            for one in &lanes {
+                ahead |= self.is_ahead(*one).await?;
+            }
+            let Some(bar) = bar.filter(|_| ahead) else {
+                return Ok(ahead);
+            };
+            if lanes != before {
+                (before, stands_since) = (lanes, Instant::now());
+            } else if stands_since.elapsed() > STANDS_STILL {
+                return Ok(true);
+            }
+            bar.set_message("waiting for a projector to apply again what came after the undone rebuild");
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Whether the log still has entries for this lane up to where it stood. The last of them may have been erased.
+    async fn is_ahead(&self, sent_back: SentBack) -> Result<bool, Error> {
+        let subjects = match sent_back.lane.subjects() {
+            [] => &[EVERYTHING],
+            subjects => subjects,
+        };
+        for subject in subjects {
+            let next = self.journal.first_at(sent_back.seq + 1, subject).await?;
+            if next.is_some_and(|next| next.seq <= sent_back.stood_at) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Applies the log until the build is close behind the lanes.
     pub async fn catch_up(&mut self, connection: &mut PgConnection, bar: &ProgressBar) -> Result<(), Error> {
         loop {
             let stand = swap::stand(connection).await?.ok_or(Error::NotBegun)?;
             bar.set_length(stand.all.seq);
-            if self.is_near(stand) {
+            if !self.is_near(stand) {
+                self.follow(connection, stand, bar).await?;
+            } else if self.is_sent_back(connection, Some(bar)).await? {
+                return Err(Error::NotThereAgain);
+            } else if self.is_near(swap::stand(connection).await?.ok_or(Error::NotBegun)?) {
                 break;
             }
-            self.follow(connection, stand, bar).await?;
         }
         // Autovacuum does not visit temporary tables, and the plans of the comparison depend on these statistics.
         for table in TABLES {
@@ -249,7 +304,11 @@ impl Build {
             .begin_with("begin isolation level repeatable read")
             .await?;
         let stand = swap::stand(&mut snapshot).await?.ok_or(Error::NotBegun)?;
+        if self.is_sent_back(&mut snapshot, None).await? {
+            return Err(Error::SentBack);
+        }
         self.follow(&mut snapshot, stand, bar).await?;
+        shadow::add_what_erasures_took(&mut snapshot).await?;
         let (mut rows, mut scrubbed) = (Vec::new(), 0);
         for table in TABLES {
             scrubbed += differing::find(&mut snapshot, table).await?;

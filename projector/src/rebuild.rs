@@ -19,7 +19,7 @@ use crate::beside::{Build, Error};
 use crate::reach::Reach;
 use crate::rebuild_report::{Older, Rebuilt, Undone, Verified};
 use crate::store::differing;
-use crate::store::shadow::{Seed, TABLES};
+use crate::store::shadow::{self, Seed, TABLES};
 use crate::store::swap;
 
 /// How many rows older than the log are named, per table.
@@ -99,8 +99,8 @@ impl Tools {
                 return Err(Error::Cut(cut));
             }
             asked = Some(swap::ask_for_lists(&mut connection).await?);
+            build.seed(&mut connection, Seed::Gone).await?;
         }
-        build.seed(&mut connection, Seed::Gone).await?;
         build.catch_up(&mut connection, &self.bar).await?;
         let mut unlisted = Vec::new();
         if let Some(asked) = asked {
@@ -162,12 +162,13 @@ impl Tools {
             let stand = swap::stop_writers(&mut transaction)
                 .await?
                 .ok_or(Error::NotBegun)?;
-            if !build.is_near(stand) {
+            if !build.is_near(stand) || build.is_sent_back(&mut transaction, None).await? {
                 transaction.rollback().await?;
                 build.catch_up(connection, &self.bar).await?;
                 continue;
             }
             build.follow(&mut transaction, stand, &self.bar).await?;
+            shadow::add_what_erasures_took(&mut transaction).await?;
             for table in TABLES {
                 differing::find_among_candidates(&mut transaction, table).await?;
                 if build.cut().is_some() {

@@ -3,6 +3,7 @@
 //! The id is derived from the object, the time and the content, so that a reading appended twice is one record.
 
 use bytes::Bytes;
+use schema::address::is_inactive;
 use schema::json;
 use schema::record::{Received, Record, Source};
 use schema::timestamp::Timestamp;
@@ -106,7 +107,7 @@ impl Reading {
 
     /// Whether this takes something away.
     pub fn is_removal(&self) -> bool {
-        self.verb == "missing"
+        self.verb == "missing" || (self.entity == Entity::User && is_inactive(&self.data))
     }
 }
 
@@ -219,6 +220,32 @@ mod tests {
         let (subject, told) = observed(&Reading::membership(pair, false, AT));
         assert_eq!(subject, "dsync.d1.membership.g1.u1.missing");
         assert_eq!(told.len(), 1);
+    }
+
+    /// Readings are sorted before they become records.
+    #[test]
+    fn a_reading_takes_something_away_if_its_record_does() {
+        let user = |state| {
+            let user = format!(r#"{{"id":"u1","state":"{state}"}}"#);
+            Reading::listed(Entity::User, "d1", "u1", &user, AT)
+        };
+        for (reading, removal) in [
+            (user("active"), false),
+            (user("inactive"), true),
+            (user("suspended"), true),
+            (
+                Reading::listed(Entity::Group, "d1", "g1", r#"{"id":"g1","state":"inactive"}"#, AT),
+                false,
+            ),
+            (Reading::missing(Entity::Group, "d1", "g1", AT), true),
+        ] {
+            assert_eq!(reading.is_removal(), removal, "{reading:?}");
+            assert_eq!(
+                reading.record(AT).unwrap().subject.is_removal(),
+                removal,
+                "{reading:?}"
+            );
+        }
     }
 
     #[test]

@@ -109,7 +109,7 @@ fn subject(kind: Kind, event_type: &str, data: &RawValue) -> Result<Subject, Una
     let subject = match kind {
         Kind::Directory(_) => format!("dsync.{}.directory.{verb}", id_of(data)?),
         Kind::User(change) => {
-            let verb = if change != Change::Gone && is_inactive(data) {
+            let verb = if change != Change::Gone && is_inactive(data.get()) {
                 "deactivated"
             } else {
                 verb
@@ -165,10 +165,10 @@ fn any_directory_of(data: &RawValue) -> Result<DirectoryId<'_>, Unaddressable> {
     })
 }
 
-/// Whether a user's `state` is present and other than `active`. A user without a state is not active either, but the
+/// Whether the `state` of a user, given as JSON text, is present and other than `active`. A user without a state is not active either, but the
 /// event does not report a deactivation.
-fn is_inactive(user: &RawValue) -> bool {
-    members(user.get(), &["state"])
+pub fn is_inactive(user: &str) -> bool {
+    members(user, &["state"])
         .is_ok_and(|[state]| state.and_then(json::text).is_some_and(|state| state != "active"))
 }
 

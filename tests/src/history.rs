@@ -3,7 +3,7 @@
 //!
 //! Whatever is wrong comes back as text, because the soak reports it together with its other findings.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Context as _;
 use serde_json::Value;
@@ -88,6 +88,14 @@ impl History {
     /// Reads all of it.
     pub async fn read(pool: &PgPool) -> anyhow::Result<History> {
         Ok(History(Change::read(pool, 0, i64::MAX).await?))
+    }
+
+    /// Without the changes of these users, whose values an erasure blanked.
+    #[must_use]
+    pub fn without_users(mut self, ids: &BTreeSet<String>) -> History {
+        self.0
+            .retain(|change| change.entity != "user" || !ids.contains(&change.entity_id));
+        self
     }
 
     /// The numbers of its changes, in order.

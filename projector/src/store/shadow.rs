@@ -170,63 +170,42 @@ pub enum Seed {
     Gone,
 }
 
-/// Fills the tables with what the log no longer says, as far as the live rows know it, and nothing else: what they knew up to
-/// `cut`, if the log lacks its beginning; and what messages said about groups that erasures took.
-pub async fn seed(
-    connection: &mut PgConnection,
-    cut: Option<OffsetDateTime>,
-    part: Seed,
-) -> sqlx::Result<()> {
+/// Fills the tables with what the live rows knew up to `cut`, and nothing else.
+pub async fn seed(connection: &mut PgConnection, cut: OffsetDateTime, seed: Seed) -> sqlx::Result<()> {
     for table in TABLES {
-        // Without a cut, `$1` is null, and no comparison with it is true.
-        let before = |time: &str| format!("l.{time} <= $1");
-        let everything = |time: &str| match part {
-            Seed::Everything => before(time),
-            Seed::Gone => "false".to_owned(),
-        };
-        let taken = |event: &str, source: &str| match table.entity {
-            "group" => format!(
-                "exists (select from dsync.overwritten as o
-                     where o.group_id = l.id and o.event_id = l.{event} and o.source = l.{source})"
-            ),
-            _ => "false".to_owned(),
-        };
-        let version = format!(
-            "({} or {})",
-            everything("version_observed_at"),
-            taken("version_event", "version_source")
-        );
-        let seen = format!(
-            "({} or {})",
-            everything("seen_at"),
-            taken("seen_event", "seen_source")
-        );
-        let gone = before("gone_at");
         let columns = table.columns(connection).await?;
+        let register = |names: &'static [&'static str], time: &'static str, wanted: bool| {
+            names.iter().map(move |name| {
+                (
+                    *name,
+                    if wanted {
+                        format!("l.{time} <= $1")
+                    } else {
+                        "false".to_owned()
+                    },
+                )
+            })
+        };
+        let everything = seed == Seed::Everything;
+        let versioned = !table.attributes.is_empty();
+        let mut parts: Vec<(&str, String)> = Vec::new();
+        if versioned {
+            parts.extend(register(VERSION, "version_observed_at", everything));
+            parts.extend(register(table.attributes, "version_observed_at", everything));
+        }
+        parts.extend(register(SEEN, "seen_at", everything));
+        parts.extend(register(GONE, "gone_at", true));
         let values: Vec<String> = columns
             .iter()
-            .map(|column| {
-                let name = column.as_str();
-                let kept = if VERSION.contains(&name) || table.attributes.contains(&name) {
-                    &version
-                } else if SEEN.contains(&name) {
-                    &seen
-                } else if GONE.contains(&name) {
-                    &gone
-                } else {
-                    return format!("l.{name}");
-                };
-                format!("case when {kept} then l.{name} else {} end", never(name))
+            .map(|column| match parts.iter().find(|(name, _)| name == column) {
+                None => format!("l.{column}"),
+                Some((_, kept)) => format!("case when {kept} then l.{column} else {} end", never(column)),
             })
             .collect();
-        let mut any = vec![format!("({gone} and l.gone_at > '-infinity')")];
-        any.push(everything("seen_at"));
-        if !table.attributes.is_empty() {
-            any.push(everything("version_observed_at"));
-        }
-        if table.entity == "group" {
-            // Such a message may also be the only one that named the row's directory.
-            any.push("exists (select from dsync.overwritten as o where o.group_id = l.id)".to_owned());
+        let mut any = vec!["(l.gone_at <= $1 and l.gone_at > '-infinity')"];
+        if everything {
+            any.push("l.seen_at <= $1");
+            any.extend(versioned.then_some("l.version_observed_at <= $1"));
         }
         let (name, columns, values) = (table.name, columns.join(", "), values.join(", "));
         let any = any.join(" or ");
@@ -239,6 +218,72 @@ pub async fn seed(
         );
         sqlx::query(AssertSqlSafe(fill))
             .bind(cut)
+            .execute(&mut *connection)
+            .await?;
+    }
+    Ok(())
+}
+
+/// Adds what erasures took from the log and only the live rows know: what an erased person's records said about groups. Repeated
+/// before each comparison, because somebody may be erased meanwhile.
+pub async fn add_what_erasures_took(connection: &mut PgConnection) -> sqlx::Result<()> {
+    let [_, _, groups, _] = TABLES;
+    let columns = groups.columns(connection).await?;
+    let of_register = |column: &String| {
+        let name = column.as_str();
+        let version = VERSION.contains(&name) || groups.attributes.contains(&name);
+        version || SEEN.contains(&name) || GONE.contains(&name)
+    };
+    let values: Vec<String> = columns
+        .iter()
+        .map(|column| {
+            if of_register(column) {
+                never(column).to_owned()
+            } else {
+                format!("l.{column}")
+            }
+        })
+        .collect();
+    let taken = |event: &str, source: &str| {
+        format!(
+            "exists (select from dsync.overwritten as o
+                 where o.group_id = l.id and o.event_id = l.{event} and o.source = l.{source})"
+        )
+    };
+    let list = |alias: &str, names: &[&str]| {
+        let names: Vec<String> = names.iter().map(|name| format!("{alias}{name}")).collect();
+        names.join(", ")
+    };
+    let versioned: Vec<&str> = VERSION.iter().chain(groups.attributes).copied().collect();
+    let register = |names: &[&str], key: &[&str], event: &str, source: &str| {
+        format!(
+            "update pg_temp.groups as s set (organization_id, {}) = (l.organization_id, {}) from dsync.groups as l
+             where l.id = s.id and ({}) > ({}) and {}",
+            list("", names),
+            list("l.", names),
+            list("l.", key),
+            list("s.", key),
+            taken(event, source),
+        )
+    };
+    for statement in [
+        format!(
+            "insert into pg_temp.groups ({}) select {} from dsync.groups as l
+             where exists (select from dsync.overwritten as o where o.group_id = l.id)
+             on conflict do nothing",
+            columns.join(", "),
+            values.join(", "),
+        ),
+        // No register says which record named the directory.
+        "update pg_temp.groups as s set (organization_id, directory_id) = (l.organization_id, l.directory_id)
+         from dsync.groups as l
+         where l.id = s.id and l.directory_id > s.directory_id
+             and exists (select from dsync.overwritten as o where o.group_id = l.id)"
+            .to_owned(),
+        register(&versioned, VERSION, "version_event", "version_source"),
+        register(SEEN, SEEN, "seen_event", "seen_source"),
+    ] {
+        sqlx::query(AssertSqlSafe(statement))
             .execute(&mut *connection)
             .await?;
     }

@@ -133,6 +133,44 @@ pub async fn newest(connection: &mut PgConnection) -> sqlx::Result<Option<Rebuil
     .await
 }
 
+/// A lane that an undo sent back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SentBack {
+    /// Which lane.
+    pub lane: Lane,
+    /// Where it stands.
+    pub seq: u64,
+    /// Where it stood before the undo.
+    pub stood_at: u64,
+}
+
+/// The lanes that an undo sent back and that do not stand where they stood before. Until they do, the tables know more than
+/// the log says up to the lanes' positions.
+pub async fn sent_back(connection: &mut PgConnection) -> sqlx::Result<Vec<SentBack>> {
+    let mut found = Vec::new();
+    for lane in Lane::EVERY {
+        let row = sqlx::query!(
+            r#"
+            select p.seq, max(case p.lane when 'all' then b.undone_seq else b.undone_removals_seq end) as "stood_at!"
+            from dsync.progress as p
+            join dsync.rebuilds as b on b.undone_stream = p.stream_created
+            where p.lane = $1
+            group by p.seq
+            having max(case p.lane when 'all' then b.undone_seq else b.undone_removals_seq end) > p.seq
+            "#,
+            lane.as_str(),
+        )
+        .fetch_optional(&mut *connection)
+        .await?;
+        found.extend(row.map(|row| SentBack {
+            lane,
+            seq: row.seq.unsigned_abs(),
+            stood_at: row.stood_at.unsigned_abs(),
+        }));
+    }
+    Ok(found)
+}
+
 /// Restores what `rebuild` replaced, and moves the lanes back to where they stood then, so that what was applied since is
 /// applied again to the restored rows.
 pub async fn undo(connection: &mut PgConnection, rebuild: i64) -> sqlx::Result<()> {
@@ -163,6 +201,17 @@ pub async fn undo(connection: &mut PgConnection, rebuild: i64) -> sqlx::Result<(
     }
     sqlx::query!(
         r#"
+        update dsync.rebuilds as b
+        set undone_at = now(), undone_stream = a.stream_created, undone_seq = a.seq, undone_removals_seq = r.seq
+        from dsync.progress as a, dsync.progress as r
+        where b.id = $1 and a.lane = 'all' and r.lane = 'removals'
+        "#,
+        rebuild,
+    )
+    .execute(&mut *connection)
+    .await?;
+    sqlx::query!(
+        r#"
         update dsync.progress as p
         set seq_appended_at = null,
             seq = case
@@ -177,14 +226,8 @@ pub async fn undo(connection: &mut PgConnection, rebuild: i64) -> sqlx::Result<(
     .execute(&mut *connection)
     .await?;
     sqlx::query!("delete from dsync.replaced where rebuild_id = $1", rebuild)
-        .execute(&mut *connection)
+        .execute(connection)
         .await?;
-    sqlx::query!(
-        "update dsync.rebuilds set undone_at = now() where id = $1",
-        rebuild
-    )
-    .execute(connection)
-    .await?;
     Ok(())
 }
 

@@ -1,4 +1,5 @@
-//! The soak: traffic from a simulated WorkOS while one random fault after another strikes, and a verdict at the end.
+//! The soak: traffic from a simulated WorkOS while one random fault after another strikes and an operator verifies,
+//! rebuilds, sweeps and erases, and a verdict at the end.
 //!
 //!     cargo build --workspace --bins && target/debug/soak --seed 7 --strikes 100 --minutes 10
 //!
@@ -11,6 +12,7 @@
 #![allow(clippy::print_stdout, reason = "prints its report")]
 
 mod disk;
+mod operator;
 mod plan;
 mod report;
 mod stage;
@@ -28,6 +30,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use clap::Parser;
 
+use crate::operator::{Deeds, Operator};
 use crate::plan::{Means, plan};
 use crate::report::Report;
 use crate::stage::{Setting, Stage};
@@ -118,6 +121,7 @@ async fn soak(cli: &Cli) -> anyhow::Result<bool> {
     let mut report = Report::new(cli.seed);
     let until = Instant::now() + Duration::from_secs_f64(cli.minutes * 60.0);
     stage.recovered(true).await.context("before the first strike")?;
+    let operator = Operator::hire(&stage, cli.seed);
     for round in rounds {
         if Instant::now() > until {
             break;
@@ -135,7 +139,8 @@ async fn soak(cli: &Cli) -> anyhow::Result<bool> {
         report.count(&round, took);
     }
     drop(traffic);
-    conclude(cli, stage, &report, ARRIVES_WITHIN).await
+    let deeds = operator.dismiss().await?;
+    conclude(cli, stage, &report, deeds, ARRIVES_WITHIN).await
 }
 
 /// The negative control.
@@ -152,11 +157,18 @@ async fn power_loss(cli: &Cli) -> anyhow::Result<bool> {
     })
     .await?;
     stage.lose_power(cli.seed).await?;
-    conclude(cli, stage, &Report::new(cli.seed), CONTROLLED_WITHIN).await
+    let (report, deeds) = (Report::new(cli.seed), Deeds::default());
+    conclude(cli, stage, &report, deeds, CONTROLLED_WITHIN).await
 }
 
-async fn conclude(cli: &Cli, mut stage: Stage, report: &Report, patience: Duration) -> anyhow::Result<bool> {
-    let verdict = stage.verdict(patience).await?;
+async fn conclude(
+    cli: &Cli,
+    mut stage: Stage,
+    report: &Report,
+    deeds: Deeds,
+    patience: Duration,
+) -> anyhow::Result<bool> {
+    let verdict = stage.verdict(deeds, patience).await?;
     report.show(&verdict, &stage.supervision);
     if let Some(file) = &cli.json {
         let mut lines = File::options().create(true).append(true).open(file)?;

@@ -119,6 +119,9 @@ impl Report {
             "stored twice in the log  {} of {} records",
             verdict.stored_twice, verdict.logged
         );
+        for (command, (done, failed)) in &verdict.commands {
+            println!("{command:<24} {done} done, {failed} failed");
+        }
         println!("dead letters             {}", verdict.dead_letters);
         println!("ended by themselves      {}", supervision.ended.len());
         println!(
@@ -171,6 +174,7 @@ impl Report {
             "logged": verdict.logged,
             "stored_twice": verdict.stored_twice,
             "dead_letters": verdict.dead_letters,
+            "commands": verdict.commands,
             "wrong": verdict.wrong,
             "ended": supervision.ended,
             "broker_restarts": supervision.broker_restarts,

@@ -9,6 +9,7 @@ use futures_util::StreamExt as _;
 use tests::{History, agrees, eventually};
 use workos_sim::Acknowledged;
 
+use crate::operator::{self, Deeds};
 use crate::stage::Stage;
 
 /// The most differences shown.
@@ -33,6 +34,8 @@ pub(crate) struct Verdict {
     pub(crate) duplicated_effects: Vec<String>,
     /// Records that could not be applied.
     pub(crate) dead_letters: i64,
+    /// The operator's commands by name: how many were done, and how many failed.
+    pub(crate) commands: BTreeMap<&'static str, (usize, usize)>,
     /// Everything else that is wrong.
     pub(crate) wrong: Vec<String>,
 }
@@ -49,8 +52,12 @@ impl Verdict {
 impl Stage {
     /// Waits for everything to arrive, at most `patience` for each step, and checks the result. Strikes and changes in
     /// the world must have stopped.
-    pub(crate) async fn verdict(&mut self, patience: Duration) -> anyhow::Result<Verdict> {
-        let mut verdict = Verdict::default();
+    pub(crate) async fn verdict(&mut self, deeds: Deeds, patience: Duration) -> anyhow::Result<Verdict> {
+        let mut verdict = Verdict {
+            commands: deeds.counts,
+            wrong: deeds.wrong,
+            ..Verdict::default()
+        };
         self.delivery.hurry();
         match self.delivery.drained_within(patience).await {
             Ok(counts) if counts.gave_up == 0 => {}
@@ -67,13 +74,20 @@ impl Stage {
         verdict
             .wrong
             .extend(shows.err().map(|error| format!("{error:#}")));
-        verdict.events = self.world.sim.events().len();
+        let events = self.world.sim.events();
+        verdict.events = events.len();
         let acknowledged = self.delivery.acknowledged();
         verdict.acknowledged = acknowledged.len();
         let log = self.log().await?;
         verdict.logged = log.values().map(Vec::len).sum();
         verdict.stored_twice = log.values().filter(|sources| sources.len() > 1).count();
+        let about_erased: BTreeSet<String> = events
+            .iter()
+            .filter(|event| deeds.erased.iter().any(|id| event.body().contains(id)))
+            .map(|event| event.id.clone())
+            .collect();
         verdict.lost = lost(&acknowledged, &log);
+        verdict.lost.retain(|event| !about_erased.contains(event));
         let dead = sqlx::query_scalar("select count(*) from dsync.dead_letters");
         verdict.dead_letters = dead.fetch_one(&self.pool).await?;
         let told = eventually(patience, async || {
@@ -88,7 +102,8 @@ impl Stage {
         })
         .await;
         verdict.wrong.extend(told.err().map(|error| format!("{error:#}")));
-        let history = History::read(&self.pool).await?;
+        verdict.wrong.extend(operator::verified(self, patience).await);
+        let history = History::read(&self.pool).await?.without_users(&deeds.erased);
         verdict.changes = history.ids().len();
         verdict.duplicated_effects = history.faults();
         let strays = history.strays(&self.pool).await?;
