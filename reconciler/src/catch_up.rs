@@ -27,6 +27,7 @@ use service::postgres::answered;
 use tokio_util::sync::CancellationToken;
 
 use crate::acknowledged::Acknowledged;
+use crate::directories;
 use crate::lease::LEASE;
 use crate::store::duties::{self, Duty, Position};
 use crate::store::sweeps;
@@ -62,6 +63,8 @@ pub struct CatchUp {
     settings: Settings,
     ways: Ways,
     acknowledged: Acknowledged,
+    /// Whether the API key was seen to be this environment's. It does not change while the process runs.
+    recognised: bool,
     /// The position as this process last read or wrote it.
     stands: Position,
 }
@@ -83,6 +86,7 @@ impl CatchUp {
             settings,
             ways: Ways::default(),
             acknowledged: Acknowledged::default(),
+            recognised: false,
             stands: Position::default(),
         }
     }
@@ -109,6 +113,9 @@ impl CatchUp {
                     );
                 }
                 Ok(_) => {}
+                Err(error @ Failure::OtherEnvironment) => {
+                    tracing::error!(%error, "the catch-up reads no events; looking again");
+                }
                 Err(error) => tracing::warn!(%error, "the catch-up failed; trying again"),
             }
         }
@@ -124,6 +131,7 @@ impl CatchUp {
             self.acknowledged.clear();
             return Ok(None);
         }
+        self.recognise().await?;
         let (position, rewound) = answered(duties::position(&self.work.pool)).await?;
         if position != self.stands {
             // Another reconciler moved it, perhaps because the log lost events that are known here.
@@ -162,6 +170,22 @@ impl CatchUp {
                 .forget_before(reached.minus(self.settings.holdback * 2));
         }
         Ok(Some(polled))
+    }
+
+    /// Fails if the API key may be another environment's: with its events, its directories would come in and make ours look
+    /// like a few among many, and ours would not be read later. A list that cannot be read is no reason to wait.
+    async fn recognise(&mut self) -> Result<(), Failure> {
+        if self.recognised {
+            return Ok(());
+        }
+        match directories::recognise(&self.work).await {
+            Ok(()) => self.recognised = true,
+            Err(Failure::Api(error)) if !matches!(error, ApiError::Unauthorized(_)) => {
+                tracing::warn!(%error, "cannot list directories to see whether this API key is this environment's");
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
     }
 
     /// Reads one range to its end and appends what it lists. Returns the server's time of the first answer.

@@ -6,10 +6,11 @@
 
 use std::collections::{HashMap, HashSet};
 
+use schema::timestamp::Timestamp;
 use time::OffsetDateTime;
 
 use crate::deletions::Absent;
-use crate::difference::{Difference, Entity};
+use crate::difference::{Difference, Entity, Kind};
 use crate::findings::Findings;
 use crate::judge;
 use crate::key::ObjectKey;
@@ -20,7 +21,7 @@ use crate::store::compared::Comparison;
 use crate::store::{checks, directories, held, sweeps};
 use crate::sweep::Mode;
 use crate::work::{Failure, Work, stored};
-use crate::workos::pages::List;
+use crate::workos::pages::{List, Pages, id_of};
 
 /// The outcome of reading the list.
 #[derive(Debug, Default)]
@@ -87,7 +88,7 @@ pub async fn pass(work: &Work, mode: Mode) -> Result<Pass, Failure> {
     };
     pass.there.sort();
     let shown = stored(directories::shown(&work.pool)).await?;
-    let none_is_listed = none_is_listed(&shown, listed.ids());
+    let none_is_listed = none_is_listed(&shown, listed.ids(), listed.at());
     if none_is_listed {
         // Another environment's directories would also make ours look like a few among many.
         pass.there.clear();
@@ -114,11 +115,32 @@ pub async fn pass(work: &Work, mode: Mode) -> Result<Pass, Failure> {
     Ok(pass)
 }
 
-/// Whether `WorkOS` lists none of the directories that readers see. The only one of a single customer may well be gone, if
-/// there is no other.
-fn none_is_listed(shown: &HashMap<String, OffsetDateTime>, listed: &HashSet<String>) -> bool {
-    shown.keys().all(|id| !listed.contains(id))
-        && (shown.len() > 1 || (shown.len() == 1 && !listed.is_empty()))
+/// Fails if the API key looks like another environment's: `WorkOS` lists none of the directories that readers see.
+pub async fn recognise(work: &Work) -> Result<(), Failure> {
+    let shown = stored(directories::shown(&work.pool)).await?;
+    if shown.is_empty() {
+        return Ok(());
+    }
+    let mut pages = Pages::of(&work.api, List::directories());
+    let mut listed = HashSet::new();
+    while let Some(page) = pages.next().await? {
+        let ids = page.objects.iter().filter_map(|object| id_of(object));
+        listed.extend(ids);
+    }
+    let Some(walked) = pages.walked() else {
+        return Ok(());
+    };
+    if none_is_listed(&shown, &listed, work.as_of(walked.first_at)) {
+        return Err(Failure::OtherEnvironment);
+    }
+    Ok(())
+}
+
+/// Whether a list as of `at` has none of the directories that readers see, and that is not because all of them are younger
+/// than the list. Even the only one there is: its deletion comes as an event, and what nobody told of may be a wrong key.
+fn none_is_listed(shown: &HashMap<String, OffsetDateTime>, listed: &HashSet<String>, at: Timestamp) -> bool {
+    let older = shown.values().any(|seen_at| Timestamp::from(*seen_at) <= at);
+    older && shown.keys().all(|id| !listed.contains(id))
 }
 
 /// Handles a directory whose own read says that it is gone: confirms it by the list, together with all others that are
@@ -130,6 +152,15 @@ pub async fn vanished(
     report: &mut DirectoryReport,
 ) -> Result<(), Failure> {
     let directory = lease.directory();
+    let held_already = stored(held::of(&work.pool, directory, Entity::Directory)).await?;
+    if !held_already.is_empty() {
+        // Passes over the list decide about it, and people: asked for each of many held, that would be many passes.
+        report.held.push(gone(directory));
+        if !mode.dry_run {
+            stored(sweeps::fail(&work.pool, directory)).await?;
+        }
+        return Ok(());
+    }
     let found = pass(work, mode).await?;
     if found.there.iter().any(|id| id == directory) {
         return Err(Failure::Incomplete("directories"));
@@ -159,6 +190,16 @@ pub async fn vanished(
         stored(sweeps::fail(&work.pool, directory)).await?;
     }
     if told { Ok(()) } else { Err(Failure::Unknown) }
+}
+
+fn gone(directory: &str) -> Difference {
+    Difference {
+        entity: Entity::Directory,
+        kind: Kind::Extra,
+        id: directory.to_owned(),
+        columns: Vec::new(),
+        values: None,
+    }
 }
 
 async fn carry_out(work: &Work, pass: &mut Pass) -> Result<(), Failure> {

@@ -110,7 +110,12 @@ async fn read_object(
             let missing = || Reading::missing(entity, directory, id, at);
             match verdict {
                 // Already gone. Recording that again, for a later time, is only useful to settle a doubt.
-                Verdict::Same if in_doubt => findings.readings.push(missing()),
+                Verdict::Same if in_doubt => {
+                    // Another environment does not have it either.
+                    if is_ours(work, target).await? {
+                        findings.readings.push(missing());
+                    }
+                }
                 // One read ends no directory: a sweep asks the list, as another environment's key finds none of ours.
                 Verdict::Drift(_) if !sees(work, target).await? => {
                     stored(sweeps::again(&work.pool, directory)).await?;
@@ -129,6 +134,17 @@ async fn sees(work: &Work, target: &Target) -> Result<bool, Failure> {
     }
     let directory = work.api.directory(&target.directory).await?;
     Ok(matches!(directory, Read::There(..)))
+}
+
+/// Whether the API key sees the environment of an object that `WorkOS` does not have.
+async fn is_ours(work: &Work, target: &Target) -> Result<bool, Failure> {
+    if target.what != What::Directory {
+        return sees(work, target).await;
+    }
+    match crate::directories::recognise(work).await {
+        Err(Failure::OtherEnvironment) => Ok(false),
+        recognised => recognised.map(|()| true),
+    }
 }
 
 /// When an object was last seen. `None` if readers do not see it.

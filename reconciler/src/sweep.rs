@@ -161,6 +161,8 @@ async fn run(work: &Work, lease: &Lease, mode: Mode, report: &mut DirectoryRepor
             return Err(Failure::LeaseLost);
         }
         hold(work, directory, &confirmed).await?;
+        // It is there, whatever the list of directories lacked.
+        stored(held::replace(&work.pool, directory, Entity::Directory, &[])).await?;
         let readings = std::mem::take(&mut findings.readings);
         findings.unreadable += work.append_readings(readings).await?;
         let swept = Swept { started, read_at };

@@ -84,6 +84,12 @@ pub enum Failure {
     /// Neither `WorkOS` nor the tables know this directory.
     #[error("there is no such directory")]
     Unknown,
+    /// `WorkOS` lists none of the directories that readers see.
+    #[error(
+        "WorkOS lists none of the directories that the tables have: is WORKOS_API_KEY another environment's? If they are \
+         really gone, approve that with `dsync-reconciler approve`"
+    )]
+    OtherEnvironment,
     /// A list lacked objects that exist when read one by one.
     #[error("a list from WorkOS was incomplete ({0})")]
     Incomplete(&'static str),

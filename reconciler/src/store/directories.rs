@@ -104,12 +104,44 @@ pub(super) async fn compare(
     })
 }
 
-/// The directories that readers see, and when each was last seen.
+/// The directories that readers see, and when each was last seen. Also those of which readers see only users or groups, because
+/// nothing ever told of the directory itself: if it does not exist, they must not stay either.
 pub async fn shown(pool: &PgPool) -> sqlx::Result<HashMap<String, OffsetDateTime>> {
     sqlx::query!(
         r#"
+        -- Skips from one directory to the next in the indexes; there may be millions of users.
+        with recursive of_users as (
+            (select directory_id from dsync.users order by directory_id limit 1)
+            union all
+            select (
+                select u.directory_id from dsync.users as u where u.directory_id > o.directory_id
+                order by u.directory_id limit 1
+            )
+            from of_users as o where o.directory_id is not null
+        ), of_groups as (
+            (select directory_id from dsync.groups order by directory_id limit 1)
+            union all
+            select (
+                select g.directory_id from dsync.groups as g where g.directory_id > o.directory_id
+                order by g.directory_id limit 1
+            )
+            from of_groups as o where o.directory_id is not null
+        ), mentioned as (
+            select directory_id as id from of_users union select directory_id from of_groups
+        ), contents as (
+            select
+                m.id,
+                greatest(
+                    (select max(u.seen_at) from dsync.users as u where u.directory_id = m.id and u.seen_at > u.gone_at),
+                    (select max(g.seen_at) from dsync.groups as g where g.directory_id = m.id and g.seen_at > g.gone_at)
+                ) as seen_at
+            from mentioned as m
+            where not exists (select from dsync.directories as d where d.id = m.id)
+        )
         select v.id as "id!", d.seen_at as "seen_at!"
         from directory.directories as v join dsync.directories as d on d.id = v.id
+        union all
+        select id, seen_at from contents where id is not null and seen_at is not null
         "#,
     )
     .fetch(pool)

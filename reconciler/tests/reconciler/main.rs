@@ -8,6 +8,7 @@ mod commanding;
 mod comparing;
 mod guarding;
 mod official;
+mod other_key;
 mod oversized;
 mod putting_off;
 mod races;

@@ -1,0 +1,218 @@
+//! The API key of another environment: it takes nobody's access away, lets nobody in, and what happened meanwhile is caught
+//! up with once the right key is back. And people of directories that nobody knows.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use reconciler::catch_up::{CatchUp, Settings};
+use reconciler::checks::Checker;
+use reconciler::command;
+use reconciler::sweep::Mode;
+use reconciler::work::{Failure, Work};
+use workos_sim::{Change, DirectoryOptions, Options, Seed, Sim};
+
+use crate::catching_up::HOLDBACK;
+use crate::checking::doubt;
+use crate::stand::{Stand, sweep_with};
+
+/// Some directories of ours, swept, and another environment.
+struct Two {
+    stand: Stand,
+    directories: Vec<String>,
+    users: Vec<String>,
+    other: Sim,
+}
+
+async fn two_environments(directories: usize) -> anyhow::Result<Two> {
+    let stand = Stand::up().await?;
+    let mut two = Two {
+        directories: Vec::new(),
+        users: Vec::new(),
+        other: Sim::start(Options::at(stand.sim.clock().now())).await?,
+        stand,
+    };
+    for _ in 0..directories {
+        let directory = two.stand.sim.create_directory(DirectoryOptions::newer())?;
+        let seeded = two.stand.sim.seed(&directory, &Seed::default())?;
+        two.users.extend(seeded.users);
+        two.directories.push(directory);
+    }
+    two.stand.log_all().await?;
+    two.stand.agrees().await?;
+    two.stand.settle();
+    two.stand.pass().await;
+    two.advance(Duration::ZERO);
+    Ok(two)
+}
+
+impl Two {
+    fn wrong(&self) -> anyhow::Result<Work> {
+        self.stand.with_key_of(&self.other)
+    }
+
+    fn wrong_catch_up(&self) -> anyhow::Result<CatchUp> {
+        let settings = Settings {
+            every: Duration::from_secs(1),
+            holdback: HOLDBACK,
+        };
+        Ok(CatchUp::new(self.wrong()?, settings))
+    }
+
+    /// The same time passes in both environments.
+    fn advance(&self, by: Duration) {
+        self.stand.advance(by);
+        let ahead = self.stand.sim.clock().now().0 - self.other.clock().now().0;
+        self.other
+            .clock()
+            .advance(Duration::from_millis(u64::try_from(ahead).unwrap_or_default()));
+    }
+
+    /// How many users readers see, and whether all of them are ours.
+    async fn shown(&self) -> anyhow::Result<(usize, bool)> {
+        self.stand.applied().await?;
+        let asked = "select count(*), coalesce(bool_and(id = any($1)), true) from directory.users";
+        let (count, ours): (i64, bool) = sqlx::query_as(asked)
+            .bind(&self.users)
+            .fetch_one(&self.stand.pool)
+            .await?;
+        Ok((usize::try_from(count)?, ours))
+    }
+}
+
+#[tokio::test]
+async fn the_catch_up_takes_nothing_from_another_environment_and_skips_nothing_of_ours() -> anyhow::Result<()>
+{
+    let two = two_environments(2).await?;
+    let all = (two.users.len(), true);
+    two.stand.catch_up(HOLDBACK).poll().await?.context("no lease")?;
+    // One of theirs is connected, and one of ours removed, whose webhook is lost.
+    let foreign = two.other.create_directory(DirectoryOptions::newer())?;
+    two.other.seed(&foreign, &Seed::default())?;
+    let user = two.users[0].clone();
+    two.stand.sim.change(Change::DeleteUser {
+        user: user.clone(),
+        removals: false,
+    })?;
+    let end = two.stand.log_end().await?;
+    let mut wrong = two.wrong_catch_up()?;
+    for _ in 0..5 {
+        let refused = wrong.poll().await;
+        ensure!(matches!(refused, Err(Failure::OtherEnvironment)), "{refused:?}");
+        two.advance(Duration::from_mins(1));
+    }
+    ensure!(two.stand.log_end().await? == end && two.shown().await? == all);
+    // The list, which it now reads, takes nothing away either.
+    command::pass(&two.wrong()?, None, Mode::default()).await;
+    ensure!(two.shown().await? == all);
+    // With the right key again, what happened meanwhile is still listed.
+    let polled = two.stand.catch_up(HOLDBACK).poll().await?.context("no lease")?;
+    ensure!(
+        polled.recovered > 0 && !two.stand.shows_user(&user).await?,
+        "{polled:?}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_only_directory_waits_for_approval_if_there_is_none_at_all() -> anyhow::Result<()> {
+    let two = two_environments(1).await?;
+    let report = command::pass(&two.wrong()?, None, Mode::default()).await;
+    ensure!(two.shown().await? == (two.users.len(), true), "{}", report.text());
+    ensure!(
+        two.stand
+            .count("select count(*) from dsync.held_deletions")
+            .await?
+            == 1
+    );
+    // If it is really gone, somebody can say so.
+    let directory = two.directories[0].clone();
+    two.stand.sim.change(Change::DeleteDirectory {
+        directory: directory.clone(),
+    })?;
+    two.stand.log(|_, _| false).await?;
+    two.stand.settle();
+    ensure!(two.stand.pass().await.has_drift() && two.shown().await?.0 == two.users.len());
+    let approve = two.stand.program().arg("approve").arg(&directory).run().await?;
+    ensure!(approve.status.success(), "{approve:?}");
+    ensure!(two.shown().await?.0 == 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn another_environment_settles_no_doubt() -> anyhow::Result<()> {
+    let two = two_environments(2).await?;
+    let user = &two.users[0];
+    doubt(&two.stand, user).await?;
+    two.advance(Duration::ZERO);
+    let doubts = "select count(*) from dsync.checks";
+    ensure!(two.stand.count(doubts).await? == 1);
+    Checker::new(two.wrong()?).round().await?;
+    two.stand.applied().await?;
+    ensure!(two.stand.count(doubts).await? == 1);
+    two.stand.settle();
+    two.stand.check().await?;
+    ensure!(two.stand.count(doubts).await? == 0 && two.stand.shows_user(user).await?);
+    Ok(())
+}
+
+/// A held directory's own sweep asks only for the directory; and finding it there is enough to end the hold.
+#[tokio::test]
+async fn sweeps_of_held_directories_cost_little_and_lift_their_own_hold() -> anyhow::Result<()> {
+    let two = two_environments(12).await?;
+    two.other.create_directory(DirectoryOptions::newer())?;
+    let wrong = two.wrong()?;
+    command::pass(&wrong, None, Mode::default()).await;
+    let held = "select count(*) from dsync.held_deletions where entity = 'directory'";
+    ensure!(two.stand.count(held).await? == 12);
+    two.other.take_requests();
+    let counted = wrong
+        .metrics
+        .drift
+        .with_label_values(&["directory", "extra"])
+        .get();
+    for directory in &two.directories {
+        let report = sweep_with(&wrong, directory).await?;
+        ensure!(report.held.len() == 1, "{report:?}");
+    }
+    let requests = two.other.take_requests().len();
+    ensure!(requests == 12, "{requests} requests for twelve directories");
+    ensure!(
+        wrong
+            .metrics
+            .drift
+            .with_label_values(&["directory", "extra"])
+            .get()
+            == counted
+    );
+    ensure!(two.stand.count(held).await? == 12);
+    for directory in &two.directories[..3] {
+        ensure!(sweep_with(&two.stand.work, directory).await?.complete);
+    }
+    ensure!(two.stand.count(held).await? == 9);
+    Ok(())
+}
+
+/// Events about its users arrived, but none about the directory itself.
+#[tokio::test]
+async fn people_of_a_directory_that_the_tables_never_knew_go_with_it() -> anyhow::Result<()> {
+    let two = two_environments(1).await?;
+    let options = DirectoryOptions {
+        state: "validating".to_owned(),
+        ..DirectoryOptions::newer()
+    };
+    let unknown = two.stand.sim.create_directory(options)?;
+    let people = two.stand.sim.seed(&unknown, &Seed::default())?.users;
+    two.stand.log_all().await?;
+    let (ours, all) = (two.users.len(), two.users.len() + people.len());
+    ensure!(two.shown().await?.0 == all);
+    ensure!(two.stand.count("select count(*) from dsync.directories").await? == 1);
+    two.stand
+        .sim
+        .change(Change::DeleteDirectory { directory: unknown })?;
+    two.stand.log(|_, _| false).await?;
+    two.stand.settle();
+    let report = two.stand.pass().await;
+    ensure!(two.shown().await? == (ours, true), "{}", report.text());
+    ensure!(!two.stand.pass().await.has_drift());
+    Ok(())
+}
