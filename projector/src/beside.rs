@@ -22,7 +22,7 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use time::OffsetDateTime;
 
 use crate::fold::{Outcome, Texts, fold};
-use crate::holes::{self, EVERYTHING, Reading};
+use crate::holes::{self, EVERYTHING, Hole, Reading};
 use crate::lane::Lane;
 use crate::reach::Reach;
 use crate::store;
@@ -44,6 +44,8 @@ const DOUBTS: u32 = 20;
 const STANDS_STILL: Duration = Duration::from_secs(15);
 /// How many records behind the lanes the build may be when it is compared. The rest is read while others wait.
 const NEAR: u64 = 2_000;
+/// How many snapshots to take, one after the other, while people are erased.
+const SNAPSHOTS: usize = 20;
 
 /// Why nothing was built, compared or replaced. The live projection is unchanged.
 #[derive(Debug, thiserror::Error)]
@@ -300,6 +302,27 @@ impl Build {
         note: bool,
         bar: &ProgressBar,
     ) -> Result<(Vec<(&'static str, u64)>, u64), Error> {
+        for _ in 0..SNAPSHOTS {
+            let Some(found) = self.find_differences(connection, bar).await? else {
+                continue;
+            };
+            if note {
+                differing::into_candidates(connection).await?;
+                self.noting = true;
+            }
+            return Ok(found);
+        }
+        Err(Error::Unsettled)
+    }
+
+    /// As [`Self::compare`]. `None` if somebody was erased since the snapshot began: what the log lacks by now is still in
+    /// the snapshot's rows, so the two cannot be compared.
+    async fn find_differences(
+        &mut self,
+        connection: &mut PgConnection,
+        bar: &ProgressBar,
+    ) -> Result<Option<(Vec<(&'static str, u64)>, u64)>, Error> {
+        let before = (self.seq, self.removals, self.dead, self.records);
         let mut snapshot = connection
             .begin_with("begin isolation level repeatable read")
             .await?;
@@ -307,7 +330,16 @@ impl Build {
         if self.is_sent_back(&mut snapshot, None).await? {
             return Err(Error::SentBack);
         }
-        self.follow(&mut snapshot, stand, bar).await?;
+        match self.follow(&mut snapshot, stand, bar).await {
+            Err(Error::Lost(_)) => {
+                snapshot.rollback().await?;
+                (self.seq, self.removals, self.dead, self.records) = before;
+                // If they were lost after all, and not erased, this fails in the same way.
+                self.follow(connection, stand, bar).await?;
+                return Ok(None);
+            }
+            followed => followed?,
+        }
         shadow::add_what_erasures_took(&mut snapshot).await?;
         let (mut rows, mut scrubbed) = (Vec::new(), 0);
         for table in TABLES {
@@ -315,11 +347,7 @@ impl Build {
             rows.push((table.name, differing::rows(&mut snapshot, table).await?));
         }
         snapshot.commit().await?;
-        if note {
-            differing::into_candidates(connection).await?;
-            self.noting = true;
-        }
-        Ok((rows, scrubbed))
+        Ok(Some((rows, scrubbed)))
     }
 
     /// Applies the log as far as the lanes have: up to `stand`, no further.
@@ -357,7 +385,18 @@ impl Build {
             // Otherwise the reader would wait for records that were purged since.
             match self.journal.first_at(at + 1, EVERYTHING).await? {
                 Some(next) if next.seq <= to => {}
-                _ => break,
+                next => {
+                    let rest = Hole {
+                        after: at,
+                        before: to + 1,
+                    };
+                    let lost = holes::at_end(connection, &self.journal, self.created, rest).await?;
+                    let known_at = next.map_or(self.now, |next| next.appended_at);
+                    return match lost.last() {
+                        Some(hole) if !self.reach.knows(known_at) => Err(Error::Lost(hole.after)),
+                        _ => Ok(()),
+                    };
+                }
             }
             let open = match reader.take() {
                 Some(open) => open,

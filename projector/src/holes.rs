@@ -176,6 +176,21 @@ pub async fn complete(
     Ok(Some(found))
 }
 
+/// What was lost in `rest`, where the log created at `created` has nothing any more.
+pub(crate) async fn at_end(
+    connection: &mut PgConnection,
+    journal: &Journal,
+    created: Timestamp,
+    rest: Hole,
+) -> Result<Vec<Hole>, Error> {
+    let lost = answered(losses::unexplained(connection, created, &[rest])).await?;
+    if lost.is_empty() {
+        return Ok(lost);
+    }
+    let log = journal.identity().await?;
+    Ok(log.map_or_else(Vec::new, |log| behind(log.first_seq, lost)))
+}
+
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;

@@ -15,6 +15,7 @@ mod holes;
 mod incomplete;
 mod projection;
 mod rebuilding;
+mod rebuilding_erased;
 mod renewing;
 mod silent;
 
