@@ -14,6 +14,7 @@
 //!              └── first start: now · log lost entries, or away for longer than retention: as far back as possible
 //! ```
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -198,6 +199,7 @@ impl CatchUp {
         let (earliest, mut from) = (range.start, range.start);
         let (mut range, mut after) = (range, None::<String>);
         let (mut first_at, mut last_seen) = (None, None);
+        let mut given = HashSet::new();
         loop {
             let page = match self
                 .work
@@ -216,6 +218,7 @@ impl CatchUp {
                     from = last_seen.take().ok_or(ApiError::Refused(400))?;
                     range.start = from.minus(OVERLAP).max(earliest);
                     after = None;
+                    given.clear();
                     continue;
                 }
             };
@@ -231,7 +234,7 @@ impl CatchUp {
                 }
             }
             match page.after {
-                Some(next) if after.as_ref() == Some(&next) => return Err(ApiError::Circle.into()),
+                Some(next) if !given.insert(next.clone()) => return Err(ApiError::Circle.into()),
                 Some(next) => after = Some(next),
                 None => return Ok(first_at.unwrap_or(page.at)),
             }

@@ -1,5 +1,7 @@
 //! Walks lists to their end. A walk that does not get there ends in an error, and the caller discards what it returned.
 
+use std::collections::HashSet;
+
 use schema::json;
 use schema::timestamp::Timestamp;
 
@@ -67,6 +69,8 @@ pub struct Pages<'a> {
     list: List<'a>,
     /// Cursors to continue from, the best one last; empty before the first page.
     cursors: Vec<String>,
+    /// Every cursor that a page gave us. One that comes again leads in a circle.
+    given: HashSet<String>,
     first_at: Option<Timestamp>,
     ended: bool,
 }
@@ -85,6 +89,7 @@ impl<'a> Pages<'a> {
             api,
             list,
             cursors: Vec::new(),
+            given: HashSet::new(),
             first_at: None,
             ended: false,
         }
@@ -99,7 +104,7 @@ impl<'a> Pages<'a> {
         self.first_at.get_or_insert(page.at);
         match &page.after {
             None => self.ended = true,
-            Some(after) if self.cursors.contains(after) => return Err(ApiError::Circle),
+            Some(after) if !self.given.insert(after.clone()) => return Err(ApiError::Circle),
             Some(after) => {
                 let ids = page.objects.iter().filter_map(|object| id_of(object));
                 let last: Vec<String> = ids.collect();

@@ -253,9 +253,11 @@ async fn a_cursor_whose_object_is_gone_is_walked_around() -> anyhow::Result<()> 
 #[tokio::test]
 async fn a_walk_that_fails_circles_or_is_no_list_is_never_complete() -> anyhow::Result<()> {
     let page = r#"{"data":[{"id":"u2"}],"list_metadata":{"before":null,"after":"u2"}}"#;
+    let other = r#"{"data":[{"id":"u1"}],"list_metadata":{"before":null,"after":"u1"}}"#;
     for (answers, words) in [
         (vec![(200, page), (401, "{}")], "does not accept the API key"),
         (vec![(200, page), (200, page)], "does not end"),
+        (vec![(200, page), (200, other), (200, page)], "does not end"),
         (vec![(200, page), (200, "{}")], "cannot be read"),
         (vec![(200, page), (200, "<html>")], "cannot be read"),
         (

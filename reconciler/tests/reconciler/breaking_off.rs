@@ -202,6 +202,22 @@ async fn where_every_cursor_is_refused_it_ends() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
+async fn where_cursors_lead_in_a_circle_it_ends() -> anyhow::Result<()> {
+    let mut answers = vec![(200, page("", "null"))];
+    for number in [1, 2, 1] {
+        answers.push((200, page(&event(number), &format!("\"event_{number}\""))));
+    }
+    let (url, _) = scripted(answers).await?;
+    let stand = Stand::up().await?;
+    let polled = scripted_catch_up(&stand, &url)?.poll().await;
+    ensure!(
+        matches!(polled, Err(Failure::Api(ApiError::Circle))),
+        "{polled:?}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_cursor_that_is_refused_goes_on_by_time_and_has_all_swept() -> anyhow::Result<()> {
     let refused = REFUSED.to_owned();
     let (url, asked) = scripted(vec![
