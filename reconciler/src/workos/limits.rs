@@ -127,25 +127,42 @@ impl Bucket {
         }
     }
 
+    /// Waits for a turn. If a pause begins meanwhile, waits for one after it.
     async fn pass(&self) {
-        // Another request may have been told to wait for longer meanwhile.
-        while let Some(until) = self.paused_until() {
-            tokio::time::sleep_until(until).await;
+        loop {
+            // Another request may have been told to wait for longer meanwhile.
+            while let Some(until) = self.paused_until() {
+                tokio::time::sleep_until(until).await;
+            }
+            self.limiter.until_ready().await;
+            if self.paused_until().is_none() {
+                return;
+            }
         }
-        self.limiter.until_ready().await;
     }
 
     /// The same for a directory. Returns the number of the request.
     async fn pass_spaced(&self, all: &Bucket) -> u64 {
         let _turn = self.turn.lock().await;
-        self.pass().await;
-        all.pass().await;
+        loop {
+            self.pass().await;
+            all.pass().await;
+            self.spaced().await;
+            // Each of the three may take long, and a pause may begin in any of them.
+            if self.paused_until().is_none() && all.paused_until().is_none() {
+                return lock(&self.recent).note();
+            }
+        }
+    }
+
+    /// Waits until it is a second since the fourth request before arrived.
+    async fn spaced(&self) {
         loop {
             let next = lock(&self.recent).next();
             match next {
                 Some((at, true)) if at > Instant::now() => tokio::time::sleep_until(at).await,
                 Some((at, false)) if at > Instant::now() => tokio::time::sleep(LOOK).await,
-                _ => return lock(&self.recent).note(),
+                _ => return,
             }
         }
     }
@@ -212,6 +229,8 @@ impl Limits {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::Pin;
+
     use super::*;
 
     #[tokio::test]
@@ -257,5 +276,47 @@ mod tests {
         assert!(start.elapsed() < Duration::from_millis(150));
         limits.pass(Some("d1")).await.answered();
         assert!(start.elapsed() >= Duration::from_millis(300));
+    }
+
+    /// A request that waits for its turn.
+    async fn waiting(limits: &Limits, directory: Option<&str>) -> Pin<Box<impl Future<Output = Pass>>> {
+        loop {
+            let mut pass = Box::pin(limits.pass(directory));
+            if tokio::time::timeout(Duration::ZERO, &mut pass).await.is_err() {
+                return pass;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_pause_holds_back_those_too_who_are_waiting_for_their_turn() {
+        let pause = Duration::from_millis(400);
+        for (asked, paused) in [(None, None), (Some("d1"), Some("d1")), (Some("d1"), None)] {
+            let limits = Limits::default();
+            let request = waiting(&limits, asked).await;
+            let start = Instant::now();
+            limits.pause(paused, pause);
+            request.await.answered();
+            assert!(
+                start.elapsed() >= pause,
+                "{asked:?}, {paused:?}: {:?}",
+                start.elapsed()
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_pause_of_one_limit_may_begin_while_that_of_another_is_waited_out() {
+        let limits = Limits::default();
+        limits.pause(None, Duration::from_millis(200));
+        let request = waiting(&limits, Some("d1")).await;
+        let start = Instant::now();
+        limits.pause(Some("d1"), Duration::from_millis(600));
+        request.await.answered();
+        assert!(
+            start.elapsed() >= Duration::from_millis(600),
+            "{:?}",
+            start.elapsed()
+        );
     }
 }
