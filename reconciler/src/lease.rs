@@ -3,7 +3,7 @@
 //! A lease is shared by everything this process does in a directory (a sweep, reads of single objects), so that only
 //! one process at a time uses that directory's rate limit. It is renewed in the background. When it is lost, the
 //! tasks that work under it are told and stop. A process that died or froze loses its leases because it does not
-//! renew them.
+//! renew them. One that no longer reaches the database stops before another process can take over.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,6 +19,11 @@ use crate::store::sweeps::{self, Cadence};
 pub const LEASE: Duration = Duration::from_secs(20);
 /// How often it is renewed.
 const RENEW: Duration = Duration::from_secs(4);
+/// How long we use one that could not be renewed: for a second, what was sent under it still counts against the rate
+/// limit.
+const USED: Duration = LEASE.saturating_sub(Duration::from_millis(1_100));
+/// How often to check which are used up.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// The leases of this process. Cheap to clone; clones share them.
 #[derive(Clone)]
@@ -33,6 +38,7 @@ pub struct Leases {
 struct Held {
     users: usize,
     swept: bool,
+    /// How long we use it, if it is not renewed.
     until: Instant,
     lost: CancellationToken,
 }
@@ -65,9 +71,9 @@ impl Leases {
     /// Takes the lease of the directory that is most overdue for a sweep. `None` while none is due.
     pub async fn claim(&self, cadence: Cadence) -> sqlx::Result<Option<Lease>> {
         let _one = self.changes.lock().await;
-        let busy: Vec<String> = self.swept();
+        let (busy, asked) = (self.swept(), Instant::now());
         let claimed = answered(sweeps::claim(&self.pool, &self.holder, LEASE, cadence, &busy)).await?;
-        Ok(claimed.map(|directory| self.share(directory, true)))
+        Ok(claimed.map(|directory| self.share(directory, true, asked)))
     }
 
     /// Takes the lease of one directory, to sweep it or to read some of it. `None` while another process holds it or,
@@ -77,21 +83,23 @@ impl Leases {
         if to_sweep && self.swept().iter().any(|busy| busy == directory) {
             return Ok(None);
         }
+        let asked = Instant::now();
         let taken = answered(sweeps::take(&self.pool, directory, &self.holder, LEASE)).await?;
-        Ok(taken.then(|| self.share(directory.to_owned(), to_sweep)))
+        Ok(taken.then(|| self.share(directory.to_owned(), to_sweep, asked)))
     }
 
-    fn share(&self, directory: String, sweeps: bool) -> Lease {
+    /// A share in the lease that the database was asked for at `asked`.
+    fn share(&self, directory: String, sweeps: bool, asked: Instant) -> Lease {
         let mut all = self.lock();
         let held = all.entry(directory.clone()).or_insert_with(|| Held {
             users: 0,
             swept: false,
-            until: Instant::now(),
+            until: asked,
             lost: CancellationToken::new(),
         });
         held.users += 1;
         held.swept |= sweeps;
-        held.until = Instant::now() + LEASE;
+        held.until = asked + USED;
         Lease {
             lost: held.lost.clone(),
             leases: self.clone(),
@@ -110,8 +118,23 @@ impl Leases {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Renews the leases held, until shutdown has begun and none is held any more.
+    /// Renews the leases held, and drops those that could not be renewed in time, until shutdown has begun and none is
+    /// held any more.
     pub async fn keep(self, shutdown: CancellationToken) {
+        let overdue = async {
+            loop {
+                tokio::time::sleep(LOOK).await;
+                self.drop_overdue();
+            }
+        };
+        // Side by side: a lease may end while its renewal waits for the database.
+        tokio::select! {
+            () = self.renew(&shutdown) => {}
+            () = overdue => {}
+        }
+    }
+
+    async fn renew(&self, shutdown: &CancellationToken) {
         loop {
             tokio::time::sleep(RENEW).await;
             let names: Vec<String> = self.lock().keys().cloned().collect();
@@ -135,7 +158,7 @@ impl Leases {
         for name in names {
             let Some(held) = all.get_mut(name) else { continue };
             if kept.contains(name) {
-                held.until = asked + LEASE;
+                held.until = asked + USED;
             } else {
                 held.until = asked;
             }

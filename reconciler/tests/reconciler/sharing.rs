@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use tests::eventually;
+use reconciler::lease::Leases;
+use tests::{Line, Proxy, eventually};
+use tokio_util::sync::CancellationToken;
 use workos_sim::{DirectoryOptions, Endpoint, RateLimits, Request, Seed};
 
-use crate::stand::{BOUND, Stand, sweep_with};
+use crate::stand::{BOUND, Stand, service_pool, sweep_with};
 
 /// For each directory, the requests that began a sweep of it, and those that walked its users.
 fn by_directory(requests: &[Request]) -> BTreeMap<String, Vec<&Request>> {
@@ -176,6 +178,27 @@ async fn a_frozen_one_is_replaced_within_a_minute_and_does_no_harm_when_it_wakes
     stand.agrees().await?;
     one.terminate().await?;
     two.terminate().await
+}
+
+#[tokio::test]
+async fn who_no_longer_reaches_the_database_stops_before_another_begins() -> anyhow::Result<()> {
+    let stand = Stand::up().await?;
+    let directory = stand.sim.create_directory(DirectoryOptions::newer())?;
+    let proxy = Proxy::to(format!("127.0.0.1:{}", stand.pool.connect_options().get_port()))?;
+    let leases = Leases::new(
+        service_pool(&proxy.instead_of(stand.postgres.url().as_str()))?,
+        "silent",
+    );
+    tokio::spawn(leases.clone().keep(CancellationToken::new()));
+    let lease = leases.take(&directory, true).await?.context("not free")?;
+    proxy.set(Line::Silent);
+    let other = stand.another()?;
+    eventually(BOUND, async || {
+        other.leases.take(&directory, true).await?.context("still held")
+    })
+    .await?;
+    ensure!(lease.lost().is_cancelled(), "two hold it");
+    Ok(())
 }
 
 #[tokio::test]

@@ -74,7 +74,7 @@ impl Stand {
     async fn with(options: Options, clock: Clock) -> anyhow::Result<Self> {
         let (postgres, nats) = tokio::try_join!(Postgres::migrated(), Nats::start())?;
         let sim = Sim::start(options).await?;
-        let pool = service_pool(&postgres)?;
+        let pool = service_pool(&postgres.url())?;
         let journal = Journal::connect(&Connection {
             url: nats.url(),
             creds: None,
@@ -287,16 +287,14 @@ pub(crate) fn told(difference: &reconciler::difference::Difference) -> String {
     format!("{entity} {kind} {}", difference.id)
 }
 
-fn service_pool(postgres: &Postgres) -> anyhow::Result<PgPool> {
+/// A pool such as the program has.
+pub(crate) fn service_pool(url: &str) -> anyhow::Result<PgPool> {
     let settings = service::postgres::PoolSettings {
         application_name: "test",
         max_connections: 16,
         statement_timeout: Duration::from_mins(1),
     };
-    Ok(service::postgres::pool(
-        &Secret::from(postgres.url().as_str()),
-        &settings,
-    )?)
+    Ok(service::postgres::pool(&Secret::from(url), &settings)?)
 }
 
 fn work(sim: &Sim, pool: &PgPool, journal: &Journal, clock: &Clock) -> anyhow::Result<Work> {
