@@ -224,11 +224,11 @@ fn in_turn<'a>(mut targets: Vec<&'a Target>, failed: &HashMap<Target, Timestamp>
     turns
 }
 
-/// When to read again what was just read as of `at`: once a reading can settle the doubt or, if this one did and is
-/// only not applied yet, after a while.
+/// When to read again what was just read as of `at`: once a reading can settle the doubt. After a while if this one did
+/// and is only not applied yet, or if that time is past by our clock, which must then be ahead of `WorkOS`'s.
 fn next_read(check: &Check, at: Timestamp, settles_at: Timestamp, now: Timestamp) -> Timestamp {
-    if at < check.settled_at {
-        settles_at.max(now)
+    if at < check.settled_at && settles_at > now {
+        settles_at
     } else {
         now.plus(LATER)
     }
@@ -325,5 +325,7 @@ mod tests {
         assert_eq!(next_read(&check, at(110), at(191), at(171)), at(191));
         // A reading as of 131 settles it, as soon as that is applied.
         assert_eq!(next_read(&check, at(131), at(191), at(192)), at(202));
+        // With our clock ahead, one at 130 + 60 should have settled it already. By WorkOS's clock it is not that late.
+        assert_eq!(next_read(&check, at(110), at(191), at(500)), at(510));
     }
 }

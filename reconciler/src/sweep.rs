@@ -20,6 +20,7 @@ use crate::findings::{Findings, Young};
 use crate::judge;
 use crate::judge_memberships::organization_of;
 use crate::lease::Lease;
+use crate::read_target::LATER;
 use crate::relist;
 use crate::report::DirectoryReport;
 use crate::store::compared::Comparison;
@@ -244,12 +245,13 @@ fn sweeps_again(young: &[&Young]) -> bool {
 }
 
 /// In how long the next sweep begins that can judge everything this one could not: at the latest of the times from
-/// which on each can be read. Zero if that is past, as it is when this sweep took longer than the margin.
+/// which on each can be read. If that is past, as it is when this sweep took longer than the margin, soon, but not at
+/// once: if our clock is ahead, it is past by our clock, but not yet by `WorkOS`'s.
 fn again_in(readable: impl Iterator<Item = Timestamp>, now: Timestamp) -> Duration {
     readable
         .max()
         .map_or(Duration::ZERO, |latest| latest.since(now))
-        .min(AGAIN_WITHIN)
+        .clamp(LATER, AGAIN_WITHIN)
 }
 
 fn fill(report: &mut DirectoryReport, findings: Findings) {
@@ -277,14 +279,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_next_sweep_begins_when_everything_can_be_read_and_at_once_if_it_can_be_read_already() {
+    fn the_next_sweep_begins_when_everything_can_be_read_and_soon_if_it_can_be_read_already() {
         let at = |seconds: u64| Timestamp::from_micros(0).plus(Duration::from_secs(seconds));
         let now = at(10_000);
         for (readable, seconds) in [
             (vec![at(10_020), at(10_060), at(9_000)], 60),
-            (vec![at(10_000)], 0),
-            (vec![at(9_999), at(9_000)], 0),
-            (vec![at(1)], 0),
+            (vec![at(10_001)], 10),
+            (vec![at(9_999), at(9_000)], 10),
+            (vec![at(1)], 10),
             (vec![at(13_599)], 3_599),
             (vec![at(13_601)], 3_600),
         ] {

@@ -42,6 +42,27 @@ async fn with_a_clock_of_ours_that_is_ahead_what_is_too_young_still_is_read_agai
 }
 
 #[tokio::test]
+async fn with_a_clock_of_ours_that_is_ahead_sweeps_do_not_follow_each_other_at_once() -> anyhow::Result<()> {
+    let (stand, directory, ..) = seeded().await?;
+    stand.clock.advance(time::Duration::minutes(5));
+    let fresh = (0..15).map(|_| stand.sim.create_user(&directory));
+    let fresh: Vec<String> = fresh.collect::<Result<_, _>>()?;
+    stand.log_all().await?;
+    for user in fresh {
+        stand.sim.change(Change::DeleteUser {
+            user,
+            removals: false,
+        })?;
+    }
+    stand.log(|_, _| false).await?;
+    let report = stand.sweep(&directory).await?;
+    ensure!(report.complete && report.too_young.len() == 15, "{report:?}");
+    let later = "select count(*) from dsync.sweeps where again_at >= swept_at + interval '10 seconds'";
+    ensure!(stand.count(later).await? == 1, "due at once");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_turn_whose_reads_take_long_ends_and_the_next_goes_on() -> anyhow::Result<()> {
     let (stand, directory, users, _) = seeded().await?;
     reread(&stand, "user", &users[..4], &directory, 1.0).await?;
