@@ -154,7 +154,7 @@ async fn lease(work: &Work, directory: &str, to_sweep: bool) -> sqlx::Result<Lea
             return Ok(lease);
         }
         if !told {
-            tracing::info!(
+            tracing::warn!(
                 directory,
                 "another reconciler is working on this directory; waiting for it"
             );

@@ -118,6 +118,38 @@ async fn bad_settings_are_refused_in_one_line() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
+async fn approve_says_that_it_waits_for_another_reconciler() -> anyhow::Result<()> {
+    let stand = Stand::up().await?;
+    let directory = stand.sim.create_directory(DirectoryOptions::newer())?;
+    stand.log_all().await?;
+    stand.applied().await?;
+    let lease = stand
+        .work
+        .leases
+        .take(&directory, true)
+        .await?
+        .context("not free")?;
+    let mut approve = stand.program().arg("approve").arg(&directory).spawn()?;
+    eventually(BOUND, async || {
+        ensure!(
+            approve.output().contains("waiting for it"),
+            "{}",
+            approve.output()
+        );
+        Ok(())
+    })
+    .await?;
+    lease.release().await;
+    approve.exit(BOUND).await?;
+    ensure!(
+        approve.output().contains("nothing is held back"),
+        "{}",
+        approve.output()
+    );
+    Ok(())
+}
+
+#[tokio::test]
 async fn the_service_tells_what_it_does() -> anyhow::Result<()> {
     let stand = Stand::in_real_time().await?;
     let directory = stand.sim.create_directory(DirectoryOptions::newer())?;
