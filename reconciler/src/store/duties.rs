@@ -1,5 +1,8 @@
 //! The duties that one reconciler performs for all: the catch-up and the list of directories. Each has a row in
 //! `dsync.duties`.
+//!
+//! A lease that ends later than any can, and work that was done in the future, were written while the database's clock
+//! was ahead, and delay nothing.
 
 use std::time::Duration;
 
@@ -32,7 +35,8 @@ pub async fn hold(pool: &PgPool, duty: Duty, holder: &str, lease: Duration) -> s
     let held = sqlx::query!(
         r#"
         update dsync.duties set holder = $2, held_until = now() + $3
-        where duty = $1 and (holder is null or holder = $2 or held_until < now())
+        where duty = $1
+            and (holder is null or holder = $2 or held_until < now() or held_until > now() + 2 * $3::interval)
         "#,
         duty.as_str(),
         holder,
@@ -66,10 +70,10 @@ pub async fn claim_directories(
         r#"
         update dsync.duties set holder = $1, held_until = now() + $2
         where duty = 'directories'
-            and (holder is null or holder = $1 or held_until < now())
+            and (holder is null or holder = $1 or held_until < now() or held_until > now() + 2 * $2::interval)
             and (
                 done_at is null
-                or done_at + $3 <= now()
+                or done_at + $3 <= now() or done_at > now()
                 or done_at <= (select max(noticed_at) from dsync.rewinds)
             )
         "#,

@@ -50,6 +50,9 @@ pub struct Cadence {
 ///
 /// A directory is due if it was never swept, or not for a whole interval; if another sweep was asked for; if it was not
 /// swept since the log lost entries; or if it came back after it was gone.
+///
+/// What is later than it can be was written while the database's clock was ahead, and delays nothing: a sweep in the
+/// future, a retry after more than a quarter of an hour, a lease of more than twice its length.
 pub async fn claim(
     pool: &PgPool,
     holder: &str,
@@ -63,12 +66,15 @@ pub async fn claim(
             select s.directory_id
             from dsync.sweeps as s
             left join dsync.directories as d on d.id = s.directory_id
-            where (s.held_until is null or s.holder = $1 or s.held_until < now())
+            where (
+                    s.held_until is null or s.holder = $1
+                    or s.held_until < now() or s.held_until > now() + 2 * $2::interval
+                )
                 and s.directory_id <> all($5)
-                and (s.retry_at is null or s.retry_at <= now())
+                and (s.retry_at is null or s.retry_at <= now() or s.retry_at > now() + interval '15 minutes')
                 and (
                     s.swept_at is null
-                    or s.swept_at + $3 <= now()
+                    or s.swept_at + $3 <= now() or s.swept_at > now()
                     or s.again_at <= now()
                     or s.relist_at > coalesce(s.relisted_at, '-infinity')
                     or s.swept_at <= (select max(r.noticed_at) from dsync.rewinds as r)
@@ -105,7 +111,8 @@ pub async fn take(pool: &PgPool, directory: &str, holder: &str, lease: Duration)
         insert into dsync.sweeps as s (directory_id, holder, held_until)
         values ($1, $2, now() + $3)
         on conflict (directory_id) do update set holder = $2, held_until = now() + $3
-        where s.held_until is null or s.holder = $2 or s.held_until < now()
+        where s.held_until is null or s.holder = $2
+            or s.held_until < now() or s.held_until > now() + 2 * $3::interval
         "#,
         directory,
         holder,

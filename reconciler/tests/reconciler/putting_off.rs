@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use reconciler::checks::Checker;
+use reconciler::store::duties::{self, Duty};
+use reconciler::store::sweeps::{self, Cadence};
 use reconciler::work::Work;
 use workos_sim::Change;
 
 use crate::checking::{reread, seeded};
 use crate::scripted::{client_bearing, failing};
-use crate::stand::{BOUND, MARGIN};
+use crate::stand::{BOUND, MARGIN, Stand};
 
 #[tokio::test]
 async fn with_a_clock_of_ours_that_is_ahead_what_is_too_young_still_is_read_again() -> anyhow::Result<()> {
@@ -59,6 +61,54 @@ async fn with_a_clock_of_ours_that_is_ahead_sweeps_do_not_follow_each_other_at_o
     ensure!(report.complete && report.too_young.len() == 15, "{report:?}");
     let later = "select count(*) from dsync.sweeps where again_at >= swept_at + interval '10 seconds'";
     ensure!(stand.count(later).await? == 1, "due at once");
+    Ok(())
+}
+
+#[tokio::test]
+async fn after_the_databases_clock_was_ahead_all_is_due() -> anyhow::Result<()> {
+    let stand = Stand::up().await?;
+    let hour = Duration::from_hours(1);
+    let cadence = Cadence {
+        every: hour,
+        margin: MARGIN,
+    };
+    let set = async |sql: &'static str| sqlx::query(sql).execute(&stand.pool).await;
+    let claim = async || sweeps::claim(&stand.pool, "other", hour, cadence, &[]).await;
+    let claim_list = async || duties::claim_directories(&stand.pool, "other", hour, hour).await;
+    set("insert into dsync.sweeps (directory_id, swept_at) values ('d1', now())").await?;
+    set("update dsync.duties set done_at = now()").await?;
+    ensure!(claim().await?.is_none() && !claim_list().await?, "due already");
+    // As a day earlier, when the clock was a day ahead.
+    for sql in [
+        "update dsync.sweeps set holder = null, held_until = null, swept_at = now() + interval '1 day'",
+        "update dsync.sweeps set holder = null, held_until = null, swept_at = null, retry_at = now() + interval '1 day'",
+        "update dsync.sweeps set holder = 'gone', held_until = now() + interval '1 day', retry_at = null",
+    ] {
+        set(sql).await?;
+        ensure!(claim().await?.is_some(), "{sql}");
+    }
+    for sql in [
+        "update dsync.duties set holder = null, held_until = null, done_at = now() + interval '1 day'",
+        "update dsync.duties set holder = 'gone', held_until = now() + interval '1 day', done_at = null",
+    ] {
+        set(sql).await?;
+        ensure!(claim_list().await?, "{sql}");
+    }
+    set("update dsync.sweeps set holder = 'gone', held_until = now() + interval '1 day'").await?;
+    set("update dsync.duties set holder = 'gone', held_until = now() + interval '1 day'").await?;
+    ensure!(sweeps::take(&stand.pool, "d1", "other", hour).await?, "leased");
+    ensure!(
+        duties::hold(&stand.pool, Duty::CatchUp, "other", hour).await?,
+        "leased"
+    );
+    ensure!(
+        !sweeps::take(&stand.pool, "d1", "third", hour).await?,
+        "two hold it"
+    );
+    ensure!(
+        !duties::hold(&stand.pool, Duty::CatchUp, "third", hour).await?,
+        "two hold it"
+    );
     Ok(())
 }
 
