@@ -12,7 +12,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use crate::settings::SettingError;
 
 /// The packages of this workspace that log.
-const OURS: [&str; 8] = [
+const OURS: [&str; 9] = [
     "dsync_ingest",
     "dsync_projector",
     "dsync_reconciler",
@@ -20,6 +20,7 @@ const OURS: [&str; 8] = [
     "projector",
     "reconciler",
     "journal",
+    "migrations",
     "service",
 ];
 
@@ -160,6 +161,7 @@ mod tests {
             ("info,projector=debug", None),
             ("journal", None),
             ("info,async_nats", None),
+            ("info,migrations", None),
             ("projector::apply", None),
             ("strange=debug", None),
             ("info,", None),
