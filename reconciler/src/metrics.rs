@@ -18,6 +18,8 @@ pub struct Metrics {
     pub sweep_seconds: Histogram,
     /// When the least recently swept directory was swept, in seconds since the Unix epoch.
     pub oldest_sweep: IntGauge,
+    /// Until when the catch-up has read events, in seconds since the Unix epoch; 0 if it is off or never began.
+    pub caught_up: IntGauge,
     /// Deletions that are held back.
     pub held_deletions: IntGauge,
 }
@@ -79,6 +81,10 @@ impl Metrics {
             oldest_sweep: gauge(
                 "dsync_reconciler_oldest_sweep_timestamp_seconds",
                 "When the least recently swept directory was swept, or first known if it never was.",
+            ),
+            caught_up: gauge(
+                "dsync_reconciler_caught_up_timestamp_seconds",
+                "Until when the catch-up has read the Events API; 0 if it is off or never began.",
             ),
             held_deletions: gauge(
                 "dsync_reconciler_held_deletions",

@@ -25,7 +25,7 @@ use crate::checks::Checker;
 use crate::directories;
 use crate::lease::LEASE;
 use crate::store::duties::{self, Duty};
-use crate::store::sweeps::{self, Cadence};
+use crate::store::sweeps::{self, Cadence, Summary};
 use crate::sweep::{Mode, sweep};
 use crate::work::{Failure, Work, contained};
 
@@ -57,7 +57,7 @@ pub fn start(
         tasks.spawn(sweeps_loop(work.clone(), sweep_every, shutdown.clone()));
     }
     tasks.spawn(Checker::new(work.clone()).run(shutdown.clone()));
-    tasks.spawn(gauges(work.clone(), shutdown.clone()));
+    tasks.spawn(gauges(work.clone(), !catch_up.every.is_zero(), shutdown.clone()));
     tasks.spawn(keep_stream(work.journal.clone(), limits, shutdown.clone()));
 }
 
@@ -168,14 +168,21 @@ async fn claim(work: &Work, cadence: Cadence) -> sqlx::Result<Option<crate::leas
 }
 
 /// Updates the gauges that every reconciler shows.
-async fn gauges(work: Work, shutdown: CancellationToken) {
+async fn gauges(work: Work, catches_up: bool, shutdown: CancellationToken) {
     loop {
         match answered(sweeps::summary(&work.pool)).await {
-            Ok((oldest, held)) => {
+            Ok(Summary {
+                oldest,
+                caught_up,
+                held,
+            }) => {
                 work.metrics.held_deletions.set(held);
                 // 0 where there is no directory, and so none to be swept.
-                let oldest = oldest.map_or(0, OffsetDateTime::unix_timestamp);
-                work.metrics.oldest_sweep.set(oldest);
+                let seconds = |at: Option<OffsetDateTime>| at.map_or(0, OffsetDateTime::unix_timestamp);
+                work.metrics.oldest_sweep.set(seconds(oldest));
+                work.metrics
+                    .caught_up
+                    .set(seconds(caught_up.filter(|_| catches_up)));
             }
             Err(error) => tracing::debug!(error = %described(&error), "cannot update the gauges"),
         }

@@ -249,20 +249,31 @@ pub async fn all_again(pool: &PgPool) -> sqlx::Result<()> {
     Ok(())
 }
 
-/// For the gauges: when the least recently swept directory was swept (or first known, if it never was), and how many
-/// deletions are held.
-pub async fn summary(pool: &PgPool) -> sqlx::Result<(Option<OffsetDateTime>, i64)> {
-    let row = sqlx::query!(
+/// What the gauges show.
+#[derive(Debug, Clone, Copy)]
+pub struct Summary {
+    /// When the least recently swept directory was swept, or first known if it never was.
+    pub oldest: Option<OffsetDateTime>,
+    /// Until when the catch-up has read events.
+    pub caught_up: Option<OffsetDateTime>,
+    /// How many deletions are held.
+    pub held: i64,
+}
+
+/// What the gauges show now.
+pub async fn summary(pool: &PgPool) -> sqlx::Result<Summary> {
+    sqlx::query_as!(
+        Summary,
         r#"
         select
             (
                 select min(coalesce(s.swept_at, s.added_at)) from dsync.sweeps as s
                 join directory.directories as d on d.id = s.directory_id
             ) as oldest,
+            (select position from dsync.duties where duty = 'catch_up') as caught_up,
             (select count(*) from dsync.held_deletions) as "held!"
         "#,
     )
     .fetch_one(pool)
-    .await?;
-    Ok((row.oldest, row.held))
+    .await
 }

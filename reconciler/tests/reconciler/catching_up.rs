@@ -292,6 +292,16 @@ async fn as_the_only_source_in_real_time_all_arrives_within_interval_and_holdbac
     #[expect(clippy::cast_precision_loss, reason = "a few hundred")]
     let ours = ours as f64;
     ensure!((recovered - ours).abs() < 0.5, "{recovered} of {ours}");
+    let began = stand.work.clock.now().unix_timestamp() - 60;
+    eventually(BOUND, async || {
+        let metrics = program.metrics().await?;
+        let until = metrics.get("dsync_reconciler_caught_up_timestamp_seconds", &[])?;
+        #[expect(clippy::cast_precision_loss, reason = "seconds")]
+        let began = began as f64;
+        ensure!(until > began, "{until}");
+        Ok(())
+    })
+    .await?;
     let requests = stand.sim.requests();
     ensure!(
         requests

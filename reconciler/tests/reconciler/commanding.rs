@@ -155,6 +155,10 @@ async fn the_service_tells_what_it_does() -> anyhow::Result<()> {
     let directory = stand.sim.create_directory(DirectoryOptions::newer())?;
     stand.sim.seed(&directory, &Seed::default())?;
     stand.log(|number, _| number % 5 != 0).await?;
+    // From when the catch-up was still on.
+    sqlx::query("update dsync.duties set position = now() where duty = 'catch_up'")
+        .execute(&stand.pool)
+        .await?;
     let mut program = stand
         .program()
         .env("SWEEP_CLOCK_MARGIN", "1s")
@@ -176,6 +180,13 @@ async fn the_service_tells_what_it_does() -> anyhow::Result<()> {
     })
     .await?;
     let metrics = program.metrics().await?;
+    ensure!(
+        metrics
+            .get("dsync_reconciler_caught_up_timestamp_seconds", &[])?
+            .abs()
+            < 0.5,
+        "it is off"
+    );
     let missing = metrics.get("dsync_reconciler_drift_total", &[("kind", "missing")])?;
     ensure!(missing > 0.0, "{}", metrics.text());
     let answered = metrics.get(

@@ -50,6 +50,7 @@ pub(crate) const RECONCILER: &[Metric] = &[
     ("dsync_reconciler_events_recovered_total", COUNTER, &["event"]),
     ("dsync_reconciler_held_deletions", GAUGE, &[]),
     ("dsync_reconciler_oldest_sweep_timestamp_seconds", GAUGE, &[]),
+    ("dsync_reconciler_caught_up_timestamp_seconds", GAUGE, &[]),
     ("dsync_reconciler_sweep_seconds", HISTOGRAM, &[]),
     ("dsync_ready", GAUGE, &[]),
 ];
