@@ -1,14 +1,18 @@
 -- A membership's event also describes the group. When an erasure takes the event from the log, the group's row may be all that
--- still knows what it said. dsync.overwritten now names the event, so that `verify` and `rebuild` can tell such a row from one
--- that was changed by hand.
-alter table dsync.overwritten
-    add column group_id text collate "C",
-    add column event_id text collate "C",
-    add column source text collate "C";
-comment on column dsync.overwritten.group_id is
-    'The group that the message described, if it was a membership''s. Verifying and rebuilding take from the group''s row what only this message said.';
-comment on column dsync.overwritten.event_id is 'The event of that message, as in the columns version_event and seen_event.';
-comment on column dsync.overwritten.source is 'Its source, as in the columns version_source and seen_source.';
+-- still knows what it said. This names such events, so that `verify` and `rebuild` can tell such a row from one that was changed
+-- by hand. The rows of dsync.overwritten cannot: a log that is set back gives the same sequences to other messages.
+create table dsync.said_of_groups (
+    group_id text collate "C" not null,
+    event_id text collate "C" not null,
+    source text collate "C" not null,
+    primary key (group_id, event_id, source)
+);
+alter table dsync.said_of_groups enable row level security;
+comment on table dsync.said_of_groups is
+    'Messages that erasing people took from the log and that described a group. Verifying and rebuilding take from the group''s row what only these said.';
+comment on column dsync.said_of_groups.group_id is 'The group''s id.';
+comment on column dsync.said_of_groups.event_id is 'The message''s event, as in the columns version_event and seen_event.';
+comment on column dsync.said_of_groups.source is 'Its source, as in the columns version_source and seen_source.';
 
 -- Undoing a rebuild sends the lanes back. Until they have come forward again, the tables know more than the lanes' positions say.
 alter table dsync.rebuilds

@@ -37,7 +37,12 @@ pub async fn erased(
 ) -> sqlx::Result<()> {
     sqlx::query!(
         r#"
-        insert into dsync.overwritten (stream_created, seq, group_id, event_id, source) values ($1, $2, $3, $4, $5)
+        with said as (
+            insert into dsync.said_of_groups (group_id, event_id, source)
+            select $3, $4, $5 where $3::text is not null
+            on conflict do nothing
+        )
+        insert into dsync.overwritten (stream_created, seq) values ($1, $2)
         on conflict do nothing
         "#,
         OffsetDateTime::from(stream_created),

@@ -246,7 +246,7 @@ pub async fn add_what_erasures_took(connection: &mut PgConnection) -> sqlx::Resu
         .collect();
     let taken = |event: &str, source: &str| {
         format!(
-            "exists (select from dsync.overwritten as o
+            "exists (select from dsync.said_of_groups as o
                  where o.group_id = l.id and o.event_id = l.{event} and o.source = l.{source})"
         )
     };
@@ -269,7 +269,7 @@ pub async fn add_what_erasures_took(connection: &mut PgConnection) -> sqlx::Resu
     for statement in [
         format!(
             "insert into pg_temp.groups ({}) select {} from dsync.groups as l
-             where exists (select from dsync.overwritten as o where o.group_id = l.id)
+             where exists (select from dsync.said_of_groups as o where o.group_id = l.id)
              on conflict do nothing",
             columns.join(", "),
             values.join(", "),
@@ -278,7 +278,7 @@ pub async fn add_what_erasures_took(connection: &mut PgConnection) -> sqlx::Resu
         "update pg_temp.groups as s set (organization_id, directory_id) = (l.organization_id, l.directory_id)
          from dsync.groups as l
          where l.id = s.id and l.directory_id > s.directory_id
-             and exists (select from dsync.overwritten as o where o.group_id = l.id)"
+             and exists (select from dsync.said_of_groups as o where o.group_id = l.id)"
             .to_owned(),
         register(&versioned, VERSION, "version_event", "version_source"),
         register(SEEN, SEEN, "seen_event", "seen_source"),

@@ -7,7 +7,7 @@ use journal::Journal;
 use projector::beside::Build;
 use projector::erase::erase;
 use projector::lane::Lane;
-use projector::store::differing;
+use projector::store::{differing, shadow};
 use schema::record::{Record, Source};
 use serde_json::{Value, json};
 use service::clock::Clock;
@@ -15,7 +15,7 @@ use sqlx::PgPool;
 use tests::{Nats, Postgres};
 use time::OffsetDateTime;
 
-use crate::rebuilding::work;
+use crate::rebuilding::{tools, work};
 use crate::{log_on, record, somebody_waits};
 
 fn moment(second: u32) -> String {
@@ -43,6 +43,13 @@ fn group(second: u32) -> Value {
 fn joins(id: &str, at: u32, who: &str, group: &Value) -> Record {
     let data = json!({"directory_id": "d1", "user": user(who), "group": group});
     event(id, "dsync.group.user_added", at, &data)
+}
+
+/// The groups and memberships that readers see.
+async fn shown(pool: &PgPool) -> anyhow::Result<Vec<String>> {
+    let shown = "select concat_ws(' ', id, directory_id, organization_id, name) from directory.groups
+                 union all select group_id || '/' || user_id from directory.memberships order by 1";
+    Ok(sqlx::query_scalar(shown).fetch_all(pool).await?)
 }
 
 struct World {
@@ -80,6 +87,17 @@ impl World {
     async fn erase(&self, who: &str) -> anyhow::Result<()> {
         erase(&self.pool, &self.journal, who, true, OffsetDateTime::UNIX_EPOCH).await?;
         Ok(())
+    }
+
+    /// The differences that `verify` names and `rebuild` repairs, as texts.
+    async fn repaired(&self) -> anyhow::Result<Vec<String>> {
+        let tools = tools(&self.pool, &self.journal);
+        let (verified, rebuilt) = (tools.verify().await?, tools.rebuild(false).await?);
+        ensure!(verified.differences == rebuilt.rows, "{verified:?} {rebuilt:?}");
+        let named = rebuilt.rows.iter();
+        Ok(named
+            .map(|one| format!("{} {:?} {}", one.id, one.kind, one.columns.join(" ")))
+            .collect())
     }
 }
 
@@ -125,5 +143,52 @@ async fn an_erasure_while_rows_are_compared_is_neither_a_loss_nor_a_difference()
         let found = found.with_context(|| format!("{people:?}"))?;
         ensure!(found.is_empty(), "{people:?}: {found:?}");
     }
+    Ok(())
+}
+
+/// A log that was set back gives sequences to other messages that an erasure had recorded before. Whatever was recorded then,
+/// also by a version that did not record groups, what the messages say now is recorded.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_message_says_is_recorded_though_its_sequence_was_before() -> anyhow::Result<()> {
+    let world = World::of(&two_members()).await?;
+    sqlx::raw_sql(
+        "insert into dsync.overwritten (stream_created, seq)
+         select stream_created, generate_series(1, 5) from dsync.progress where lane = 'all'",
+    )
+    .execute(&world.pool)
+    .await?;
+    let before = shown(&world.pool).await?;
+    ensure!(before == ["g d1 o1 as of 4", "g/u", "g/v"], "{before:?}");
+    world.erase("u").await?;
+    ensure!(world.repaired().await? == [""; 0], "the group was set back");
+    let after = shown(&world.pool).await?;
+    ensure!(after == ["g d1 o1 as of 4", "g/v"], "{after:?}");
+    Ok(())
+}
+
+/// It is done while writers wait.
+#[tokio::test]
+async fn what_erasures_took_is_added_in_seconds_however_much_it_is() -> anyhow::Result<()> {
+    let postgres = Postgres::migrated().await?;
+    let mut connection = postgres.pool().await?.acquire().await?.detach();
+    sqlx::raw_sql(
+        "set dsync.history = 'off';
+         insert into dsync.groups (id, directory_id, version_event, version_source, version_updated_at)
+         select 'directory_group_01EHZNVPK3SFK441A1RGBF' || n, 'd1', 'event_01EHZNVPK3SFK441A1RGBF' || n, 'a', '2026-01-01' from generate_series(1, 5000) as n;
+         insert into dsync.said_of_groups (group_id, event_id, source)
+         select 'directory_group_01EHZNVPK3SFK441A1RGBF' || n % 10000, 'event_01EHZNVPK3SFK441A1RGBF' || n, 'a' from generate_series(1, 300000) as n;
+         analyze dsync.groups, dsync.said_of_groups",
+    )
+    .execute(&mut connection)
+    .await?;
+    shadow::create(&mut connection).await?;
+    sqlx::raw_sql("set statement_timeout = '10s'")
+        .execute(&mut connection)
+        .await?;
+    shadow::add_what_erasures_took(&mut connection).await?;
+    let [_, _, groups, _] = shadow::TABLES;
+    differing::find(&mut connection, groups).await?;
+    let found = differing::list(&mut connection, false, 10).await?;
+    ensure!(found.is_empty(), "{found:?}");
     Ok(())
 }
