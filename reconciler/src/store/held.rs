@@ -9,6 +9,11 @@ use crate::key::ObjectKey;
 pub async fn replace(pool: &PgPool, directory: &str, entity: Entity, held: &[ObjectKey]) -> sqlx::Result<()> {
     let groups: Vec<&str> = held.iter().map(|held| held.group_id.as_str()).collect();
     let users: Vec<&str> = held.iter().map(|held| held.user_id.as_str()).collect();
+    let mut transaction = pool.begin().await?;
+    // The planner cannot know that very many may be held, and would compare each with each.
+    sqlx::query!("set local enable_nestloop = off")
+        .execute(&mut *transaction)
+        .await?;
     sqlx::query!(
         r#"
         with these as (
@@ -16,7 +21,9 @@ pub async fn replace(pool: &PgPool, directory: &str, entity: Entity, held: &[Obj
         ), no_longer as (
             delete from dsync.held_deletions as h
             where h.directory_id = $1 and h.entity = $2
-                and (h.group_id, h.user_id) not in (select group_id, user_id from these)
+                and not exists (
+                    select from these as t where t.group_id = h.group_id and t.user_id = h.user_id
+                )
         )
         insert into dsync.held_deletions (directory_id, entity, group_id, user_id)
         select $1, $2, group_id, user_id from these
@@ -28,9 +35,9 @@ pub async fn replace(pool: &PgPool, directory: &str, entity: Entity, held: &[Obj
         &groups as &[&str],
         &users as &[&str],
     )
-    .execute(pool)
+    .execute(&mut *transaction)
     .await?;
-    Ok(())
+    transaction.commit().await
 }
 
 /// What is held of this kind in this directory.

@@ -7,6 +7,7 @@ mod checking;
 mod commanding;
 mod comparing;
 mod guarding;
+mod holding;
 mod official;
 mod other_key;
 mod oversized;
