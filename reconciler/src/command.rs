@@ -1,6 +1,6 @@
 //! The subcommands `sweep`, which makes one pass now, and `approve`, which applies held deletions.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io::Write;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -22,8 +22,7 @@ use crate::reading::{Pair, Reading};
 use crate::report::{DirectoryReport, Report};
 use crate::snapshot::Listed;
 use crate::store::compared::Comparison;
-use crate::store::held;
-use crate::store::sweeps;
+use crate::store::{groups, held, sweeps, users};
 use crate::sweep::{Mode, sweep};
 use crate::work::{Failure, Work, contained, stored};
 use crate::workos::client::ApiError;
@@ -231,9 +230,10 @@ async fn approve(work: &Work, lease: &Lease) -> anyhow::Result<Approved> {
     Ok(all)
 }
 
-/// For many users or groups: those that a second complete list lacks too, provided that reads of a sample agree.
-/// Thousands of single reads at 4 a second would take the better part of an hour. `None`: each must be read, for
-/// example because the directory is gone and has no lists.
+/// For many users or groups: those that a second complete list lacks too, provided that reads of a sample agree, and of
+/// those that no list has although nobody holds them: the sweep may have found that they exist. Thousands of single reads at
+/// 4 a second would take the better part of an hour. `None`: each must be read, for example because the directory is gone
+/// and has no lists.
 async fn by_list(
     work: &Work,
     directory: &str,
@@ -260,7 +260,23 @@ async fn by_list(
     };
     let is_listed = |key: &ObjectKey| listed.ids().contains(&key.id(entity));
     let gone: Vec<ObjectKey> = asked.iter().filter(|key| !is_listed(key)).cloned().collect();
-    let sample: Vec<ObjectKey> = deletions::sample(&gone).cloned().collect();
+    let shown = match entity {
+        Entity::Group => stored(groups::shown(&work.pool, directory)).await?,
+        _ => stored(users::shown(&work.pool, directory)).await?,
+    };
+    let held: HashSet<&ObjectKey> = asked.iter().collect();
+    let mut others: Vec<ObjectKey> = shown
+        .into_iter()
+        .filter(|(_, seen_at)| Timestamp::from(*seen_at) <= listed.at())
+        .map(|(id, _)| ObjectKey::of(entity, id))
+        .filter(|key| !held.contains(key) && !is_listed(key))
+        .collect();
+    others.sort();
+    let sample: Vec<ObjectKey> = [&gone, &others]
+        .into_iter()
+        .flat_map(|keys| deletions::sample(keys))
+        .cloned()
+        .collect();
     let looked = really_gone(work, directory, absent, &sample).await?;
     let agree = looked.gone.len() == sample.len();
     Ok(agree.then(|| gone.into_iter().map(|key| (key, listed.at())).collect()))
@@ -286,13 +302,14 @@ async fn let_through(
         Entity::Group => (Absent::Groups, held.to_vec()),
         Entity::Membership => (Absent::Memberships(Side::User), held.to_vec()),
     };
-    let Looked { gone, unread } = match by_list(work, directory, absent, &asked).await? {
+    let looked = match by_list(work, directory, absent, &asked).await? {
         Some(gone) => Looked {
             gone,
             ..Looked::default()
         },
         None => really_gone(work, directory, absent, &asked).await?,
     };
+    let Looked { gone, unread, .. } = looked;
     let readings = gone
         .iter()
         .map(|(key, at)| match entity {

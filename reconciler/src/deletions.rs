@@ -19,7 +19,7 @@ use crate::workos::objects::Read;
 
 /// How many single objects are read at once.
 const AT_ONCE: usize = 8;
-/// How many objects of a mass deletion are read before it is held. If any of them exists, the list was incomplete.
+/// How many objects of a mass deletion are read before it is held.
 const SAMPLE: usize = 20;
 /// After this many failed reads, the others are not tried: each failure took a request's whole patience, and the
 /// cause is not these objects.
@@ -63,49 +63,41 @@ impl Confirmed {
     }
 }
 
-/// What reading the absent objects one by one showed. Those that exist after all are in neither list.
+/// What reading the absent objects one by one showed.
 #[derive(Debug, Default)]
 pub struct Looked {
     /// Gone, and the time that the reading speaks for.
     pub gone: Vec<(ObjectKey, Timestamp)>,
+    /// Exist after all.
+    pub there: Vec<ObjectKey>,
     /// Could not be read.
     pub unread: Vec<ObjectKey>,
 }
 
 impl Looked {
-    fn there(&self, of: usize) -> usize {
-        of - self.gone.len() - self.unread.len()
+    /// Whether so few of a mass deletion's sample exist that the list may be believed, but for these. Of what half a list
+    /// lacks, about all exist.
+    fn is_mostly_gone(&self) -> bool {
+        self.gone.len() > self.there.len()
+    }
+
+    fn add(&mut self, other: Self) {
+        self.gone.extend(other.gone);
+        self.there.extend(other.there);
+        self.unread.extend(other.unread);
     }
 }
 
-/// What one read, of one or several of the absent, showed.
-enum Look {
-    Gone(Vec<(ObjectKey, Timestamp)>),
-    Unread(Vec<ObjectKey>),
-}
-
-impl Look {
-    /// A read that failed. One object that cannot be read is no reason to leave all others as they are.
-    fn failed(directory: &str, id: &str, asked: Vec<ObjectKey>, error: Failure) -> Result<Self, Failure> {
-        if !error.is_of_one_read() {
-            return Err(error);
-        }
-        tracing::warn!(directory, id, %error, "not listed, but cannot confirm that it is gone; left as it is");
-        Ok(Self::Unread(asked))
+/// A read that failed. One object that cannot be read is no reason to leave all others as they are.
+fn failed(directory: &str, id: &str, asked: Vec<ObjectKey>, error: Failure) -> Result<Looked, Failure> {
+    if !error.is_of_one_read() {
+        return Err(error);
     }
-}
-
-impl FromIterator<Look> for Looked {
-    fn from_iter<I: IntoIterator<Item = Look>>(looks: I) -> Self {
-        let mut looked = Self::default();
-        for look in looks {
-            match look {
-                Look::Gone(gone) => looked.gone.extend(gone),
-                Look::Unread(unread) => looked.unread.extend(unread),
-            }
-        }
-        looked
-    }
+    tracing::warn!(directory, id, %error, "not listed, but cannot confirm that it is gone; left as it is");
+    Ok(Looked {
+        unread: asked,
+        ..Looked::default()
+    })
 }
 
 /// What is absent, and with that how it is confirmed to be gone.
@@ -166,12 +158,11 @@ pub async fn confirm(
         };
         let (held, keys): (Vec<_>, Vec<_>) = keys.into_iter().partition(|key| before.contains(key));
         let looked = really_gone(work, directory, absent, &keys).await?;
-        let there = looked.there(keys.len());
-        if there > 0 {
+        if !looked.there.is_empty() {
             tracing::warn!(
                 directory,
                 entity = entity.as_str(),
-                there,
+                there = looked.there.len(),
                 "objects that were not listed exist when read one by one"
             );
         }
@@ -184,33 +175,35 @@ pub async fn confirm(
     }
     let sample: Vec<ObjectKey> = sample(&keys).cloned().collect();
     let looked = really_gone(work, directory, absent, &sample).await?;
-    if looked.there(sample.len()) > 0 {
+    if !looked.there.is_empty() {
         tracing::error!(
             directory,
             entity = entity.as_str(),
             not_listed = keys.len(),
-            "a list lacked objects that exist when read one by one; nothing is concluded from it"
+            there = looked.there.len(),
+            gone = looked.gone.len(),
+            "a list lacked objects that exist when read one by one; unless most of those read are gone, nothing is concluded \
+             from it"
         );
-        return Ok(Confirmed {
-            incomplete: true,
-            ..confirmed
-        });
     }
-    if looked.gone.is_empty() {
+    if !looked.is_mostly_gone() {
         return Ok(Confirmed {
             unread: looked.unread,
             incomplete: true,
             ..confirmed
         });
     }
+    // What is known to exist is not held. An approval asks about it first (`command::by_list`).
+    let there: HashSet<ObjectKey> = looked.there.into_iter().collect();
+    let held: Vec<ObjectKey> = keys.into_iter().filter(|key| !there.contains(key)).collect();
     tracing::error!(
         directory,
         entity = entity.as_str(),
-        held = keys.len(),
+        held = held.len(),
         "too many deletions at once; held back until approved with `dsync-reconciler approve`"
     );
     Ok(Confirmed {
-        held: keys,
+        held,
         unread: looked.unread,
         ..confirmed
     })
@@ -221,7 +214,7 @@ pub fn sample(keys: &[ObjectKey]) -> impl Iterator<Item = &ObjectKey> {
     keys.iter().step_by(keys.len().div_ceil(SAMPLE).max(1))
 }
 
-/// Reads each of the absent. Returns those that are gone and those that could not be read.
+/// Reads each of the absent.
 pub async fn really_gone(
     work: &Work,
     directory: &str,
@@ -239,37 +232,46 @@ pub async fn really_gone(
         };
         by_id.entry(id.clone()).or_default().push(key.clone());
     }
-    let looks: Vec<Look> = stream::iter(by_id)
+    let looks: Vec<Looked> = stream::iter(by_id)
         .map(|(id, asked)| async move {
             if failures.load(Ordering::Relaxed) >= FAILURES {
-                return Ok(Look::Unread(asked));
+                return Ok(Looked {
+                    unread: asked,
+                    ..Looked::default()
+                });
             }
-            let gone = match absent {
+            let looked = match absent {
                 Absent::Directories { .. } => object_gone(work, work.api.directory(&id).await, &asked),
                 Absent::Users => object_gone(work, work.api.user(directory, &id).await, &asked),
                 Absent::Groups => object_gone(work, work.api.group(directory, &id).await, &asked),
                 Absent::Memberships(side) => memberships_gone(work, directory, side, &id, &asked).await,
             };
-            gone.map(Look::Gone).or_else(|error| {
+            looked.or_else(|error| {
                 failures.fetch_add(1, Ordering::Relaxed);
-                Look::failed(directory, &id, asked, error)
+                failed(directory, &id, asked, error)
             })
         })
         .buffered(AT_ONCE)
         .try_collect()
         .await?;
-    Ok(looks.into_iter().collect())
+    let mut all = Looked::default();
+    for looked in looks {
+        all.add(looked);
+    }
+    Ok(all)
 }
 
-fn object_gone(
-    work: &Work,
-    read: Result<Read, ApiError>,
-    asked: &[ObjectKey],
-) -> Result<Vec<(ObjectKey, Timestamp)>, Failure> {
-    Ok(match read? {
-        Read::Gone(at) => asked.iter().map(|key| (key.clone(), work.as_of(at))).collect(),
-        Read::There(..) => Vec::new(),
-    })
+fn object_gone(work: &Work, read: Result<Read, ApiError>, asked: &[ObjectKey]) -> Result<Looked, Failure> {
+    let mut looked = Looked::default();
+    match read? {
+        Read::Gone(at) => looked.gone = speaking_for(asked, work.as_of(at)),
+        Read::There(..) => looked.there = asked.to_vec(),
+    }
+    Ok(looked)
+}
+
+fn speaking_for(keys: &[ObjectKey], at: Timestamp) -> Vec<(ObjectKey, Timestamp)> {
+    keys.iter().map(|key| (key.clone(), at)).collect()
 }
 
 /// Memberships that the list of this side, the user or group `id`, does not have either. It is read twice, because a
@@ -280,7 +282,8 @@ async fn memberships_gone(
     side: Side,
     id: &str,
     asked: &[ObjectKey],
-) -> Result<Vec<(ObjectKey, Timestamp)>, Failure> {
+) -> Result<Looked, Failure> {
+    let mut looked = Looked::default();
     let mut left = asked.to_vec();
     let mut first_at = None;
     for _ in 0..2 {
@@ -294,24 +297,29 @@ async fn memberships_gone(
                 listed.into_iter().collect()
             }
             // The user or group itself is gone; its own absence decides.
-            Err(Failure::Api(ApiError::NotFound(_))) => return Ok(Vec::new()),
+            Err(Failure::Api(ApiError::NotFound(_))) => {
+                looked.there = asked.to_vec();
+                return Ok(looked);
+            }
             Err(error) => return Err(error),
         };
-        left.retain(|key| {
+        let (there, gone) = left.into_iter().partition(|key| {
             let other = match side {
                 Side::Group => &key.user_id,
                 Side::User => &key.group_id,
             };
-            !listed.contains(other)
+            listed.contains(other)
         });
+        looked.there.extend::<Vec<_>>(there);
+        left = gone;
         if left.is_empty() {
             break;
         }
     }
-    Ok(left
-        .into_iter()
-        .filter_map(|key| Some((key, first_at?)))
-        .collect())
+    if let Some(at) = first_at {
+        looked.gone = speaking_for(&left, at);
+    }
+    Ok(looked)
 }
 
 #[cfg(test)]
@@ -319,6 +327,29 @@ mod tests {
     use service::settings::percent;
 
     use super::*;
+
+    #[test]
+    fn half_a_list_is_not_believed_and_one_that_lacks_a_few_is() {
+        let key = || ObjectKey::membership("g", "u");
+        let at = Timestamp::from_micros(0);
+        for (gone, there, believed) in [
+            (20, 0, true),
+            (15, 5, true),
+            (11, 9, true),
+            (10, 10, false),
+            (1, 19, false),
+            (0, 1, false),
+            // Nothing could be read.
+            (0, 0, false),
+        ] {
+            let looked = Looked {
+                gone: vec![(key(), at); gone],
+                there: vec![key(); there],
+                unread: vec![key(); 5],
+            };
+            assert_eq!(looked.is_mostly_gone(), believed, "{gone} gone, {there} there");
+        }
+    }
 
     #[test]
     fn where_none_of_our_directories_is_listed_none_is_believed_to_be_gone() {

@@ -14,14 +14,14 @@ use workos_sim::{Change, DirectoryOptions, Seed, Sim};
 use crate::scripted::{client_bearing, failing};
 use crate::stand::{BOUND, Stand, drift, sweep_with, told};
 
-struct Guarded {
-    stand: Stand,
-    directory: String,
-    users: Vec<String>,
-    groups: Vec<String>,
+pub(crate) struct Guarded {
+    pub(crate) stand: Stand,
+    pub(crate) directory: String,
+    pub(crate) users: Vec<String>,
+    pub(crate) groups: Vec<String>,
 }
 
-async fn directory_of(users: usize) -> anyhow::Result<Guarded> {
+pub(crate) async fn directory_of(users: usize) -> anyhow::Result<Guarded> {
     let stand = Stand::up().await?;
     let directory = stand.sim.create_directory(DirectoryOptions::newer())?;
     let seed = Seed {
@@ -47,7 +47,7 @@ impl Guarded {
         program.arg(&self.directory).run().await
     }
 
-    async fn delete_silently(&self, users: &[String]) -> anyhow::Result<()> {
+    pub(crate) async fn delete_silently(&self, users: &[String]) -> anyhow::Result<()> {
         for user in users {
             self.stand.sim.change(Change::DeleteUser {
                 user: user.clone(),
@@ -75,13 +75,13 @@ impl Guarded {
         })
     }
 
-    async fn rows_held(&self) -> anyhow::Result<i64> {
+    pub(crate) async fn rows_held(&self) -> anyhow::Result<i64> {
         self.stand
             .count("select count(*) from dsync.held_deletions")
             .await
     }
 
-    async fn shown(&self) -> anyhow::Result<i64> {
+    pub(crate) async fn shown(&self) -> anyhow::Result<i64> {
         self.stand.applied().await?;
         self.stand.count("select count(*) from directory.users").await
     }
