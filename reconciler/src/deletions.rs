@@ -148,14 +148,7 @@ pub async fn confirm(
     let entity = absent.entity();
     let confirmed = Confirmed::nothing(entity);
     if !absent.holds(keys.len(), shown, work.rules.max_deletions) {
-        let before: HashSet<ObjectKey> = if keys.is_empty() {
-            HashSet::new()
-        } else {
-            stored(held::already(&work.pool, directory, entity))
-                .await?
-                .into_iter()
-                .collect()
-        };
+        let before = still_held(work, directory, entity, keys.iter()).await?;
         let (held, keys): (Vec<_>, Vec<_>) = keys.into_iter().partition(|key| before.contains(key));
         let looked = really_gone(work, directory, absent, &keys).await?;
         if !looked.there.is_empty() {
@@ -207,6 +200,22 @@ pub async fn confirm(
         unread: looked.unread,
         ..confirmed
     })
+}
+
+/// Those of `keys` that are held. Nothing but their approval or a list that has them ends that: not even an event about one
+/// of them, which makes its absence too young to judge. The state API may still be the one that is wrong.
+pub(crate) async fn still_held(
+    work: &Work,
+    directory: &str,
+    entity: Entity,
+    keys: impl ExactSizeIterator<Item = &ObjectKey>,
+) -> Result<HashSet<ObjectKey>, Failure> {
+    if keys.len() == 0 {
+        return Ok(HashSet::new());
+    }
+    let held = stored(held::already(&work.pool, directory, entity)).await?;
+    let held: HashSet<ObjectKey> = held.into_iter().collect();
+    Ok(keys.filter(|key| held.contains(*key)).cloned().collect())
 }
 
 /// A sample of the absent, spread evenly over all of them.

@@ -99,18 +99,27 @@ pub(crate) async fn absent(
         });
     };
     let count = shown.len();
-    let mut candidates = Vec::new();
+    let (mut candidates, mut young) = (Vec::new(), Vec::new());
     for (id, seen_at) in shown {
         if listed.ids().contains(&id) {
             continue;
         }
         match plan::gone(Some(seen_at.into()), at) {
             Verdict::Drift(_) => candidates.push(ObjectKey::of(entity, id)),
-            verdict => take(&id, verdict),
+            verdict => young.push((ObjectKey::of(entity, id), verdict)),
         }
     }
     candidates.sort();
-    let confirmed = deletions::confirm(work, directory, absent, candidates, count).await?;
+    let mut confirmed = deletions::confirm(work, directory, absent, candidates, count).await?;
+    let keys = young.iter().map(|(key, _)| key);
+    let still = deletions::still_held(work, directory, entity, keys).await?;
+    for (key, verdict) in young {
+        if still.contains(&key) {
+            confirmed.held.push(key);
+        } else {
+            take(&key.id(entity), verdict);
+        }
+    }
     for key in &confirmed.gone {
         take(&key.id(entity), Verdict::Drift(Kind::Extra));
     }

@@ -68,19 +68,28 @@ impl Judge<'_> {
         findings: &mut Findings,
     ) -> Result<Confirmed, Failure> {
         let read = &self.snapshot.memberships;
-        let mut candidates = Vec::new();
+        let (mut candidates, mut young) = (Vec::new(), Vec::new());
         for row in absent {
             let Some(at) = read.at(&row.group_id, &row.user_id) else {
                 continue;
             };
             match plan::gone(Some(row.seen_at.into()), at) {
                 Verdict::Drift(_) => candidates.push(ObjectKey::from(row)),
-                verdict => self.take(findings, &row.group_id, &row.user_id, verdict, false),
+                verdict => young.push((ObjectKey::from(row), verdict)),
             }
         }
         candidates.sort();
         let absent = Absent::Memberships(read.way().other_side());
-        let confirmed = deletions::confirm(self.work, self.directory, absent, candidates, shown).await?;
+        let mut confirmed = deletions::confirm(self.work, self.directory, absent, candidates, shown).await?;
+        let keys = young.iter().map(|(key, _)| key);
+        let still = deletions::still_held(self.work, self.directory, Entity::Membership, keys).await?;
+        for (key, verdict) in young {
+            if still.contains(&key) {
+                confirmed.held.push(key);
+            } else {
+                self.take(findings, &key.group_id, &key.user_id, verdict, false);
+            }
+        }
         for key in &confirmed.gone {
             let verdict = Verdict::Drift(Kind::Extra);
             self.take(findings, &key.group_id, &key.user_id, verdict, false);

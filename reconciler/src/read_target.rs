@@ -18,7 +18,7 @@ use crate::plan::{self, Verdict};
 use crate::reading::{Pair, Reading};
 use crate::store::checks::{self, Target, What};
 use crate::store::compared::{Comparison, compare};
-use crate::store::{directories, groups, memberships, sweeps, users};
+use crate::store::{directories, groups, held, memberships, sweeps, users};
 use crate::work::{Failure, Work, stored};
 use crate::workos::client::ApiError;
 use crate::workos::objects::Read;
@@ -116,6 +116,8 @@ async fn read_object(
                         findings.readings.push(missing());
                     }
                 }
+                // What is held waits for approval, or for a list that has it.
+                Verdict::Drift(_) if is_held(work, target, entity).await? => {}
                 // One read ends no directory: a sweep asks the list, as another environment's key finds none of ours.
                 Verdict::Drift(_) if !sees(work, target).await? => {
                     stored(sweeps::again(&work.pool, directory)).await?;
@@ -125,6 +127,11 @@ async fn read_object(
             Ok(at)
         }
     }
+}
+
+async fn is_held(work: &Work, target: &Target, entity: Entity) -> sqlx::Result<bool> {
+    let key = ObjectKey::of(entity, target.id.clone());
+    stored(held::is_held(&work.pool, &target.directory, entity, &key)).await
 }
 
 /// Whether `WorkOS` has the directory of an object that it does not have.

@@ -56,6 +56,31 @@ pub async fn of(pool: &PgPool, directory: &str, entity: Entity) -> sqlx::Result<
     .await
 }
 
+/// Whether the deletion of this object is held. For a directory's own deletion, `key` is that of the directory.
+pub async fn is_held(pool: &PgPool, directory: &str, entity: Entity, key: &ObjectKey) -> sqlx::Result<bool> {
+    // In the table, a directory's own deletion names nothing but the directory.
+    let user = if entity == Entity::Directory {
+        ""
+    } else {
+        key.user_id.as_str()
+    };
+    let held = sqlx::query_scalar!(
+        r#"
+        select exists (
+            select from dsync.held_deletions
+            where directory_id = $1 and entity = $2 and group_id = $3 and user_id = $4
+        ) as "held!"
+        "#,
+        directory,
+        entity.as_str(),
+        key.group_id,
+        user,
+    )
+    .fetch_one(pool)
+    .await?;
+    Ok(held)
+}
+
 /// What is held already of what a list of this kind lacks. For the list of directories, `directory` is empty.
 pub async fn already(pool: &PgPool, directory: &str, entity: Entity) -> sqlx::Result<Vec<ObjectKey>> {
     if entity != Entity::Directory {

@@ -4,11 +4,13 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::ensure;
+use bytes::Bytes;
 use reconciler::command;
 use reconciler::difference::Entity;
 use reconciler::key::ObjectKey;
 use reconciler::store::held;
 use reconciler::work::Work;
+use schema::record::{Received, Record, Source};
 use serde_json::Value;
 use service::postgres::PoolSettings;
 use service::settings::Secret;
@@ -17,9 +19,60 @@ use workos_sim::Change;
 
 use crate::guarding::{Guarded, directory_of};
 use crate::scripted::{client_bearing, edited};
-use crate::stand::{Stand, sweep_with};
+use crate::stand::{MARGIN, Stand, sweep_with};
 
 impl Guarded {
+    /// Takes everybody out of these groups, without an event. Returns who was in them.
+    async fn empty_silently(&self, groups: &[String]) -> anyhow::Result<BTreeSet<String>> {
+        let mut users = BTreeSet::new();
+        for group in groups {
+            for user in self.members(group).await? {
+                self.stand.sim.remove_member(group, &user)?;
+                users.insert(user);
+            }
+        }
+        self.stand.log(|_, _| false).await?;
+        self.stand.settle();
+        Ok(users)
+    }
+
+    /// Whom readers see in a group.
+    async fn members(&self, group: &str) -> anyhow::Result<Vec<String>> {
+        self.stand.applied().await?;
+        Ok(
+            sqlx::query_scalar("select user_id from directory.memberships where group_id = $1")
+                .bind(group)
+                .fetch_all(&self.stand.pool)
+                .await?,
+        )
+    }
+
+    /// Has `WorkOS` report these events once more, as having happened now.
+    async fn report_again(&self, kind: &str, bodies: Vec<Value>) -> anyhow::Result<()> {
+        let now = schema::timestamp::Timestamp::from(self.stand.clock.now());
+        for (number, mut body) in bodies.into_iter().enumerate() {
+            body["id"] = format!("event_01M83ZZZZZZZZZZZZZZZZZZZ{number:02}").into();
+            body["event"] = kind.into();
+            body["created_at"] = now.to_string().into();
+            let body = Bytes::from(body.to_string());
+            let Received::Event(record) = Record::receive(body, Source::Webhook, None, now) else {
+                anyhow::bail!("not an event");
+            };
+            self.stand.journal.append(&record).await?;
+        }
+        self.stand.applied().await
+    }
+
+    /// The events of this kind, as they were sent.
+    fn events(&self, kind: &str) -> Vec<Value> {
+        let events = self.stand.sim.events();
+        events
+            .iter()
+            .filter(|event| event.kind == kind)
+            .map(workos_sim::Event::json)
+            .collect()
+    }
+
     async fn approved_by(&self, work: &Work) -> anyhow::Result<Value> {
         let mut out = Vec::new();
         command::run_approve(work, &self.directory, true, &mut out).await?;
@@ -120,5 +173,78 @@ async fn what_no_list_has_and_a_sweep_found_makes_an_approval_of_very_many_read_
     ensure!(report.held.len() == 109, "{report:?}");
     let done = guarded.approved_by(&work).await?;
     ensure!(done["deleted"] == 107 && done["there_after_all"] == 2, "{done}");
+    guarded.stand.agrees().await
+}
+
+/// Events about people whom the state API lacks: the case in which the state API is wrong.
+#[tokio::test]
+async fn an_event_about_a_held_user_does_not_lift_the_hold() -> anyhow::Result<()> {
+    let guarded = directory_of(60).await?;
+    let (gone, told_of) = (&guarded.users[..20], &guarded.users[..10]);
+    let created = guarded.events("dsync.user.created");
+    guarded.delete_silently(gone).await?;
+    let report = guarded.stand.sweep(&guarded.directory).await?;
+    ensure!(report.held.len() == 20, "{report:?}");
+    let now = schema::timestamp::Timestamp::from(guarded.stand.clock.now()).to_string();
+    let mut bodies = created;
+    bodies.retain(|body| told_of.iter().any(|id| body["data"]["id"] == id.as_str()));
+    for body in &mut bodies {
+        body["data"]["updated_at"] = now.clone().into();
+    }
+    ensure!(bodies.len() == 10);
+    guarded.report_again("dsync.user.updated", bodies).await?;
+    // Each is also to be read by itself, as an earlier sweep may have asked.
+    crate::checking::reread(&guarded.stand, "user", told_of, &guarded.directory, 120.0).await?;
+    guarded.stand.advance(Duration::from_secs(5));
+    let report = guarded.stand.sweep(&guarded.directory).await?;
+    ensure!(
+        report.held.len() == 20 && guarded.rows_held().await? == 20,
+        "{report:?}"
+    );
+    guarded.stand.advance(MARGIN + Duration::from_secs(3));
+    ensure!(guarded.stand.check().await? == 10);
+    guarded.stand.sweep(&guarded.directory).await?;
+    ensure!(guarded.shown().await? == 60, "nobody approved anything");
+    ensure!(guarded.rows_held().await? == 20);
+    guarded.stand.settle();
+    let done = guarded.approved_by(&guarded.stand.work).await?;
+    ensure!(done["deleted"] == 20, "{done}");
+    guarded.stand.agrees().await
+}
+
+#[tokio::test]
+async fn an_event_about_a_held_membership_does_not_lift_the_hold() -> anyhow::Result<()> {
+    let guarded = directory_of(40).await?;
+    let mut bodies = guarded.events("dsync.group.user_added");
+    guarded.empty_silently(&guarded.groups[..3]).await?;
+    let report = guarded.stand.sweep(&guarded.directory).await?;
+    let held = report.held.len();
+    ensure!(held > 10, "{report:?}");
+    let is_held = |body: &Value| {
+        let (group, user) = (&body["data"]["group"]["id"], &body["data"]["user"]["id"]);
+        let id = format!(
+            "{}/{}",
+            group.as_str().unwrap_or_default(),
+            user.as_str().unwrap_or_default()
+        );
+        report.held.iter().any(|one| one.id == id)
+    };
+    bodies.retain(is_held);
+    bodies.truncate(5);
+    ensure!(bodies.len() == 5);
+    guarded.report_again("dsync.group.user_added", bodies).await?;
+    guarded.stand.advance(Duration::from_secs(5));
+    let rows = i64::try_from(held)?;
+    for _ in 0..2 {
+        let report = guarded.stand.sweep(&guarded.directory).await?;
+        ensure!(
+            report.held.len() == held && guarded.rows_held().await? == rows,
+            "{report:?}"
+        );
+        guarded.stand.settle();
+        guarded.stand.check().await?;
+    }
+    let done = guarded.approved_by(&guarded.stand.work).await?;
+    ensure!(done["deleted"] == held, "{done}");
     guarded.stand.agrees().await
 }
