@@ -26,6 +26,7 @@ use crate::store::{groups, held, sweeps, users};
 use crate::sweep::{Mode, sweep};
 use crate::work::{Failure, Work, contained, stored};
 use crate::workos::client::ApiError;
+use crate::workos::objects::Read;
 use crate::workos::pages::List;
 
 /// Exit code when there was drift.
@@ -309,7 +310,19 @@ async fn let_through(
         },
         None => really_gone(work, directory, absent, &asked).await?,
     };
-    let Looked { gone, unread, .. } = looked;
+    let Looked {
+        mut gone,
+        ownerless,
+        mut unread,
+        ..
+    } = looked;
+    // Who is not found is in no group. But another environment's key finds nobody, nor the directory.
+    if !ownerless.is_empty() {
+        match work.api.directory(directory).await? {
+            Read::There(..) => gone.extend(ownerless),
+            Read::Gone(_) => unread.extend(ownerless.into_iter().map(|(key, _)| key)),
+        }
+    }
     let readings = gone
         .iter()
         .map(|(key, at)| match entity {

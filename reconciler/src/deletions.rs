@@ -68,6 +68,8 @@ impl Confirmed {
 pub struct Looked {
     /// Gone, and the time that the reading speaks for.
     pub gone: Vec<(ObjectKey, Timestamp)>,
+    /// Memberships whose user or group itself was not found, and the time that this speaks for.
+    pub ownerless: Vec<(ObjectKey, Timestamp)>,
     /// Exist after all.
     pub there: Vec<ObjectKey>,
     /// Could not be read.
@@ -83,6 +85,7 @@ impl Looked {
 
     fn add(&mut self, other: Self) {
         self.gone.extend(other.gone);
+        self.ownerless.extend(other.ownerless);
         self.there.extend(other.there);
         self.unread.extend(other.unread);
     }
@@ -305,9 +308,9 @@ async fn memberships_gone(
                 first_at.get_or_insert(at);
                 listed.into_iter().collect()
             }
-            // The user or group itself is gone; its own absence decides.
-            Err(Failure::Api(ApiError::NotFound(_))) => {
-                looked.there = asked.to_vec();
+            // The user or group itself is gone. In a sweep, its own absence decides.
+            Err(Failure::Api(ApiError::NotFound(at))) => {
+                looked.ownerless = speaking_for(&left, work.as_of(at));
                 return Ok(looked);
             }
             Err(error) => return Err(error),
@@ -354,6 +357,8 @@ mod tests {
             let looked = Looked {
                 gone: vec![(key(), at); gone],
                 there: vec![key(); there],
+                // Says nothing either way.
+                ownerless: vec![(key(), at); 3],
                 unread: vec![key(); 5],
             };
             assert_eq!(looked.is_mostly_gone(), believed, "{gone} gone, {there} there");

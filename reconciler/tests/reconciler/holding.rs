@@ -248,3 +248,34 @@ async fn an_event_about_a_held_membership_does_not_lift_the_hold() -> anyhow::Re
     ensure!(done["deleted"] == held, "{done}");
     guarded.stand.agrees().await
 }
+
+/// The people left the groups, which is held. Then they left altogether.
+#[tokio::test]
+async fn approved_memberships_end_though_their_users_are_gone() -> anyhow::Result<()> {
+    let guarded = directory_of(40).await?;
+    let users = guarded.empty_silently(&guarded.groups[..3]).await?;
+    let report = guarded.stand.sweep(&guarded.directory).await?;
+    let held = report.held.len();
+    ensure!(held > 10, "{report:?}");
+    let users: Vec<String> = users.into_iter().collect();
+    guarded.delete_silently(&users).await?;
+    // The key of another environment finds none of them, nor the directory.
+    let other = workos_sim::Sim::start(workos_sim::Options::at(guarded.stand.sim.clock().now())).await?;
+    let wrong = guarded.approved_by(&guarded.stand.with_key_of(&other)?).await;
+    ensure!(
+        wrong.is_err_and(|error| error
+            .to_string()
+            .contains(&format!("{held} objects could not be read"))),
+        "approved with the wrong key"
+    );
+    let rows = i64::try_from(held)?;
+    ensure!(guarded.rows_held().await? == rows);
+    ensure!(!guarded.members(&guarded.groups[0]).await?.is_empty());
+    let done = guarded.approved_by(&guarded.stand.work).await?;
+    ensure!(done["deleted"] == held && done["there_after_all"] == 0, "{done}");
+    for group in &guarded.groups[..3] {
+        ensure!(guarded.members(group).await?.is_empty());
+    }
+    ensure!(guarded.rows_held().await? == 0);
+    Ok(())
+}
