@@ -105,15 +105,7 @@ impl Judge<'_> {
         findings: &mut Findings,
     ) -> Result<(), Failure> {
         let read = &self.snapshot.memberships;
-        let mut missing: Vec<(&str, &str)> = Vec::new();
-        for (group, members) in read.members() {
-            let known = shown.get(group);
-            let new = members.iter().filter(|user| {
-                self.is_listed(group, user) && known.is_none_or(|known| !known.contains(*user))
-            });
-            missing.extend(new.map(|user| (group.as_str(), user.as_str())));
-        }
-        missing.sort_unstable();
+        let missing = read.missing(shown, |group, user| self.is_listed(group, user));
         for chunk in missing.chunks(CHUNK) {
             let rows = stored(memberships::rows(&self.work.pool, self.directory, chunk)).await?;
             for ((group, user), row) in chunk.iter().zip(&rows) {

@@ -2,7 +2,7 @@
 //!
 //! | way | requests | complete because |
 //! |---|---|---|
-//! | field | none beyond the users | users' `groups` was proved to be filled: the lists of some users and groups agree with it, including those of users whom it would take out of a group |
+//! | field | none beyond the users | users' `groups` was proved to be filled: the lists of some users and groups agree with it, including those of users whom it would take out of a group or put into one |
 //! | by group | a page per hundred members, at least one per group | each group's list was read to its end |
 //! | by user | a page per user | each user's list was read to its end |
 //!
@@ -16,6 +16,7 @@ use schema::timestamp::Timestamp;
 use serde::Serialize;
 
 use crate::deletions::{FAILURES, sample};
+use crate::judge::CHUNK;
 use crate::key::ObjectKey;
 use crate::plan::{self, Verdict};
 use crate::snapshot::Listed;
@@ -139,8 +140,8 @@ impl Memberships {
     }
 
     /// From the users' own `groups` field, if it is proved to be complete: the lists of some users with groups and
-    /// without, of users whom it would take out of a group, and of groups that no user names, all agree with it.
-    /// `None` if not.
+    /// without, of users whom it would take out of a group or put into one, and of groups that no user names, all agree
+    /// with it. `None` if not.
     pub async fn from_field(
         work: &Work,
         directory: &str,
@@ -159,14 +160,15 @@ impl Memberships {
             }
         }
         // Users who would lose a group come first: if the field is filled for some only, they show it. A walk that
-        // believed it would end with removals that are refuted, and conclude nothing, time and again.
-        let denied = all.denied(work, directory, users, groups).await?;
+        // believed it would end with removals that are refuted, and conclude nothing, time and again. So do those who would
+        // gain one: a field that is not up to date would bring back a membership that has ended.
+        let changed = all.changed(work, directory, users, groups).await?;
         let silent = users
             .ids()
             .iter()
             .filter(|id| !told.contains_key(*id))
             .take(PROOF);
-        for user in denied.iter().chain(told.keys().take(PROOF)).chain(silent) {
+        for user in changed.iter().chain(told.keys().take(PROOF)).chain(silent) {
             let listed = match groups_of(work, directory, user).await {
                 Ok((_, listed)) => listed,
                 // Deleted during the walk: other users will show it.
@@ -198,21 +200,23 @@ impl Memberships {
         Ok(Some(all))
     }
 
-    /// Users whom these memberships would take out of a group that readers see them in. Of those, only the sample that
-    /// is also read when there are too many removals to believe.
-    async fn denied(
+    /// Users whom these memberships would take out of a group that readers see them in, or put into one. Of those, only
+    /// samples.
+    async fn changed(
         &self,
         work: &Work,
         directory: &str,
         users: &Listed,
         groups: &Listed,
     ) -> Result<BTreeSet<String>, Failure> {
+        let is_listed = |group: &str, user: &str| users.ids().contains(user) && groups.ids().contains(group);
         let mut lost = Vec::new();
+        let mut shown: HashMap<String, HashSet<String>> = HashMap::new();
         stored(memberships::shown(&work.pool, directory, |row| {
             let (group, user) = (&row.group_id, &row.user_id);
-            let listed = users.ids().contains(user) && groups.ids().contains(group);
-            if listed
-                && !self.has(group, user)
+            if self.has(group, user) {
+                shown.entry(row.group_id).or_default().insert(row.user_id);
+            } else if is_listed(group, user)
                 && let Some(at) = self.at(group, user)
                 && matches!(plan::gone(Some(row.seen_at.into()), at), Verdict::Drift(_))
             {
@@ -221,7 +225,42 @@ impl Memberships {
         }))
         .await?;
         lost.sort();
-        Ok(sample(&lost).map(|one| one.user_id.clone()).collect())
+        // What is known to have ended is asked about first of all.
+        let (mut back, mut new) = (Vec::new(), Vec::new());
+        for chunk in self.missing(&shown, is_listed).chunks(CHUNK) {
+            let rows = stored(memberships::rows(&work.pool, directory, chunk)).await?;
+            for ((group, user), row) in chunk.iter().zip(&rows) {
+                let Some(at) = self.at(group, user) else { continue };
+                if matches!(plan::there(row, false, work.times(at, None)), Verdict::Drift(_)) {
+                    let known = if row.void_at.is_some() {
+                        &mut back
+                    } else {
+                        &mut new
+                    };
+                    known.push(ObjectKey::membership(group, user));
+                }
+            }
+        }
+        let samples = [&lost, &back, &new].into_iter().flat_map(|keys| sample(keys));
+        Ok(samples.map(|one| one.user_id.clone()).collect())
+    }
+
+    /// Memberships (group, user) that were read and are not among those `shown`, of users and groups that are listed.
+    pub(crate) fn missing(
+        &self,
+        shown: &HashMap<String, HashSet<String>>,
+        is_listed: impl Fn(&str, &str) -> bool,
+    ) -> Vec<(&str, &str)> {
+        let mut missing: Vec<(&str, &str)> = Vec::new();
+        for (group, members) in &self.members {
+            let known = shown.get(group);
+            let new = members
+                .iter()
+                .filter(|user| is_listed(group, user) && known.is_none_or(|known| !known.contains(*user)));
+            missing.extend(new.map(|user| (group.as_str(), user.as_str())));
+        }
+        missing.sort_unstable();
+        missing
     }
 
     /// From each group's members. A group that was deleted during the walk is left out; the next list of groups will

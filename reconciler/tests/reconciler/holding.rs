@@ -15,11 +15,11 @@ use serde_json::Value;
 use service::postgres::PoolSettings;
 use service::settings::Secret;
 use tests::Postgres;
-use workos_sim::Change;
+use workos_sim::{Change, DirectoryOptions};
 
 use crate::guarding::{Guarded, directory_of};
 use crate::scripted::{client_bearing, edited};
-use crate::stand::{MARGIN, Stand, sweep_with};
+use crate::stand::{MARGIN, Stand, sweep_with, told};
 
 impl Guarded {
     /// Takes everybody out of these groups, without an event. Returns who was in them.
@@ -278,4 +278,52 @@ async fn approved_memberships_end_though_their_users_are_gone() -> anyhow::Resul
     }
     ensure!(guarded.rows_held().await? == 0);
     Ok(())
+}
+
+/// Users' `groups` field still names a group that somebody has left. `WorkOS`'s lists do not.
+#[tokio::test]
+async fn a_stale_groups_field_brings_back_no_membership_that_ended() -> anyhow::Result<()> {
+    let stand = Stand::up().await?;
+    let directory = stand.sim.create_directory(DirectoryOptions::default())?;
+    let seed = workos_sim::Seed {
+        users: 60,
+        groups: 6,
+        ..workos_sim::Seed::default()
+    };
+    let seeded = stand.sim.seed(&directory, &seed)?;
+    let (group, user) = (
+        stand.sim.create_group(&directory, "Group")?,
+        seeded.users[30].clone(),
+    );
+    stand.sim.add_member(&group, &user)?;
+    stand.log_all().await?;
+    stand.settle();
+    stand.sim.remove_member(&group, &user)?;
+    stand.log_all().await?;
+    ensure!(!stand.shows_member(&group, &user).await?);
+    stand.settle();
+    let (stale, its) = ((group.clone(), user.clone()), directory.clone());
+    let url = edited(&stand.sim, move |path, object| {
+        if path.starts_with("/directory_users?")
+            && object["id"] == stale.1.as_str()
+            && let Some(groups) = object["groups"].as_array_mut()
+        {
+            groups.push(serde_json::json!({ "id": stale.0, "directory_id": its, "name": "Group" }));
+        }
+    });
+    let work = Work {
+        api: client_bearing(&url.await?, Duration::from_secs(5))?,
+        ..stand.work.clone()
+    };
+    for _ in 0..2 {
+        let report = sweep_with(&work, &directory).await?;
+        let found: Vec<String> = report.drift.iter().map(told).collect();
+        ensure!(
+            report.complete && found.iter().all(|one| !one.starts_with("membership")),
+            "{report:?}"
+        );
+        ensure!(!stand.shows_member(&group, &user).await?, "it ended");
+        stand.settle();
+    }
+    stand.agrees().await
 }
