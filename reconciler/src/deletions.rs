@@ -191,18 +191,23 @@ pub async fn confirm(
     }
     // What is known to exist is not held. An approval asks about it first (`command::by_list`).
     let there: HashSet<ObjectKey> = looked.there.into_iter().collect();
-    let held: Vec<ObjectKey> = keys.into_iter().filter(|key| !there.contains(key)).collect();
-    tracing::error!(
-        directory,
-        entity = entity.as_str(),
-        held = held.len(),
-        "too many deletions at once; held back until approved with `dsync-reconciler approve`"
-    );
     Ok(Confirmed {
-        held,
+        held: keys.into_iter().filter(|key| !there.contains(key)).collect(),
         unread: looked.unread,
         ..confirmed
     })
+}
+
+/// Logs that deletions are held, now that it is recorded: only then is there something to approve.
+pub(crate) fn tell_held(directory: &str, entity: Entity, held: usize) {
+    if held > 0 {
+        tracing::error!(
+            directory,
+            entity = entity.as_str(),
+            held,
+            "too many deletions at once; held back until approved with `dsync-reconciler approve`"
+        );
+    }
 }
 
 /// Those of `keys` that are held. Nothing but their approval or a list that has them ends that: not even an event about one

@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 use schema::timestamp::Timestamp;
 use time::OffsetDateTime;
 
-use crate::deletions::Absent;
+use crate::deletions::{self, Absent};
 use crate::difference::{Difference, Entity, Kind};
 use crate::findings::Findings;
 use crate::judge;
@@ -215,6 +215,7 @@ async fn carry_out(work: &Work, pass: &mut Pass) -> Result<(), Failure> {
     // Before anything is appended: what is held must stay so, even if this pass ends here.
     let held: Vec<String> = pass.findings.held.iter().map(|one| one.id.clone()).collect();
     stored(held::replace_directories(&work.pool, &held)).await?;
+    deletions::tell_held("", Entity::Directory, held.len());
     let readings = std::mem::take(&mut pass.findings.readings);
     pass.findings.unreadable += work.append_readings(readings).await?;
     for gone in &pass.gone {

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use schema::timestamp::Timestamp;
 
-use crate::deletions::Confirmed;
+use crate::deletions::{self, Confirmed};
 use crate::difference::{Difference, Entity, Kind};
 use crate::findings::{Findings, Young};
 use crate::judge;
@@ -191,6 +191,7 @@ async fn hold(work: &Work, directory: &str, confirmed: &[Confirmed]) -> Result<(
             held.extend(stored(held::of(&work.pool, directory, one.entity)).await?);
         }
         stored(held::replace(&work.pool, directory, one.entity, &held)).await?;
+        deletions::tell_held(directory, one.entity, held.len());
     }
     Ok(())
 }

@@ -280,6 +280,60 @@ async fn approved_memberships_end_though_their_users_are_gone() -> anyhow::Resul
     Ok(())
 }
 
+#[tokio::test]
+async fn only_what_is_recorded_as_held_is_logged_as_held() -> anyhow::Result<()> {
+    let guarded = directory_of(40).await?;
+    guarded.delete_silently(&guarded.users[..20]).await?;
+    let words = "held back until approved with";
+    let dry = guarded
+        .stand
+        .program()
+        .arg("sweep")
+        .arg("--dry-run")
+        .run()
+        .await?;
+    ensure!(
+        dry.stdout.contains("held back until approved: 20 users extra"),
+        "{dry:?}"
+    );
+    ensure!(
+        !dry.stderr.contains(words) && guarded.rows_held().await? == 0,
+        "{dry:?}"
+    );
+    let sweep = guarded.stand.program().arg("sweep").run().await?;
+    ensure!(
+        sweep.stderr.contains(words) && guarded.rows_held().await? == 20,
+        "{sweep:?}"
+    );
+    // The same of directories.
+    let (directory, other) = (guarded.directory.clone(), DirectoryOptions::default());
+    guarded.stand.sim.create_directory(other)?;
+    guarded.stand.log_all().await?;
+    guarded.stand.settle();
+    let other = workos_sim::Sim::start(workos_sim::Options::at(guarded.stand.sim.clock().now())).await?;
+    for dry in [true, false] {
+        let mut program = guarded.stand.program().arg("sweep");
+        if dry {
+            program = program.arg("--dry-run");
+        }
+        program = program
+            .env("WORKOS_API_URL", other.url())
+            .env("WORKOS_API_KEY", other.api_key());
+        let sweep = program.run().await?;
+        let rows: i64 = sqlx::query_scalar(
+            "select count(*) from dsync.held_deletions where entity = 'directory' and directory_id = $1",
+        )
+        .bind(&directory)
+        .fetch_one(&guarded.stand.pool)
+        .await?;
+        ensure!(
+            sweep.stderr.contains(words) != dry && (rows == 0) == dry,
+            "{sweep:?}"
+        );
+    }
+    Ok(())
+}
+
 /// Users' `groups` field still names a group that somebody has left. `WorkOS`'s lists do not.
 #[tokio::test]
 async fn a_stale_groups_field_brings_back_no_membership_that_ended() -> anyhow::Result<()> {
