@@ -130,7 +130,8 @@ pub async fn clear(pool: &PgPool, directory: &str) -> sqlx::Result<()> {
     Ok(())
 }
 
-/// Holds the deletions of these directories themselves, and no longer those of any others.
+/// Holds the deletions of these directories themselves, and no longer those of any others. Not of one that ended
+/// meanwhile, because its deletion was approved, or an event reported it.
 pub async fn replace_directories(pool: &PgPool, directories: &[String]) -> sqlx::Result<()> {
     sqlx::query!(
         r#"
@@ -139,8 +140,9 @@ pub async fn replace_directories(pool: &PgPool, directories: &[String]) -> sqlx:
             where entity = 'directory' and directory_id <> all($1)
         )
         insert into dsync.held_deletions (directory_id, entity)
-        select id, 'directory' from unnest($1::text[]) as x (id)
-        order by id
+        select x.id, 'directory' from unnest($1::text[]) as x (id)
+        where exists (select from directory.directories as d where d.id = x.id)
+        order by x.id
         on conflict do nothing
         "#,
         directories,

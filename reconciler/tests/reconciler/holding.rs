@@ -3,23 +3,25 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use bytes::Bytes;
 use reconciler::command;
 use reconciler::difference::Entity;
 use reconciler::key::ObjectKey;
 use reconciler::store::held;
+use reconciler::sweep::Mode;
 use reconciler::work::Work;
 use schema::record::{Received, Record, Source};
 use serde_json::Value;
 use service::postgres::PoolSettings;
 use service::settings::Secret;
-use tests::Postgres;
+use tests::{Postgres, eventually};
+use tokio::sync::watch;
 use workos_sim::{Change, DirectoryOptions};
 
 use crate::guarding::{Guarded, directory_of};
-use crate::scripted::{client_bearing, edited};
-use crate::stand::{MARGIN, Stand, sweep_with, told};
+use crate::scripted::{client_bearing, edited, gated};
+use crate::stand::{BOUND, MARGIN, Stand, sweep_with, told};
 
 impl Guarded {
     /// Takes everybody out of these groups, without an event. Returns who was in them.
@@ -331,6 +333,47 @@ async fn only_what_is_recorded_as_held_is_logged_as_held() -> anyhow::Result<()>
             "{sweep:?}"
         );
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_pass_that_began_before_an_approval_holds_nothing_again() -> anyhow::Result<()> {
+    let stand = Stand::up().await?;
+    let mut ours = Vec::new();
+    for _ in 0..2 {
+        ours.push(stand.sim.create_directory(DirectoryOptions::newer())?);
+    }
+    stand.log_all().await?;
+    stand.agrees().await?;
+    stand.settle();
+    for directory in &ours {
+        let directory = directory.clone();
+        stand.sim.change(Change::DeleteDirectory { directory })?;
+    }
+    stand.log(|_, _| false).await?;
+    stand.settle();
+    stand.pass().await;
+    ensure!(stand.count("select count(*) from dsync.held_deletions").await? == 2);
+    // A pass that is still reading the directories when one is approved.
+    let (open, opened) = watch::channel(false);
+    let (url, asked) = gated(&stand.sim, &format!("/directories/{}", ours[1]), opened).await?;
+    let work = Work {
+        api: client_bearing(&url, BOUND)?,
+        ..stand.work.clone()
+    };
+    let passing = tokio::spawn(async move { command::pass(&work, None, Mode::default()).await });
+    eventually(BOUND, async || {
+        ensure!(*asked.borrow(), "not asked yet");
+        Ok(())
+    })
+    .await?;
+    command::run_approve(&stand.work, &ours[0], false, &mut Vec::new()).await?;
+    open.send(true).context("nobody waits")?;
+    passing.await?;
+    let held: Vec<String> = sqlx::query_scalar("select directory_id from dsync.held_deletions")
+        .fetch_all(&stand.pool)
+        .await?;
+    ensure!(held == [ours[1].clone()], "{held:?}");
     Ok(())
 }
 

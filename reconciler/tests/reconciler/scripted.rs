@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use workos_sim::Sim;
 
 /// A server that gives each connection the next of `answers` and records the first line of each request.
@@ -100,22 +101,61 @@ pub(crate) async fn failing(
     Ok((url.await?, asked))
 }
 
+/// A proxy in front of the simulator that answers requests for `path` only once it is opened, and tells that one came.
+pub(crate) async fn gated(
+    sim: &Sim,
+    path: &str,
+    opened: watch::Receiver<bool>,
+) -> anyhow::Result<(String, watch::Receiver<bool>)> {
+    let (came, asked) = watch::channel(false);
+    let came = Arc::new(came);
+    let gate = path.to_owned();
+    let url = waiting(
+        sim,
+        |_, _| {},
+        |_| false,
+        move |path| {
+            let (came, mut opened) = (Arc::clone(&came), opened.clone());
+            let shut = path.starts_with(&gate);
+            async move {
+                if shut {
+                    came.send_replace(true);
+                    // If nobody can open it any more, the test is over.
+                    let _ = opened.wait_for(|open| *open).await;
+                }
+            }
+        },
+    );
+    Ok((url.await?, asked))
+}
+
 async fn before(
     sim: &Sim,
     edit: impl Fn(&str, &mut Value) + Clone + Send + Sync + 'static,
     fails: impl Fn(&str) -> bool + Clone + Send + Sync + 'static,
+) -> anyhow::Result<String> {
+    waiting(sim, edit, fails, |_| std::future::ready(())).await
+}
+
+async fn waiting<W: Future<Output = ()> + Send>(
+    sim: &Sim,
+    edit: impl Fn(&str, &mut Value) + Clone + Send + Sync + 'static,
+    fails: impl Fn(&str) -> bool + Clone + Send + Sync + 'static,
+    waits: impl Fn(&str) -> W + Clone + Send + Sync + 'static,
 ) -> anyhow::Result<String> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let url = format!("http://{}", listener.local_addr()?);
     let (target, key) = (sim.url(), sim.api_key().to_owned());
     tokio::spawn(async move {
         while let Ok((mut socket, _)) = listener.accept().await {
-            let (target, key, edit, fails) = (target.clone(), key.clone(), edit.clone(), fails.clone());
+            let (target, key, edit) = (target.clone(), key.clone(), edit.clone());
+            let (fails, waits) = (fails.clone(), waits.clone());
             tokio::spawn(async move {
                 let mut request = vec![0; 8192];
                 let length = socket.read(&mut request).await.unwrap_or_default();
                 let text = String::from_utf8_lossy(&request[..length]).into_owned();
                 let path = text.split(' ').nth(1).unwrap_or("/").to_owned();
+                waits(&path).await;
                 if fails(&path) {
                     let answer = "HTTP/1.1 500 X\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}";
                     let _ = socket.write_all(answer.as_bytes()).await;
