@@ -283,6 +283,17 @@ async fn by_list(
     Ok(agree.then(|| gone.into_iter().map(|key| (key, listed.at())).collect()))
 }
 
+/// Whether this API key sees our environment. Another one finds none of what is held, nor its directory.
+async fn is_ours(work: &Work, directory: &str) -> Result<bool, Failure> {
+    if let Read::There(..) = work.api.directory(directory).await? {
+        return Ok(true);
+    }
+    match directories::recognise(work).await {
+        Err(Failure::OtherEnvironment) => Ok(false),
+        recognised => recognised.map(|()| true),
+    }
+}
+
 /// Appends the deletions of those `held` that are gone, as of the time each was found to be gone.
 async fn let_through(
     work: &Work,
@@ -316,12 +327,11 @@ async fn let_through(
         mut unread,
         ..
     } = looked;
-    // Who is not found is in no group. But another environment's key finds nobody, nor the directory.
-    if !ownerless.is_empty() {
-        match work.api.directory(directory).await? {
-            Read::There(..) => gone.extend(ownerless),
-            Read::Gone(_) => unread.extend(ownerless.into_iter().map(|(key, _)| key)),
-        }
+    // Who is not found is in no group.
+    gone.extend(ownerless);
+    // A directory itself is approved by name, and may be the last.
+    if entity != Entity::Directory && !gone.is_empty() && !is_ours(work, directory).await? {
+        unread.extend(gone.drain(..).map(|(key, _)| key));
     }
     let readings = gone
         .iter()

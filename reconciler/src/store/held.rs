@@ -141,7 +141,8 @@ pub async fn replace_directories(pool: &PgPool, directories: &[String]) -> sqlx:
         )
         insert into dsync.held_deletions (directory_id, entity)
         select x.id, 'directory' from unnest($1::text[]) as x (id)
-        where exists (select from directory.directories as d where d.id = x.id)
+        -- One of which the tables have only users or groups has no row.
+        where not exists (select from dsync.directories as d where d.id = x.id and d.seen_at <= d.gone_at)
         order by x.id
         on conflict do nothing
         "#,

@@ -283,6 +283,23 @@ async fn approved_memberships_end_though_their_users_are_gone() -> anyhow::Resul
 }
 
 #[tokio::test]
+async fn what_another_environments_key_does_not_find_is_not_approved() -> anyhow::Result<()> {
+    let guarded = directory_of(40).await?;
+    guarded.delete_silently(&guarded.users[..20]).await?;
+    guarded.stand.sweep(&guarded.directory).await?;
+    ensure!(guarded.rows_held().await? == 20);
+    let other = workos_sim::Sim::start(workos_sim::Options::at(guarded.stand.sim.clock().now())).await?;
+    other.create_directory(DirectoryOptions::default())?;
+    let wrong = guarded.approved_by(&guarded.stand.with_key_of(&other)?).await;
+    let refused = wrong.err().context("approved with the wrong key")?.to_string();
+    ensure!(refused.contains("20 objects could not be read"), "{refused}");
+    ensure!(guarded.rows_held().await? == 20 && guarded.shown().await? == 40);
+    let done = guarded.approved_by(&guarded.stand.work).await?;
+    ensure!(done["deleted"] == 20 && guarded.shown().await? == 20, "{done}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn only_what_is_recorded_as_held_is_logged_as_held() -> anyhow::Result<()> {
     let guarded = directory_of(40).await?;
     guarded.delete_silently(&guarded.users[..20]).await?;
