@@ -5,6 +5,7 @@ create table dsync.said_of_groups (
     group_id text collate "C" not null,
     event_id text collate "C" not null,
     source text collate "C" not null,
+    directory_id text collate "C" not null,
     primary key (group_id, event_id, source)
 );
 alter table dsync.said_of_groups enable row level security;
@@ -13,6 +14,7 @@ comment on table dsync.said_of_groups is
 comment on column dsync.said_of_groups.group_id is 'The group''s id.';
 comment on column dsync.said_of_groups.event_id is 'The message''s event, as in the columns version_event and seen_event.';
 comment on column dsync.said_of_groups.source is 'Its source, as in the columns version_source and seen_source.';
+comment on column dsync.said_of_groups.directory_id is 'The directory that the message named for the group; if several did, the greatest, as in the group''s row.';
 
 -- Undoing a rebuild sends the lanes back. Until they have come forward again, the tables know more than the lanes' positions say.
 alter table dsync.rebuilds

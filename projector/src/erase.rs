@@ -198,6 +198,7 @@ fn said_of_group(record: &Record) -> Option<SaidOfGroup> {
         group: group.to_string(),
         event: cause.event.to_string(),
         source: cause.source,
+        directory: registers.directory.to_string(),
     })
 }
 

@@ -26,6 +26,8 @@ pub struct SaidOfGroup {
     pub event: String,
     /// How the event reached the log, likewise.
     pub source: Source,
+    /// The group's directory.
+    pub directory: String,
 }
 
 /// Records that an erasure takes the message `at` from the log created at `stream_created`, and what it `said` besides.
@@ -38,9 +40,10 @@ pub async fn erased(
     sqlx::query!(
         r#"
         with said as (
-            insert into dsync.said_of_groups (group_id, event_id, source)
-            select $3, $4, $5 where $3::text is not null
-            on conflict do nothing
+            insert into dsync.said_of_groups as s (group_id, event_id, source, directory_id)
+            select $3, $4, $5, $6 where $3::text is not null
+            on conflict (group_id, event_id, source) do update set directory_id = excluded.directory_id
+            where excluded.directory_id > s.directory_id
         )
         insert into dsync.overwritten (stream_created, seq) values ($1, $2)
         on conflict do nothing
@@ -50,6 +53,7 @@ pub async fn erased(
         said.map(|said| said.group.as_str()),
         said.map(|said| said.event.as_str()),
         said.map(|said| said.source.code()),
+        said.map(|said| said.directory.as_str()),
     )
     .execute(pool)
     .await?;

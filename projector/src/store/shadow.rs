@@ -227,37 +227,38 @@ pub async fn seed(connection: &mut PgConnection, cut: OffsetDateTime, seed: Seed
 /// Adds what erasures took from the log and only the live rows know: what an erased person's records said about groups. Repeated
 /// before each comparison, because somebody may be erased meanwhile.
 pub async fn add_what_erasures_took(connection: &mut PgConnection) -> sqlx::Result<()> {
+    merge_what_erasures_took(connection, ("dsync.groups", None), "pg_temp").await
+}
+
+/// Merges into the groups of schema `into` what the rows `from` (SQL, with the value of its `$1`, if any) know of them from
+/// records that erasures took. The directory was recorded with those, because no register says which record named it.
+async fn merge_what_erasures_took(
+    connection: &mut PgConnection,
+    (from, value): (&str, Option<&str>),
+    into: &str,
+) -> sqlx::Result<()> {
     let [_, _, groups, _] = TABLES;
+    let versioned: Vec<&str> = VERSION.iter().chain(groups.attributes).copied().collect();
     let columns = groups.columns(connection).await?;
-    let of_register = |column: &String| {
-        let name = column.as_str();
-        let version = VERSION.contains(&name) || groups.attributes.contains(&name);
-        version || SEEN.contains(&name) || GONE.contains(&name)
-    };
-    let values: Vec<String> = columns
-        .iter()
-        .map(|column| {
-            if of_register(column) {
-                never(column).to_owned()
-            } else {
-                format!("l.{column}")
-            }
-        })
-        .collect();
-    let taken = |event: &str, source: &str| {
-        format!(
-            "exists (select from dsync.said_of_groups as o
-                 where o.group_id = l.id and o.event_id = l.{event} and o.source = l.{source})"
-        )
-    };
+    let values = columns.iter().map(|column| match column.as_str() {
+        "id" => "l.id",
+        "directory_id" => "o.directory_id",
+        _ => never(column),
+    });
+    let (values, columns) = (values.collect::<Vec<_>>().join(", "), columns.join(", "));
     let list = |alias: &str, names: &[&str]| {
         let names: Vec<String> = names.iter().map(|name| format!("{alias}{name}")).collect();
         names.join(", ")
     };
-    let versioned: Vec<&str> = VERSION.iter().chain(groups.attributes).copied().collect();
+    let taken = |event: &str, source: &str| {
+        format!(
+            "exists (select from dsync.said_of_groups as t
+                 where t.group_id = l.id and t.event_id = l.{event} and t.source = l.{source})"
+        )
+    };
     let register = |names: &[&str], key: &[&str], event: &str, source: &str| {
         format!(
-            "update pg_temp.groups as s set (organization_id, {}) = (l.organization_id, {}) from dsync.groups as l
+            "update {into}.groups as s set ({}) = row ({}) from {from} as l
              where l.id = s.id and ({}) > ({}) and {}",
             list("", names),
             list("l.", names),
@@ -266,26 +267,39 @@ pub async fn add_what_erasures_took(connection: &mut PgConnection) -> sqlx::Resu
             taken(event, source),
         )
     };
+    let said =
+        "(select group_id, max(directory_id) as directory_id from dsync.said_of_groups group by group_id)";
     for statement in [
         format!(
-            "insert into pg_temp.groups ({}) select {} from dsync.groups as l
-             where exists (select from dsync.said_of_groups as o where o.group_id = l.id)
-             on conflict do nothing",
-            columns.join(", "),
-            values.join(", "),
+            "insert into {into}.groups as s ({columns})
+             select {values} from {from} as l join {said} as o on o.group_id = l.id
+             where exists (select from {into}.groups as t where t.id = l.id) or {} or {}
+             on conflict (id) do update set directory_id = excluded.directory_id
+             where excluded.directory_id > s.directory_id",
+            taken("version_event", "version_source"),
+            taken("seen_event", "seen_source"),
         ),
-        // No register says which record named the directory.
-        "update pg_temp.groups as s set (organization_id, directory_id) = (l.organization_id, l.directory_id)
-         from dsync.groups as l
-         where l.id = s.id and l.directory_id > s.directory_id
-             and exists (select from dsync.said_of_groups as o where o.group_id = l.id)"
-            .to_owned(),
         register(&versioned, VERSION, "version_event", "version_source"),
         register(SEEN, SEEN, "seen_event", "seen_source"),
+        format!(
+            "update {into}.groups as s set organization_id = r.organization_id
+             from (
+                 select t.id, coalesce(d.organization_id, t.own_organization_id) as organization_id
+                 from {into}.groups as t
+                 join {from} as l on l.id = t.id
+                 left join {into}.directories as d on d.id = t.directory_id
+                 where t.id in (select group_id from dsync.said_of_groups)
+             ) as r
+             where r.id = s.id and r.organization_id is distinct from s.organization_id"
+        ),
     ] {
-        sqlx::query(AssertSqlSafe(statement))
-            .execute(&mut *connection)
-            .await?;
+        let query = sqlx::query(AssertSqlSafe(statement));
+        match value {
+            Some(value) => query.bind(value),
+            None => query,
+        }
+        .execute(&mut *connection)
+        .await?;
     }
     Ok(())
 }
