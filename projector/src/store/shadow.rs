@@ -230,6 +230,15 @@ pub async fn add_what_erasures_took(connection: &mut PgConnection) -> sqlx::Resu
     merge_what_erasures_took(connection, ("dsync.groups", None), "pg_temp").await
 }
 
+/// Adds to the live rows of groups what the rows `known`, as JSON, knew from records that erasures took.
+pub(super) async fn add_again_what_erasures_took(
+    connection: &mut PgConnection,
+    known: &str,
+) -> sqlx::Result<()> {
+    let rows = "jsonb_populate_recordset(null::dsync.groups, $1::text::jsonb)";
+    merge_what_erasures_took(connection, (rows, Some(known)), "dsync").await
+}
+
 /// Merges into the groups of schema `into` what the rows `from` (SQL, with the value of its `$1`, if any) know of them from
 /// records that erasures took. The directory was recorded with those, because no register says which record named it.
 async fn merge_what_erasures_took(

@@ -8,7 +8,7 @@ use schema::timestamp::Timestamp;
 use sqlx::{AssertSqlSafe, PgConnection};
 use time::OffsetDateTime;
 
-use super::shadow::{TABLES, Table};
+use super::shadow::{self, TABLES, Table};
 use super::{backlog, lock, progress, seq};
 use crate::lane::Lane;
 use crate::store::progress::Position;
@@ -173,7 +173,15 @@ pub async fn sent_back(connection: &mut PgConnection) -> sqlx::Result<Vec<SentBa
 
 /// Restores what `rebuild` replaced, and moves the lanes back to where they stood then, so that what was applied since is
 /// applied again to the restored rows.
+///
+/// What an erased person's records said of groups cannot be applied again, so it stays.
 pub async fn undo(connection: &mut PgConnection, rebuild: i64) -> sqlx::Result<()> {
+    let known = "select jsonb_agg(l)::text from dsync.groups as l join dsync.replaced as c on c.id = l.id
+         where c.rebuild_id = $1 and c.entity = 'group' and l.id in (select group_id from dsync.said_of_groups)";
+    let known: Option<String> = sqlx::query_scalar(known)
+        .bind(rebuild)
+        .fetch_one(&mut *connection)
+        .await?;
     for table in TABLES {
         let (name, entity) = (table.name, table.entity);
         let columns = table.columns(connection).await?;
@@ -198,6 +206,9 @@ pub async fn undo(connection: &mut PgConnection, rebuild: i64) -> sqlx::Result<(
                 .execute(&mut *connection)
                 .await?;
         }
+    }
+    if let Some(known) = known {
+        shadow::add_again_what_erasures_took(connection, &known).await?;
     }
     sqlx::query!(
         r#"

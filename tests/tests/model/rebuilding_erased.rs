@@ -220,3 +220,30 @@ async fn a_group_moved_by_hand_is_noticed_though_a_member_was_erased() -> anyhow
     }
     Ok(())
 }
+
+/// What an erased person's record said of a group after a rebuild is not in the log, from which an undo has the rest applied
+/// again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn undoing_a_rebuild_keeps_what_an_erased_persons_records_said_since() -> anyhow::Result<()> {
+    let [directory, person, _, _, member] = two_members();
+    let world = World::of(&[directory, person, member]).await?;
+    let by_hand =
+        "insert into dsync.groups (id, directory_id, name, gone_event) values ('g', 'd1', 'by hand', 'x')";
+    sqlx::raw_sql(by_hand).execute(&world.pool).await?;
+    ensure!(world.repaired().await? == ["g Extra "]);
+    world.more(&[joins("e3", 9, "u", &group(8))]).await?;
+    world.erase("u").await?;
+    let before = shown(&world.pool).await?;
+    ensure!(before == ["g d1 o1 as of 8", "g/v"], "{before:?}");
+    tools(&world.pool, &world.journal).undo().await?;
+    world.more(&[]).await?;
+    let undone = shown(&world.pool).await?;
+    ensure!(undone == before, "{undone:?}");
+    let repaired = world.repaired().await?;
+    ensure!(
+        repaired == ["g Differs gone_event"],
+        "the undo did not restore the row: {repaired:?}"
+    );
+    ensure!(shown(&world.pool).await? == before);
+    Ok(())
+}
