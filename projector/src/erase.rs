@@ -225,7 +225,8 @@ pub async fn drain(pool: &PgPool, journal: &Journal) -> Result<u64, Refused> {
         return Ok(0);
     };
     let mut count = 0;
-    for seq in answered(erased::due_purges(pool, log.created)).await? {
+    // One by one: an erasure that is undone meanwhile takes entries from the queue.
+    while let Some(seq) = answered(erased::next_purge(pool, log.created)).await? {
         if let Some(entry) = journal.entry(seq).await? {
             take(Log { pool, journal }, log.created, &entry).await?;
         }

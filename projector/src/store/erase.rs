@@ -152,8 +152,18 @@ pub async fn namesakes(pool: &PgPool, marks: &[String]) -> sqlx::Result<Vec<Stri
 
 /// Lets records about the user `id` be applied again. `false` if the user was not erased.
 pub async fn undo(pool: &PgPool, id: &str) -> sqlx::Result<bool> {
+    let mut transaction = pool.begin().await?;
+    super::lock::limit(&mut transaction).await?;
+    // No batch is half way: each left its records about this person out, or applies them.
+    super::lock::erasures(&mut transaction).await?;
     let undone = sqlx::query!("delete from dsync.erased where user_id = $1", id)
-        .execute(pool)
-        .await?;
-    Ok(undone.rows_affected() == 1)
+        .execute(&mut *transaction)
+        .await?
+        .rows_affected()
+        == 1;
+    if undone {
+        super::erased::keep_unread(&mut transaction).await?;
+    }
+    transaction.commit().await?;
+    Ok(undone)
 }

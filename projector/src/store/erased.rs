@@ -40,15 +40,35 @@ pub async fn note_purges(
     Ok(())
 }
 
-/// Messages of the log created at `stream_created` that are queued to be purged, oldest first.
-pub async fn due_purges(pool: &PgPool, stream_created: Timestamp) -> sqlx::Result<Vec<u64>> {
-    let seqs = sqlx::query_scalar!(
-        "select seq from dsync.purges where stream_created = $1 order by seq",
+/// The oldest message of the log created at `stream_created` that is queued to be purged.
+pub async fn next_purge(pool: &PgPool, stream_created: Timestamp) -> sqlx::Result<Option<u64>> {
+    let seq = sqlx::query_scalar!(
+        "select min(seq) from dsync.purges where stream_created = $1",
         OffsetDateTime::from(stream_created),
     )
-    .fetch_all(pool)
+    .fetch_one(pool)
     .await?;
-    Ok(seqs.into_iter().map(i64::unsigned_abs).collect())
+    Ok(seq.map(i64::unsigned_abs))
+}
+
+/// Makes sure that no lane will apply what is queued to be purged, after somebody's erasure was undone. What the lane `all`
+/// has still to read stays in the log: it queues again what is about others who are erased. What it has read was left out
+/// of the tables, so the lane `removals` must not apply it, either; nothing else up to there is left for that lane to apply.
+pub(super) async fn keep_unread(connection: &mut PgConnection) -> sqlx::Result<()> {
+    sqlx::query!(
+        r#"
+        with skipped as (
+            update dsync.progress as r set seq = a.seq, seq_appended_at = a.seq_appended_at
+            from dsync.progress as a
+            where r.lane = 'removals' and a.lane = 'all' and a.stream_created = r.stream_created and a.seq > r.seq
+        )
+        delete from dsync.purges as q using dsync.progress as a
+        where a.lane = 'all' and q.stream_created = a.stream_created and q.seq > a.seq
+        "#,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
 }
 
 /// Removes a purge that is done from the queue.
