@@ -2,14 +2,15 @@
 //! stream is lost.
 //!
 //! Nothing is appended until setup has succeeded once: a stream that happens to take our subjects may not be ours. Nor
-//! after the stream was found to be one that would lose what it acknowledges, until it is set right. No request waits for
-//! setup, and a failure does not end the program. If the broker will not change the limits, that is logged and tried
-//! again every minute; until then the stream is used with the limits it has.
+//! after the stream was found to be one that would lose what it acknowledges, until it is set right: readiness, which asks
+//! every few seconds, looks at its settings. No request waits for setup, and a failure does not end the program. If the
+//! broker will not change the limits, that is logged and tried again every minute; until then the stream is used with the
+//! limits it has.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use journal::{Ensured, Error, Journal, Limits};
+use journal::{Ensured, Error, Fitness, Journal, Limits};
 use schema::timestamp::Timestamp;
 use service::readiness::Readiness;
 use service::retry::Backoff;
@@ -97,22 +98,23 @@ impl Stream {
     }
 
     async fn check(&self) -> Result<(), NotReady> {
-        let answered = self.journal.created().await;
+        let answered = self.journal.fitness().await;
         // An instance that is not ready gets no webhooks, so no failing append would ever reveal the loss.
         if matches!(answered, Err(Error::NoStream)) {
             self.doubt();
         }
-        if let Ok(created) = answered {
-            self.compare(created);
+        if let Ok(fitness) = answered {
+            self.compare(fitness);
         }
         self.ready()?;
         Ok(answered.map(|_| ())?)
     }
 
-    /// Somebody may have put another stream in the place of ours, which takes our records but may lose them.
-    fn compare(&self, created: Timestamp) {
+    /// Somebody may have edited our stream, or put another in its place, so that it takes our records but may lose them.
+    fn compare(&self, Fitness { created, is_fit }: Fitness) {
         let mut last = self.created.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.replace(created).is_some_and(|previous| previous != created) {
+        let is_other = last.replace(created).is_some_and(|previous| previous != created);
+        if is_other || !is_fit {
             self.doubt();
         }
     }

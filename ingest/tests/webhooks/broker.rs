@@ -217,6 +217,27 @@ async fn a_log_recreated_so_that_it_loses_records_is_not_used_until_it_is_set_ri
     assert_eq!(stored(&app).await, ["event_1"]);
 }
 
+/// Its time of creation stays the same.
+#[tokio::test]
+async fn a_log_edited_so_that_it_loses_records_is_set_right_when_readiness_asks() {
+    let broker = Nats::start().await.unwrap();
+    let app = App::start(&broker, Setup::default()).await;
+    assert_eq!(app.post(user_created("event_1")).await.status, 200);
+    assert_eq!(app.context.readiness.missing().await, []);
+    let edited = r#"{"name":"DSYNC","subjects":["dsync.>"],"storage":"file","discard":"old","max_msgs_per_subject":1}"#;
+    jetstream(&broker, "STREAM.UPDATE.DSYNC", edited).await;
+    until("set right", async || {
+        app.context.readiness.missing().await;
+        let info = jetstream(&broker, "STREAM.INFO.DSYNC", "").await;
+        (info.contains(r#""discard":"new""#) && info.contains(r#""max_msgs_per_subject":-1"#)).then_some(())
+    })
+    .await;
+    for event in ["event_2", "event_3"] {
+        until_stored(&app, event).await;
+    }
+    assert_eq!(stored(&app).await, ["event_1", "event_2", "event_3"]);
+}
+
 /// The log is deleted, and a stream of another name takes its subjects, as after a restore: that stream acknowledges,
 /// but nobody reads it.
 #[tokio::test]

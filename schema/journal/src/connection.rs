@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use async_nats::jetstream::{self, context::ContextBuilder};
 use async_nats::{Client, ConnectOptions, Event};
-use schema::timestamp::Timestamp;
 use tokio::sync::watch;
 
 use crate::address::Servers;
 use crate::credentials;
 use crate::elsewhere::{Silence, Turns};
 use crate::error::{Error, Unavailable};
+use crate::stream::Fitness;
 
 /// How long one request, or one write, may take before it counts as unanswered.
 pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
@@ -185,15 +185,15 @@ impl Journal {
 
     /// Whether the log can be used now: the broker is connected and answers for the stream.
     pub async fn ready(&self) -> Result<(), Error> {
-        self.created().await.map(|_| ())
+        self.fitness().await.map(|_| ())
     }
 
-    /// As [`Self::ready`]. Returns when the stream was created: another time means another stream.
-    pub async fn created(&self) -> Result<Timestamp, Error> {
+    /// As [`Self::ready`]. Returns what would show that the stream can no longer be relied on.
+    pub async fn fitness(&self) -> Result<Fitness, Error> {
         if self.link.up.borrow().is_none() {
             return Err(Unavailable::Disconnected.into());
         }
-        self.info().await.map(|info| info.created.into())
+        self.info().await.map(|info| Fitness::of(&info))
     }
 
     /// Whether there is more than one broker to connect to, according to the settings or to what the broker announced

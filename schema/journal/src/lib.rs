@@ -32,4 +32,4 @@ pub use error::{AppendError, Error, ReadError, Unavailable};
 pub use overview::{Overview, status};
 pub use reader::Reader;
 pub use settings::{JournalArgs, JournalLimitArgs};
-pub use stream::{Ensured, Identity, Limits};
+pub use stream::{Ensured, Fitness, Identity, Limits};

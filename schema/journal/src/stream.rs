@@ -13,15 +13,6 @@ use crate::error::{Error, Unavailable};
 
 /// The subjects of everything that the log holds.
 const SUBJECTS: &str = "dsync.>";
-/// Settings without which entries would go astray or be dropped. A stream where these differ cannot serve as the log.
-const ESSENTIAL: [&str; 6] = [
-    "subjects",
-    "storage",
-    "retention",
-    "discard",
-    "max_msgs_per_subject",
-    "no_ack",
-];
 /// The broker's error code for "a stream of this name exists, with another configuration".
 const NAME_IN_USE: u64 = 10058;
 
@@ -70,6 +61,25 @@ pub struct Identity {
     pub messages: u64,
     /// Bytes they take.
     pub bytes: u64,
+}
+
+/// Whether a stream can still be relied on as the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fitness {
+    /// When the stream was created. Another time means another stream.
+    pub created: Timestamp,
+    /// Whether its settings, which somebody may have edited, let it keep what it acknowledges.
+    pub is_fit: bool,
+}
+
+/// Whether a stream with these settings takes all of our entries, drops none but by age, and says so.
+fn is_fit(config: &Config) -> bool {
+    config.subjects.iter().any(|subject| subject == SUBJECTS)
+        && config.storage == StorageType::File
+        && config.retention == RetentionPolicy::Limits
+        && config.discard == DiscardPolicy::New
+        && config.max_messages_per_subject <= 0
+        && !config.no_ack
 }
 
 /// A copy that the leader has not heard from for this long is out of touch. They hear from each other every second.
@@ -168,6 +178,7 @@ impl Journal {
 
     async fn update(&self, limits: &Limits) -> Result<Ensured, Error> {
         let Told { config } = self.ask(format!("STREAM.INFO.{}", self.stream), &()).await?;
+        let known = readable(&config)?;
         let (config, changed) = limits.over(config)?;
         if changed.is_empty() {
             return Ok(Ensured::Unchanged);
@@ -183,10 +194,10 @@ impl Journal {
             }
             Err(error @ (Error::Refused { .. } | Error::Unavailable(Unavailable::TimedOut))) => {
                 let (differing, why) = (changed, error.to_string());
-                if differing.iter().any(|name| ESSENTIAL.contains(name)) {
-                    Err(Error::Unfit { differing, why })
-                } else {
+                if is_fit(&known) {
                     Ok(Ensured::Kept { differing, why })
+                } else {
+                    Err(Error::Unfit { differing, why })
                 }
             }
             Err(error) => Err(error),
@@ -201,11 +212,15 @@ struct Told {
     config: Map<String, Value>,
 }
 
+/// The settings that this client knows.
+fn readable(told: &Map<String, Value>) -> Result<Config, Error> {
+    serde_json::from_value(Value::Object(told.clone())).map_err(|_| Error::Unreadable)
+}
+
 impl Limits {
     /// A stream's settings with ours applied, and the names of those that differed.
     fn over(&self, told: Map<String, Value>) -> Result<(Map<String, Value>, Vec<&'static str>), Error> {
-        let unreadable = |_| Error::Unreadable;
-        let mut known: Config = serde_json::from_value(Value::Object(told.clone())).map_err(unreadable)?;
+        let mut known = readable(&told)?;
         let changed = self.apply(&mut known);
         let Ok(Value::Object(mut known)) = serde_json::to_value(known) else {
             return Err(Error::Unreadable);
@@ -269,6 +284,15 @@ fn put<T: PartialEq>(place: &mut T, value: T) -> bool {
     let differs = *place != value;
     *place = value;
     differs
+}
+
+impl Fitness {
+    pub(crate) fn of(info: &Info) -> Fitness {
+        Fitness {
+            created: info.created.into(),
+            is_fit: is_fit(&info.config),
+        }
+    }
 }
 
 impl Identity {

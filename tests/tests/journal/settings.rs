@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use async_nats::jetstream::stream::DiscardPolicy;
-use journal::{ConnectError, Connection, Ensured, Error, Journal, Limits};
+use journal::{ConnectError, Connection, Ensured, Error, Fitness, Journal, Limits};
 use tests::{Nats, NatsOptions, eventually};
 
 use super::{BOUND, limits, log_on, nth, settings};
@@ -219,9 +219,11 @@ async fn a_stream_that_keeps_or_confirms_too_little_is_set_right() -> anyhow::Re
     Ok(())
 }
 
-/// A broker leaves what a login may not do unanswered.
-#[tokio::test]
-async fn an_unfit_stream_that_may_not_be_changed_is_named_for_what_differs() -> anyhow::Result<()> {
+/// A broker leaves what a login may not do unanswered. Returns what a login that may not change the stream finds, after
+/// somebody else made this `edit`.
+async fn ensured_after(
+    edit: impl FnOnce(&mut async_nats::jetstream::stream::Config),
+) -> anyhow::Result<(Result<Ensured, Error>, Fitness)> {
     let nats = Nats::with(NatsOptions {
         more: vec![
             "accounts { A { jetstream: enabled, users: [ { user: admin, password: a }, { user: ours, password: o, \
@@ -239,13 +241,21 @@ async fn an_unfit_stream_that_may_not_be_changed_is_named_for_what_differs() -> 
     let login = async_nats::ConnectOptions::with_user_and_password("admin".to_owned(), "a".to_owned());
     let context = async_nats::jetstream::new(login.connect(nats.url()).await?);
     let mut config = context.get_stream("DSYNC").await?.cached_info().config.clone();
-    config.discard = DiscardPolicy::Old;
+    edit(&mut config);
     context.update_stream(config).await?;
     let ours = Connection {
         url: nats.url_as("ours", "o"),
         ..settings(&nats)
     };
-    let Err(error) = Journal::connect(&ours).await?.ensure(&limits()).await else {
+    let ours = Journal::connect(&ours).await?;
+    let ensured = ours.ensure(&limits()).await;
+    Ok((ensured, ours.fitness().await?))
+}
+
+#[tokio::test]
+async fn an_unfit_stream_that_may_not_be_changed_is_named_for_what_differs() -> anyhow::Result<()> {
+    let (ensured, fitness) = ensured_after(|config| config.discard = DiscardPolicy::Old).await?;
+    let Err(error) = ensured else {
         panic!("such a stream is accepted")
     };
     assert_eq!(
@@ -253,6 +263,20 @@ async fn an_unfit_stream_that_may_not_be_changed_is_named_for_what_differs() -> 
         "the stream would lose entries, because these settings differ and cannot be changed: discard: the log's broker \
          did not answer in time"
     );
+    assert!(!fitness.is_fit);
+    Ok(())
+}
+
+/// It loses nothing.
+#[tokio::test]
+async fn a_stream_that_takes_other_subjects_too_serves() -> anyhow::Result<()> {
+    let (ensured, fitness) = ensured_after(|config| config.subjects.push("more.>".to_owned())).await?;
+    let Ensured::Kept { differing, .. } = ensured? else {
+        panic!("the stream was changed")
+    };
+    assert!(differing == ["subjects"] && fitness.is_fit);
+    let (ensured, fitness) = ensured_after(|config| config.subjects = vec!["dsync.*".to_owned()]).await?;
+    assert!(matches!(ensured, Err(Error::Unfit { .. })) && !fitness.is_fit);
     Ok(())
 }
 
