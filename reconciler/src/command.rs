@@ -26,7 +26,6 @@ use crate::store::{groups, held, sweeps, users};
 use crate::sweep::{Mode, sweep};
 use crate::work::{Failure, Work, contained, stored};
 use crate::workos::client::ApiError;
-use crate::workos::objects::Read;
 use crate::workos::pages::List;
 
 /// Exit code when there was drift.
@@ -283,17 +282,6 @@ async fn by_list(
     Ok(agree.then(|| gone.into_iter().map(|key| (key, listed.at())).collect()))
 }
 
-/// Whether this API key sees our environment. Another one finds none of what is held, nor its directory.
-async fn is_ours(work: &Work, directory: &str) -> Result<bool, Failure> {
-    if let Read::There(..) = work.api.directory(directory).await? {
-        return Ok(true);
-    }
-    match directories::recognise(work).await {
-        Err(Failure::OtherEnvironment) => Ok(false),
-        recognised => recognised.map(|()| true),
-    }
-}
-
 /// Appends the deletions of those `held` that are gone, as of the time each was found to be gone.
 async fn let_through(
     work: &Work,
@@ -330,7 +318,7 @@ async fn let_through(
     // Who is not found is in no group.
     gone.extend(ownerless);
     // A directory itself is approved by name, and may be the last.
-    if entity != Entity::Directory && !gone.is_empty() && !is_ours(work, directory).await? {
+    if entity != Entity::Directory && !gone.is_empty() && !directories::is_ours(work, directory).await? {
         unread.extend(gone.drain(..).map(|(key, _)| key));
     }
     let readings = gone

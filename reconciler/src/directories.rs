@@ -21,6 +21,7 @@ use crate::store::compared::Comparison;
 use crate::store::{checks, directories, held, sweeps};
 use crate::sweep::Mode;
 use crate::work::{Failure, Work, stored};
+use crate::workos::objects::Read;
 use crate::workos::pages::{List, Pages, id_of};
 
 /// The outcome of reading the list.
@@ -134,6 +135,18 @@ pub async fn recognise(work: &Work) -> Result<(), Failure> {
         return Err(Failure::OtherEnvironment);
     }
     Ok(())
+}
+
+/// Whether the API key sees our environment, where it did not find something of this directory: another environment's finds
+/// nothing of ours, nor the directory.
+pub(crate) async fn is_ours(work: &Work, directory: &str) -> Result<bool, Failure> {
+    if let Read::There(..) = work.api.directory(directory).await? {
+        return Ok(true);
+    }
+    match recognise(work).await {
+        Err(Failure::OtherEnvironment) => Ok(false),
+        recognised => recognised.map(|()| true),
+    }
 }
 
 /// Whether a list as of `at` has none of the directories that readers see, and that is not because all of them are younger

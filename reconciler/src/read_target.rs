@@ -9,6 +9,7 @@ use time::OffsetDateTime;
 
 use crate::deletions::{self, Absent};
 use crate::difference::{Entity, Kind};
+use crate::directories::is_ours;
 use crate::findings::Findings;
 use crate::judge::{CHUNK, plainly};
 use crate::key::ObjectKey;
@@ -112,7 +113,7 @@ async fn read_object(
                 // Already gone. Recording that again, for a later time, is only useful to settle a doubt.
                 Verdict::Same if in_doubt => {
                     // Another environment does not have it either.
-                    if is_ours(work, target).await? {
+                    if is_ours(work, directory).await? {
                         findings.readings.push(missing());
                     }
                 }
@@ -141,17 +142,6 @@ async fn sees(work: &Work, target: &Target) -> Result<bool, Failure> {
     }
     let directory = work.api.directory(&target.directory).await?;
     Ok(matches!(directory, Read::There(..)))
-}
-
-/// Whether the API key sees the environment of an object that `WorkOS` does not have.
-async fn is_ours(work: &Work, target: &Target) -> Result<bool, Failure> {
-    if target.what != What::Directory {
-        return sees(work, target).await;
-    }
-    match crate::directories::recognise(work).await {
-        Err(Failure::OtherEnvironment) => Ok(false),
-        recognised => recognised.map(|()| true),
-    }
 }
 
 /// When an object was last seen. `None` if readers do not see it.

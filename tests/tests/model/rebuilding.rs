@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use indicatif::ProgressBar;
-use journal::Journal;
+use journal::{Entry, Journal};
 use projector::erase::{drain, erase};
 use projector::lane::Lane;
 use projector::metrics::Metrics;
@@ -184,12 +184,13 @@ async fn what_came_after_a_rebuild_that_was_undone_is_no_difference() -> anyhow:
         let tools = tools(&pool, &journal);
         ensure!(tools.rebuild(false).await?.replaced.all == 0);
         work(&pool, &nats, Lane::All, last).await?;
-        work(&pool, &nats, Lane::Removals, last / 2).await?;
-        let (right, removals) = (tables(&pool).await?, position(&pool, Lane::Removals).await?);
+        let removals = newest(&journal, last, |entry| entry.record.subject.is_removal()).await?;
+        work(&pool, &nats, Lane::Removals, removals).await?;
+        let right = tables(&pool).await?;
         tools.undo().await?;
         ensure!(position(&pool, Lane::All).await? < last, "not sent back");
-        let newest = journal.entry(removals).await?.context("no removal")?;
-        let person = newest.record.subject.user().filter(|_| seed % 2 == 0);
+        let removal = journal.entry(removals).await?.context("no removal")?;
+        let person = removal.record.subject.user().filter(|_| seed % 2 == 0);
 
         let (verified, rebuilt) = (tools.verify(), tools.rebuild(false));
         let comes_back = async {
@@ -197,20 +198,9 @@ async fn what_came_after_a_rebuild_that_was_undone_is_no_difference() -> anyhow:
             if let Some(person) = person {
                 erase(&pool, &journal, person, true, OffsetDateTime::UNIX_EPOCH).await?;
             }
-            let mut newest = removals;
-            while !journal
-                .entry(newest)
-                .await?
-                .is_some_and(|entry| entry.record.subject.is_removal())
-            {
-                newest -= 1;
-            }
-            work(&pool, &nats, Lane::Removals, newest).await?;
-            let mut newest = last;
-            while journal.entry(newest).await?.is_none() {
-                newest -= 1;
-            }
-            work(&pool, &nats, Lane::All, newest).await?;
+            let there = newest(&journal, removals, |entry| entry.record.subject.is_removal()).await?;
+            work(&pool, &nats, Lane::Removals, there).await?;
+            work(&pool, &nats, Lane::All, newest(&journal, last, |_| true).await?).await?;
             anyhow::Ok(())
         };
         let (verified, rebuilt, came_back) = tokio::join!(verified, rebuilt, comes_back);
@@ -223,6 +213,14 @@ async fn what_came_after_a_rebuild_that_was_undone_is_no_difference() -> anyhow:
     }
     ensure!((1..4).contains(&erased), "{erased}");
     Ok(())
+}
+
+/// The sequence of the newest entry up to `seq` that is `meant`.
+async fn newest(journal: &Journal, mut seq: u64, meant: impl Fn(&Entry) -> bool) -> anyhow::Result<u64> {
+    while seq > 0 && !journal.entry(seq).await?.is_some_and(|entry| meant(&entry)) {
+        seq -= 1;
+    }
+    Ok(seq)
 }
 
 async fn position(pool: &PgPool, lane: Lane) -> anyhow::Result<u64> {
