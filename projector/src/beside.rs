@@ -25,10 +25,12 @@ use crate::fold::{Outcome, Texts, fold};
 use crate::holes::{self, EVERYTHING, Hole, Reading};
 use crate::lane::Lane;
 use crate::reach::Reach;
+use crate::sent_back;
 use crate::store;
 use crate::store::differing;
 use crate::store::shadow::{self, Seed, TABLES};
-use crate::store::swap::{self, SentBack, Stand};
+use crate::store::swap::{self, Stand};
+use crate::store::taken;
 use crate::watch::{Verdict, appended_at, judge};
 
 /// Maximum number of records written at once.
@@ -40,8 +42,6 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How long to wait before reading again when the log's copies disagree, and how many times to do so.
 const PAUSE: Duration = Duration::from_millis(500);
 const DOUBTS: u32 = 20;
-/// How long to wait for a lane that an undo sent back and that does not move.
-const STANDS_STILL: Duration = Duration::from_secs(15);
 /// How many records behind the lanes the build may be when it is compared. The rest is read while others wait.
 const NEAR: u64 = 2_000;
 /// How many snapshots to take, one after the other, while people are erased.
@@ -219,48 +219,6 @@ impl Build {
         }
     }
 
-    /// Whether the lanes have still to apply again what an undo sent them back over. If so, and `bar` is given, waits for as
-    /// long as they come forward.
-    pub async fn is_sent_back(
-        &self,
-        connection: &mut PgConnection,
-        bar: Option<&ProgressBar>,
-    ) -> Result<bool, Error> {
-        let (mut before, mut stands_since) = (Vec::new(), Instant::now());
-        loop {
-            let lanes = swap::sent_back(connection).await?;
-            let mut ahead = false;
-            for one in &lanes {
-                ahead |= self.is_ahead(*one).await?;
-            }
-            let Some(bar) = bar.filter(|_| ahead) else {
-                return Ok(ahead);
-            };
-            if lanes != before {
-                (before, stands_since) = (lanes, Instant::now());
-            } else if stands_since.elapsed() > STANDS_STILL {
-                return Ok(true);
-            }
-            bar.set_message("waiting for a projector to apply again what came after the undone rebuild");
-            tokio::time::sleep(PAUSE).await;
-        }
-    }
-
-    /// Whether the log still has entries for this lane up to where it stood. The last of them may have been erased.
-    async fn is_ahead(&self, sent_back: SentBack) -> Result<bool, Error> {
-        let subjects = match sent_back.lane.subjects() {
-            [] => &[EVERYTHING],
-            subjects => subjects,
-        };
-        for subject in subjects {
-            let next = self.journal.first_at(sent_back.seq + 1, subject).await?;
-            if next.is_some_and(|next| next.seq <= sent_back.stood_at) {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
     /// Applies the log until the build is close behind the lanes.
     pub async fn catch_up(&mut self, connection: &mut PgConnection, bar: &ProgressBar) -> Result<(), Error> {
         loop {
@@ -268,8 +226,8 @@ impl Build {
             bar.set_length(stand.all.seq);
             if !self.is_near(stand) {
                 self.follow(connection, stand, bar).await?;
-            } else if self.is_sent_back(connection, Some(bar)).await? {
-                return Err(Error::NotThereAgain);
+            } else if sent_back::are_any(connection, &self.journal).await? {
+                sent_back::wait(connection, &self.journal, bar).await?;
             } else if self.is_near(swap::stand(connection).await?.ok_or(Error::NotBegun)?) {
                 break;
             }
@@ -327,7 +285,7 @@ impl Build {
             .begin_with("begin isolation level repeatable read")
             .await?;
         let stand = swap::stand(&mut snapshot).await?.ok_or(Error::NotBegun)?;
-        if self.is_sent_back(&mut snapshot, None).await? {
+        if sent_back::are_any(&mut snapshot, &self.journal).await? {
             return Err(Error::SentBack);
         }
         match self.follow(&mut snapshot, stand, bar).await {
@@ -340,7 +298,7 @@ impl Build {
             }
             followed => followed?,
         }
-        shadow::add_what_erasures_took(&mut snapshot).await?;
+        taken::add_beside(&mut snapshot).await?;
         let (mut rows, mut scrubbed) = (Vec::new(), 0);
         for table in TABLES {
             scrubbed += differing::find(&mut snapshot, table).await?;

@@ -22,7 +22,7 @@ use crate::config::Output;
 use crate::erase_marks::Marks;
 use crate::fold::single;
 use crate::store::erase::{self as store, Forgotten, Outcome};
-use crate::store::losses::SaidOfGroup;
+use crate::store::taken::{self, SaidOfGroup};
 use crate::store::{dead_letters as letters, erased, losses};
 
 /// Subjects of messages that may be about anybody.
@@ -182,9 +182,11 @@ async fn overwrite(
 
 /// Overwrites `entry` of the log created at `created`. Returns whether it was still there.
 async fn take(log: Log<'_>, created: Timestamp, entry: &Entry) -> Result<bool, Refused> {
-    // Recorded first: an entry that is gone without a record looks like one that the broker lost.
-    let said = said_of_group(&entry.record);
-    answered(losses::erased(log.pool, created, entry.seq, said.as_ref())).await?;
+    // Both are recorded first: what the entry said of others, and that it is not one that the broker lost.
+    if let Some(said) = said_of_group(&entry.record) {
+        answered(taken::note(log.pool, &said)).await?;
+    }
+    answered(losses::overwritten(log.pool, created, &[entry.seq])).await?;
     Ok(log.journal.erase(entry.seq).await?)
 }
 

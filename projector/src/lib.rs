@@ -31,6 +31,7 @@ pub mod rebuild_report;
 pub mod roles;
 pub mod roles_file;
 pub mod run;
+pub mod sent_back;
 pub mod status;
 pub mod store;
 pub mod upkeep;

@@ -18,9 +18,10 @@ use crate::backlog;
 use crate::beside::{Build, Error};
 use crate::reach::Reach;
 use crate::rebuild_report::{Older, Rebuilt, Undone, Verified};
+use crate::sent_back;
 use crate::store::differing;
-use crate::store::shadow::{self, Seed, TABLES};
-use crate::store::swap;
+use crate::store::shadow::{Seed, TABLES};
+use crate::store::{swap, taken};
 
 /// How many rows older than the log are named, per table.
 const SOME: i64 = 20;
@@ -162,13 +163,13 @@ impl Tools {
             let stand = swap::stop_writers(&mut transaction)
                 .await?
                 .ok_or(Error::NotBegun)?;
-            if !build.is_near(stand) || build.is_sent_back(&mut transaction, None).await? {
+            if !build.is_near(stand) || sent_back::are_any(&mut transaction, &self.journal).await? {
                 transaction.rollback().await?;
                 build.catch_up(connection, &self.bar).await?;
                 continue;
             }
             build.follow(&mut transaction, stand, &self.bar).await?;
-            shadow::add_what_erasures_took(&mut transaction).await?;
+            taken::add_beside(&mut transaction).await?;
             for table in TABLES {
                 differing::find_among_candidates(&mut transaction, table).await?;
                 if build.cut().is_some() {

@@ -7,7 +7,6 @@
 //! reads `dsync.rewinds`, too), and explains the same gap from then on, however often the log is read again.
 
 use journal::Identity;
-use schema::record::Source;
 use schema::timestamp::Timestamp;
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
@@ -17,51 +16,8 @@ use super::seq;
 use crate::holes::Hole;
 use crate::lane::Lane;
 
-/// What a message that an erasure takes also said: it described a group. The group's row may be all that still knows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SaidOfGroup {
-    /// The group's id.
-    pub group: String,
-    /// The event's id, as in the group's registers.
-    pub event: String,
-    /// How the event reached the log, likewise.
-    pub source: Source,
-    /// The group's directory.
-    pub directory: String,
-}
-
-/// Records that an erasure takes the message `at` from the log created at `stream_created`, and what it `said` besides.
-pub async fn erased(
-    pool: &PgPool,
-    stream_created: Timestamp,
-    at: u64,
-    said: Option<&SaidOfGroup>,
-) -> sqlx::Result<()> {
-    sqlx::query!(
-        r#"
-        with said as (
-            insert into dsync.said_of_groups as s (group_id, event_id, source, directory_id)
-            select $3, $4, $5, $6 where $3::text is not null
-            on conflict (group_id, event_id, source) do update set directory_id = excluded.directory_id
-            where excluded.directory_id > s.directory_id
-        )
-        insert into dsync.overwritten (stream_created, seq) values ($1, $2)
-        on conflict do nothing
-        "#,
-        OffsetDateTime::from(stream_created),
-        seq(at),
-        said.map(|said| said.group.as_str()),
-        said.map(|said| said.event.as_str()),
-        said.map(|said| said.source.code()),
-        said.map(|said| said.directory.as_str()),
-    )
-    .execute(pool)
-    .await?;
-    Ok(())
-}
-
-/// Records that the messages `seqs` are missing from the log created at `stream_created` without being lost: they were gone
-/// before anything was projected.
+/// Records that the messages `seqs` are missing from the log created at `stream_created` without being lost: an erasure
+/// takes them, or they were gone before anything was projected.
 pub async fn overwritten(pool: &PgPool, stream_created: Timestamp, seqs: &[u64]) -> sqlx::Result<()> {
     sqlx::query!(
         r#"

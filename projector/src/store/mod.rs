@@ -21,6 +21,7 @@ pub mod progress;
 pub mod roles;
 pub mod shadow;
 pub mod swap;
+pub mod taken;
 pub mod upkeep;
 mod users;
 mod written;

@@ -8,8 +8,8 @@ use schema::timestamp::Timestamp;
 use sqlx::{AssertSqlSafe, PgConnection};
 use time::OffsetDateTime;
 
-use super::shadow::{self, TABLES, Table};
-use super::{backlog, lock, progress, seq};
+use super::shadow::{TABLES, Table};
+use super::{backlog, lock, progress, seq, taken};
 use crate::lane::Lane;
 use crate::store::progress::Position;
 
@@ -208,7 +208,7 @@ pub async fn undo(connection: &mut PgConnection, rebuild: i64) -> sqlx::Result<(
         }
     }
     if let Some(known) = known {
-        shadow::add_again_what_erasures_took(connection, &known).await?;
+        taken::keep(connection, &known).await?;
     }
     sqlx::query!(
         r#"

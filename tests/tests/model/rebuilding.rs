@@ -7,22 +7,21 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use indicatif::ProgressBar;
 use journal::{Entry, Journal};
-use projector::erase::{drain, erase};
+use projector::erase::erase;
 use projector::lane::Lane;
 use projector::metrics::Metrics;
 use projector::rebuild::Tools;
 use projector::run::{Tuning, Worker};
 use projector::store;
 use rand::prelude::*;
-use schema::record::{Record, Source};
-use serde_json::{Value, json};
+use schema::record::Record;
 use service::clock::Clock;
 use sqlx::{AssertSqlSafe, PgConnection, PgPool};
 use tests::{Nats, Postgres, eventually};
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
-use crate::{append, clear, log_on, record, records, somebody_waits, tables, worker};
+use crate::{append, clear, log_on, records, somebody_waits, tables, worker};
 
 pub(crate) const BOUND: Duration = Duration::from_mins(1);
 
@@ -226,97 +225,6 @@ async fn newest(journal: &Journal, mut seq: u64, meant: impl Fn(&Entry) -> bool)
 async fn position(pool: &PgPool, lane: Lane) -> anyhow::Result<u64> {
     let position = store::progress::position(pool, lane).await?;
     Ok(position.context("the lane has not begun")?.seq)
-}
-
-/// The records of an erased person's memberships also described groups. What the tables know from them, the log says no
-/// more, but it is neither a difference nor put back.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_an_erased_persons_records_said_of_groups_stays() -> anyhow::Result<()> {
-    let (postgres, mut nats) = (Postgres::migrated().await?, Nats::start().await?);
-    let pool = postgres.pool().await?;
-    let mut only_they_said_it = 0;
-    for seed in 220..228 {
-        let mut rng = StdRng::seed_from_u64(seed);
-        clear(&pool).await?;
-        nats.wipe().await?;
-        let journal = log_on(&nats).await?;
-        let mut records = records(seed);
-        records.shuffle(&mut rng);
-        // These come after the erasure.
-        let late = records.split_off(records.len() * 3 / 4);
-        let last = append(&journal, &records, &mut rng).await?;
-        work(&pool, &nats, Lane::Removals, rng.random_range(0..=last / 2)).await?;
-        work(&pool, &nats, Lane::All, rng.random_range(1..=last)).await?;
-
-        let members = "select distinct user_id from dsync.memberships order by 1";
-        let members: Vec<String> = sqlx::query_scalar(members).fetch_all(&pool).await?;
-        let erased: Vec<&String> = members.sample(&mut rng, 3).collect();
-        for person in &erased {
-            erase(&pool, &journal, person, true, OffsetDateTime::UNIX_EPOCH).await?;
-        }
-        let tools = tools(&pool, &journal);
-        for late in [&late[..], &[]] {
-            let before = tables(&pool).await?;
-            let told = tools.verify().await?;
-            ensure!(told.differences.is_empty(), "seed {seed}: {told:?}");
-            ensure!(tools.rebuild(false).await?.replaced.all == 0, "seed {seed}");
-            ensure!(tables(&pool).await? == before, "seed {seed}");
-            only_they_said_it += not_in_the_log(&pool, &journal).await?;
-            if !late.is_empty() {
-                let last = append(&journal, late, &mut rng).await?;
-                work(&pool, &nats, Lane::Removals, 0).await?;
-                work(&pool, &nats, Lane::All, last).await?;
-                drain(&pool, &journal).await?;
-            }
-        }
-    }
-    ensure!(only_they_said_it > 5, "no group was described by them alone");
-    Ok(())
-}
-
-/// No register says which record named the directory that a group's row has.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_directory_that_an_erased_persons_record_named_for_a_group_stays() -> anyhow::Result<()> {
-    let (postgres, nats) = (Postgres::migrated().await?, Nats::start().await?);
-    let (pool, journal) = (postgres.pool().await?, log_on(&nats).await?);
-    let moment = |second| format!("2026-01-01T00:00:{second:02}.000Z");
-    let group =
-        |directory, second| json!({"id": "g", "directory_id": directory, "updated_at": moment(second)});
-    let event = |id: &str, event: &str, data: Value| {
-        let body = json!({"id": id, "event": event, "created_at": moment(10), "data": data});
-        record(body.to_string().as_bytes(), Source::Webhook)
-    };
-    let user = json!({"id": "u", "directory_id": "d2", "updated_at": moment(1)});
-    let records = [
-        event("e1", "dsync.group.updated", group("d1", 9)),
-        event(
-            "e2",
-            "dsync.group.user_added",
-            json!({"user": user, "group": group("d2", 5)}),
-        ),
-    ];
-    let last = append(&journal, &records, &mut StdRng::seed_from_u64(1)).await?;
-    work(&pool, &nats, Lane::Removals, 0).await?;
-    work(&pool, &nats, Lane::All, last).await?;
-    erase(&pool, &journal, "u", true, OffsetDateTime::UNIX_EPOCH).await?;
-    let row = "select directory_id, version_event from dsync.groups";
-    let row: (String, String) = sqlx::query_as(row).fetch_one(&pool).await?;
-    ensure!(row == ("d2".to_owned(), "e1".to_owned()), "{row:?}");
-    let told = tools(&pool, &journal).verify().await?;
-    ensure!(told.differences.is_empty(), "{told:?}");
-    Ok(())
-}
-
-/// How many groups have their attributes from a record that is not in the log.
-async fn not_in_the_log(pool: &PgPool, journal: &Journal) -> anyhow::Result<usize> {
-    let (mut seq, mut there) = (1, BTreeSet::new());
-    while let Some(entry) = journal.first_at(seq, "dsync.>").await? {
-        seq = entry.seq + 1;
-        there.insert(entry.record.id);
-    }
-    let from = "select version_event from dsync.groups where version_event <> ''";
-    let from: Vec<String> = sqlx::query_scalar(from).fetch_all(pool).await?;
-    Ok(from.iter().filter(|event| !there.contains(*event)).count())
 }
 
 /// A history in the log, applied to the tables.

@@ -1,13 +1,16 @@
 //! Verifying and rebuilding while people are erased, and after it. What the records of erased people said of groups is then in
 //! the groups' rows only.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context as _, ensure};
 use indicatif::ProgressBar;
 use journal::Journal;
 use projector::beside::Build;
-use projector::erase::erase;
+use projector::erase::{drain, erase};
 use projector::lane::Lane;
-use projector::store::{differing, shadow};
+use projector::store::{differing, shadow, taken};
+use rand::prelude::*;
 use schema::record::{Record, Source};
 use serde_json::{Value, json};
 use service::clock::Clock;
@@ -16,7 +19,7 @@ use tests::{Nats, Postgres};
 use time::OffsetDateTime;
 
 use crate::rebuilding::{tools, work};
-use crate::{log_on, record, somebody_waits};
+use crate::{append, clear, log_on, record, records, somebody_waits, tables};
 
 fn moment(second: u32) -> String {
     format!("2026-01-01T00:00:{second:02}.000Z")
@@ -190,7 +193,7 @@ async fn what_erasures_took_is_added_in_seconds_however_much_it_is() -> anyhow::
     sqlx::raw_sql("set statement_timeout = '10s'")
         .execute(&mut connection)
         .await?;
-    shadow::add_what_erasures_took(&mut connection).await?;
+    taken::add_beside(&mut connection).await?;
     let [_, _, groups, _] = shadow::TABLES;
     differing::find(&mut connection, groups).await?;
     let found = differing::list(&mut connection, false, 10).await?;
@@ -246,4 +249,80 @@ async fn undoing_a_rebuild_keeps_what_an_erased_persons_records_said_since() -> 
     );
     ensure!(shown(&world.pool).await? == before);
     Ok(())
+}
+
+/// No register says which record named the directory that a group's row has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_directory_that_an_erased_persons_record_named_for_a_group_stays() -> anyhow::Result<()> {
+    let told = json!({"id": "g", "directory_id": "d1", "updated_at": moment(9)});
+    let named = json!({"id": "g", "directory_id": "d2", "updated_at": moment(5)});
+    let world = World::of(&[
+        event("e1", "dsync.group.updated", 10, &told),
+        joins("e2", 10, "u", &named),
+    ])
+    .await?;
+    world.erase("u").await?;
+    let row = "select directory_id, version_event from dsync.groups";
+    let row: (String, String) = sqlx::query_as(row).fetch_one(&world.pool).await?;
+    ensure!(row == ("d2".to_owned(), "e1".to_owned()), "{row:?}");
+    ensure!(world.repaired().await?.is_empty());
+    Ok(())
+}
+
+/// The records of an erased person's memberships also described groups. What the tables know from them, the log says no
+/// more, but it is neither a difference nor put back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_erased_persons_records_said_of_groups_stays() -> anyhow::Result<()> {
+    let (postgres, mut nats) = (Postgres::migrated().await?, Nats::start().await?);
+    let pool = postgres.pool().await?;
+    let mut only_they_said_it = 0;
+    for seed in 220..228 {
+        let mut rng = StdRng::seed_from_u64(seed);
+        clear(&pool).await?;
+        nats.wipe().await?;
+        let journal = log_on(&nats).await?;
+        let mut records = records(seed);
+        records.shuffle(&mut rng);
+        // These come after the erasure.
+        let late = records.split_off(records.len() * 3 / 4);
+        let last = append(&journal, &records, &mut rng).await?;
+        work(&pool, &nats, Lane::Removals, rng.random_range(0..=last / 2)).await?;
+        work(&pool, &nats, Lane::All, rng.random_range(1..=last)).await?;
+
+        let members = "select distinct user_id from dsync.memberships order by 1";
+        let members: Vec<String> = sqlx::query_scalar(members).fetch_all(&pool).await?;
+        let erased: Vec<&String> = members.sample(&mut rng, 3).collect();
+        for person in &erased {
+            erase(&pool, &journal, person, true, OffsetDateTime::UNIX_EPOCH).await?;
+        }
+        let tools = tools(&pool, &journal);
+        for late in [&late[..], &[]] {
+            let before = tables(&pool).await?;
+            let told = tools.verify().await?;
+            ensure!(told.differences.is_empty(), "seed {seed}: {told:?}");
+            ensure!(tools.rebuild(false).await?.replaced.all == 0, "seed {seed}");
+            ensure!(tables(&pool).await? == before, "seed {seed}");
+            only_they_said_it += not_in_the_log(&pool, &journal).await?;
+            if !late.is_empty() {
+                let last = append(&journal, late, &mut rng).await?;
+                work(&pool, &nats, Lane::Removals, 0).await?;
+                work(&pool, &nats, Lane::All, last).await?;
+                drain(&pool, &journal).await?;
+            }
+        }
+    }
+    ensure!(only_they_said_it > 5, "no group was described by them alone");
+    Ok(())
+}
+
+/// How many groups have their attributes from a record that is not in the log.
+async fn not_in_the_log(pool: &PgPool, journal: &Journal) -> anyhow::Result<usize> {
+    let (mut seq, mut there) = (1, BTreeSet::new());
+    while let Some(entry) = journal.first_at(seq, "dsync.>").await? {
+        seq = entry.seq + 1;
+        there.insert(entry.record.id);
+    }
+    let from = "select version_event from dsync.groups where version_event <> ''";
+    let from: Vec<String> = sqlx::query_scalar(from).fetch_all(pool).await?;
+    Ok(from.iter().filter(|event| !there.contains(*event)).count())
 }
