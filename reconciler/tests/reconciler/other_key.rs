@@ -7,12 +7,14 @@ use anyhow::{Context as _, ensure};
 use reconciler::catch_up::{CatchUp, Settings};
 use reconciler::checks::Checker;
 use reconciler::command;
+use reconciler::store::checks::{self, Target, What};
 use reconciler::sweep::Mode;
 use reconciler::work::{Failure, Work};
 use workos_sim::{Change, DirectoryOptions, Options, Seed, Sim};
 
 use crate::catching_up::HOLDBACK;
 use crate::checking::doubt;
+use crate::guarding::directory_of;
 use crate::stand::{Stand, sweep_with};
 
 /// Some directories of ours, swept, and another environment.
@@ -77,6 +79,64 @@ impl Two {
             .await?;
         Ok((usize::try_from(count)?, ours))
     }
+}
+
+#[tokio::test]
+async fn another_environments_key_takes_nothing_away() -> anyhow::Result<()> {
+    let guarded = directory_of(20).await?;
+    guarded.stand.sim.create_directory(DirectoryOptions::default())?;
+    guarded.stand.log_all().await?;
+    guarded.stand.agrees().await?;
+    guarded.stand.settle();
+    let other = Sim::start(workos_sim::Options::at(guarded.stand.sim.clock().now())).await?;
+    other.create_directory(DirectoryOptions::default())?;
+    // However often it asks: the other environment's directories must not make ours look like a few among many.
+    for _ in 0..2 {
+        let sweep = guarded
+            .stand
+            .program()
+            .env("WORKOS_API_URL", other.url())
+            .env("WORKOS_API_KEY", other.api_key())
+            .arg("sweep")
+            .arg("--json")
+            .run()
+            .await?;
+        ensure!(sweep.status.code() == Some(3), "{sweep:?}");
+        ensure!(guarded.shown().await? == 20);
+        let held = guarded
+            .stand
+            .count("select count(*) from dsync.held_deletions where entity = 'directory'")
+            .await?;
+        ensure!(held == 2, "{held} held: {sweep:?}");
+        ensure!(
+            guarded
+                .stand
+                .count("select count(*) from directory.directories")
+                .await?
+                == 2
+        );
+    }
+    // Nor what a sweep left to be read again.
+    let targets = [
+        (What::Directory, guarded.directory.clone()),
+        (What::User, guarded.users[0].clone()),
+    ]
+    .map(|(what, id)| Target {
+        directory: guarded.directory.clone(),
+        what,
+        id,
+    });
+    let due = guarded.stand.work.clock.now();
+    let due = targets.map(|target| (target, due));
+    checks::again(&guarded.stand.pool, &due).await?;
+    let mut checker = Checker::new(guarded.stand.with_key_of(&other)?);
+    ensure!(checker.round().await? == 2);
+    ensure!(guarded.shown().await? == 20);
+    // With the right key again, nothing is held any more.
+    let report = guarded.stand.pass().await;
+    ensure!(!report.is_incomplete(), "{}", report.text());
+    ensure!(guarded.held().await? == 0);
+    Ok(())
 }
 
 #[tokio::test]
