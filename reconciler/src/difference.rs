@@ -73,3 +73,16 @@ pub struct Difference {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub values: Option<serde_json::Value>,
 }
+
+impl Difference {
+    /// An object that the tables show and `WorkOS` does not have.
+    pub fn extra(entity: Entity, id: String) -> Self {
+        Self {
+            entity,
+            kind: Kind::Extra,
+            id,
+            columns: Vec::new(),
+            values: None,
+        }
+    }
+}

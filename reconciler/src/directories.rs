@@ -10,7 +10,7 @@ use schema::timestamp::Timestamp;
 use time::OffsetDateTime;
 
 use crate::deletions::{self, Absent};
-use crate::difference::{Difference, Entity, Kind};
+use crate::difference::{Difference, Entity};
 use crate::findings::Findings;
 use crate::judge;
 use crate::key::ObjectKey;
@@ -165,10 +165,18 @@ pub async fn vanished(
     report: &mut DirectoryReport,
 ) -> Result<(), Failure> {
     let directory = lease.directory();
-    let held_already = stored(held::of(&work.pool, directory, Entity::Directory)).await?;
-    if !held_already.is_empty() {
-        // Passes over the list decide about it, and people: asked for each of many held, that would be many passes.
-        report.held.push(gone(directory));
+    let is_held = !stored(held::of(&work.pool, directory, Entity::Directory))
+        .await?
+        .is_empty();
+    if is_held
+        && stored(directories::seen_at(&work.pool, directory))
+            .await?
+            .is_some()
+    {
+        // The list pass decides about it, or people do: one pass for each of many held would be too many.
+        report
+            .held
+            .push(Difference::extra(Entity::Directory, directory.to_owned()));
         if !mode.dry_run {
             stored(sweeps::fail(&work.pool, directory)).await?;
         }
@@ -203,16 +211,6 @@ pub async fn vanished(
         stored(sweeps::fail(&work.pool, directory)).await?;
     }
     if told { Ok(()) } else { Err(Failure::Unknown) }
-}
-
-fn gone(directory: &str) -> Difference {
-    Difference {
-        entity: Entity::Directory,
-        kind: Kind::Extra,
-        id: directory.to_owned(),
-        columns: Vec::new(),
-        values: None,
-    }
 }
 
 async fn carry_out(work: &Work, pass: &mut Pass) -> Result<(), Failure> {

@@ -130,13 +130,10 @@ pub(crate) async fn absent(
 /// Reports what is held back.
 pub(crate) fn hold(findings: &mut Findings, confirmed: &Confirmed) {
     let entity = confirmed.entity;
-    findings.held.extend(confirmed.held.iter().map(|key| Difference {
-        entity,
-        kind: Kind::Extra,
-        id: key.id(entity),
-        columns: Vec::new(),
-        values: None,
-    }));
+    let held = confirmed.held.iter();
+    findings
+        .held
+        .extend(held.map(|key| Difference::extra(entity, key.id(entity))));
 }
 
 /// An object of which nothing but the id is reported.

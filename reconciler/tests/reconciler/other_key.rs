@@ -252,6 +252,29 @@ async fn sweeps_of_held_directories_cost_little_and_lift_their_own_hold() -> any
     Ok(())
 }
 
+/// Nobody needs to approve what an event has already ended.
+#[tokio::test]
+async fn a_held_directory_that_an_event_ends_is_held_no_longer() -> anyhow::Result<()> {
+    let two = two_environments(2).await?;
+    command::pass(&two.wrong()?, None, Mode::default()).await;
+    let held = "select count(*) from dsync.held_deletions";
+    ensure!(two.stand.count(held).await? == 2);
+    let directory = two.directories[0].clone();
+    two.stand.sim.change(Change::DeleteDirectory {
+        directory: directory.clone(),
+    })?;
+    two.stand.log_all().await?;
+    two.stand.applied().await?;
+    two.stand.settle();
+    sweep_with(&two.stand.work, &directory).await?;
+    // The other one is listed again.
+    ensure!(
+        two.stand.count(held).await? == 0,
+        "its own sweep did not clear it"
+    );
+    Ok(())
+}
+
 /// Events about its users arrived, but none about the directory itself.
 #[tokio::test]
 async fn people_of_a_directory_that_the_tables_never_knew_go_with_it() -> anyhow::Result<()> {
