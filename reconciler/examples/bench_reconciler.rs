@@ -1,8 +1,8 @@
 //! What a sweep costs, measured against the simulator and a private Postgres and NATS.
 //!
 //! ```text
-//! cargo run -p reconciler --example bench_reconciler -- requests   # 20,000 users, 300 groups: requests and rate
-//! cargo run -p reconciler --example bench_reconciler -- database   # a million rows compared: CPU of the database
+//! cargo run --release -p reconciler --example bench_reconciler -- requests   # 20,000 users, 300 groups: requests and rate
+//! cargo run --release -p reconciler --example bench_reconciler -- database   # a million rows compared: CPU of the database
 //! ```
 //!
 //! `requests` keeps `WorkOS`'s limits, so it takes minutes and reports the same on any machine. For a smaller

@@ -1,8 +1,7 @@
 //! How fast records are appended and acknowledged, as a ratio to what the broker itself does with the same messages: the
 //! bare client publishes them with the same number in flight. Both are measured in turn on the same server.
 //!
-//! Run: `cargo bench -p tests --bench append`. It prints a line for each number in flight. The ratio is the figure to
-//! quote.
+//! Run: `ops/bench append`. It prints a line for each number in flight. The ratio is the figure to quote.
 
 #![allow(clippy::unwrap_used, missing_docs, reason = "a benchmark")]
 

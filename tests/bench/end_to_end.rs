@@ -3,8 +3,8 @@
 //! pipelines measured on other days, and the CPU time of each part. If `peers` are installed, they are measured, too: a
 //! receiver and a worker in Node, as a team might write them, without history.
 //!
-//! Run: `cargo build --release --bins && SYNC=default cargo bench -p tests --bench end_to_end` (`REQUESTS`, `CONNECTIONS`,
-//! `ROUNDS` set other sizes; without `SYNC` the broker syncs each write).
+//! Run: `SYNC=default ops/bench end_to_end` (`REQUESTS`, `CONNECTIONS`, `ROUNDS` set other sizes; without `SYNC` the broker
+//! syncs each write).
 
 #![allow(
     clippy::unwrap_used,

@@ -2,8 +2,8 @@
 //! together, as a ratio to the slower of the two alone. Also prints the space it takes for 100,000 people: bytes of
 //! log, tables, indexes and history, and the broker's memory.
 //!
-//! Run: `cargo build --release --bins && cargo bench -p tests --bench first_sync` (`USERS` sets another size; there are
-//! a hundredth as many groups, and five times as many memberships).
+//! Run: `ops/bench first_sync` (`USERS` sets another size; there are a hundredth as many groups, and five times as many
+//! memberships).
 
 #![allow(
     clippy::unwrap_used,

@@ -2,8 +2,8 @@
 //! same with small ones, measured in turn. Also prints the memory that a log's subjects take in the broker, which
 //! operators must provide for.
 //!
-//! Run: `cargo bench -p tests --bench growth` (`USERS`, `MESSAGES` set sizes other than 5 and 10 million; the log takes
-//! 1.2 kB of disk per message, the tables 1 kB per user).
+//! Run: `ops/bench growth` (`USERS`, `MESSAGES` set sizes other than 5 and 10 million; the log takes 1.2 kB of disk
+//! per message, the tables 1 kB per user).
 
 #![allow(
     clippy::unwrap_used,

@@ -3,9 +3,8 @@
 //! measured alone in the same run. On a given number of cores, the sum of their CPU times limits any program made of
 //! those parts. If `peers` are installed, the receiver that a team might write itself is measured, too.
 //!
-//! Run: `cargo build --release --bins && cargo bench -p tests --bench ingest` (`REQUESTS`, `CONNECTIONS`, `ROUNDS` set
-//! other sizes). Each round measures all of them in turn; the figures are medians of the rounds. The CPU ratio is the
-//! figure to quote, because rates suffer from whatever else the machine does.
+//! Run: `ops/bench ingest` (`REQUESTS`, `CONNECTIONS`, `ROUNDS` set other sizes). Each round measures all of them in
+//! turn; the figures are medians of the rounds. The CPU ratio is the figure to quote, because rates suffer from whatever else the machine does.
 
 #![allow(
     clippy::unwrap_used,

@@ -2,7 +2,7 @@
 //! without a backlog at 500 events a second, and with a backlog of 100,000 events. Then the same log is read by
 //! `rebuild`, as a ratio to the lane that read it live.
 //!
-//! Run: `cargo build --release --bins && cargo bench -p tests --bench latency` (`BACKLOG`, `SECONDS` set other sizes).
+//! Run: `ops/bench latency` (`BACKLOG`, `SECONDS` and `RATE`, the events per second, set other sizes).
 
 #![allow(
     clippy::unwrap_used,
@@ -12,6 +12,7 @@
 )]
 
 mod log;
+mod removals;
 mod servers;
 mod webhooks;
 
@@ -25,16 +26,14 @@ use schema::record::{Received, Record, Source};
 use schema::timestamp::Timestamp;
 use serde_json::Value;
 use service::clock::Clock;
-use sqlx::{Connection as _, PgConnection};
 use tests::{cpu_seconds, database_cpu_seconds, peak_rss};
 
+use removals::{Reader, Removal, told};
 use servers::Servers;
 use webhooks::{Client, request};
 
 const PEOPLE: usize = 20_000;
-/// Events per second, besides the removals that are measured.
-const RATE: u32 = 500;
-/// The programs whose CPU time is measured. The database's includes the polling for removals.
+/// The programs whose CPU time is measured.
 const PROGRAMS: [&str; 4] = ["ingest", "projector", "broker", "database"];
 /// The number of connections for these events.
 const SENDERS: u32 = 16;
@@ -112,35 +111,13 @@ impl Bench {
         self.servers.applied(end).await
     }
 
-    /// Deletes person `n` by webhook. Measures the time to the webhook's answer, and until the person is no longer
-    /// shown.
-    async fn removal(client: &mut Client, reader: &mut PgConnection, n: usize) -> anyhow::Result<Removal> {
-        let webhook = request(&event(&format!("gone{n:020}"), "dsync.user.deleted", n));
-        let began = Instant::now();
-        client.send(&webhook).await?;
-        let answered = began.elapsed();
-        let id = format!("directory_user_{n:026}");
-        loop {
-            let shown: bool = sqlx::query_scalar("select exists (select from directory.users where id = $1)")
-                .bind(&id)
-                .fetch_one(&mut *reader)
-                .await?;
-            if !shown {
-                return Ok(Removal {
-                    answered,
-                    visible: began.elapsed(),
-                });
-            }
-        }
-    }
-
     /// Measures removals at their rate, of people numbered from `from` up, until `done` returns true.
     async fn probe(
         &self,
         from: usize,
         mut done: impl AsyncFnMut() -> anyhow::Result<bool>,
     ) -> anyhow::Result<Vec<Removal>> {
-        let mut reader = PgConnection::connect(&self.servers.postgres.url()).await?;
+        let mut reader = Reader::to(&self.servers.postgres.url()).await?;
         let mut client = self.client().await?;
         let mut every = tokio::time::interval(Duration::from_secs(1) / u32::try_from(PROBES)?);
         let mut times = Vec::new();
@@ -149,46 +126,24 @@ impl Bench {
             if done().await? {
                 break;
             }
-            times.push(Self::removal(&mut client, &mut reader, n).await?);
+            let event = event(&format!("gone{n:020}"), "dsync.user.deleted", n);
+            let id = format!("directory_user_{n:026}");
+            times.push(Removal::by(&event, &id, &mut client, &mut reader).await?);
         }
         Ok(times)
     }
 }
 
-/// Times since the webhook was sent.
-struct Removal {
-    answered: Duration,
-    visible: Duration,
-}
-
-/// Picks one of these times.
-type Step = fn(&Removal) -> Duration;
-
-fn told(what: &str, removals: &[Removal]) {
-    println!("{what}, {} removals:", removals.len());
-    let steps: [(&str, Step); 2] = [("answered", |one| one.answered), ("visible", |one| one.visible)];
-    for (step, of) in steps {
-        let mut times: Vec<Duration> = removals.iter().map(of).collect();
-        times.sort();
-        let at =
-            |percent: usize| times[(times.len() * percent / 100).min(times.len() - 1)].as_secs_f64() * 1e3;
-        println!(
-            "  {step} after p50 {:.1} ms, p99 {:.1} ms, at most {:.1} ms",
-            at(50),
-            at(99),
-            at(100)
-        );
-    }
-}
-
-async fn quiet(bench: &Bench, pid: u32, seconds: u64) -> anyhow::Result<()> {
+/// `rate` is the number of events per second besides the removals that are measured.
+async fn quiet(bench: &Bench, pid: u32, seconds: u64, rate: u32) -> anyhow::Result<()> {
     let mut traffic = tokio::task::JoinSet::new();
-    for sender in 0..SENDERS {
+    let senders = if rate == 0 { 0 } else { SENDERS };
+    for sender in 0..senders {
         let mut client = bench.client().await?;
         traffic.spawn(async move {
             // Start the senders one after another.
-            let first = tokio::time::Instant::now() + Duration::from_secs(1) * sender / RATE;
-            let mut every = tokio::time::interval_at(first, Duration::from_secs(1) * SENDERS / RATE);
+            let first = tokio::time::Instant::now() + Duration::from_secs(1) * sender / rate;
+            let mut every = tokio::time::interval_at(first, Duration::from_secs(1) * SENDERS / rate);
             for n in (sender..).step_by(SENDERS as usize) {
                 every.tick().await;
                 let (id, person) = (format!("quiet{n:020}"), 10_000 + n as usize % 10_000);
@@ -207,8 +162,8 @@ async fn quiet(bench: &Bench, pid: u32, seconds: u64) -> anyhow::Result<()> {
     let after = bench.used(pid).await?;
     ensure!(traffic.try_join_next().is_none(), "a sender stopped early");
     traffic.abort_all();
-    told(&format!("without a backlog, at {RATE} events/s"), &times);
-    let thousands = seconds as f64 * f64::from(RATE) / 1e3;
+    told(&format!("without a backlog, at {rate} events/s"), &times);
+    let thousands = seconds as f64 * f64::from(rate) / 1e3 + times.len() as f64 / 1e3;
     for (name, (before, after)) in PROGRAMS.into_iter().zip(before.into_iter().zip(after)) {
         println!(
             "  {name}: {:.2} CPU s per 1,000 events",
@@ -222,13 +177,15 @@ async fn quiet(bench: &Bench, pid: u32, seconds: u64) -> anyhow::Result<()> {
 async fn main() -> anyhow::Result<()> {
     let size = |name: &str, default: usize| std::env::var(name).map_or(Ok(default), |text| text.parse());
     let (backlog, seconds) = (size("BACKLOG", 100_000)?, size("SECONDS", 20)?);
+    let rate = u32::try_from(size("RATE", 500)?)?;
     let bench = Bench {
         servers: Servers::up().await?,
     };
     let mut projector = bench.servers.projector().start().await?;
     bench.fill("dsync.user.created", "new", 0, PEOPLE).await?;
     bench.applied().await?;
-    quiet(&bench, projector.pid().context("no process id")?, seconds as u64).await?;
+    let pid = projector.pid().context("no process id")?;
+    quiet(&bench, pid, seconds as u64, rate).await?;
     // Gives back its leases, so that the next projector need not wait for them to expire.
     projector.terminate().await?;
 

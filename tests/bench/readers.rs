@@ -1,7 +1,8 @@
 //! What readers and history cost: a tenant's login query with a million users, and events applied per second with and
 //! without history, in turn on the same server.
 //!
-//! Run: `cargo bench -p tests --bench readers` (`-- login` or `-- history` for one of them; `USERS` sets another size).
+//! Run: `ops/bench readers` (`cargo bench -p tests --bench readers -- login`, or `-- history`, runs one of them; `USERS`
+//! sets another size).
 
 #![allow(
     clippy::unwrap_used,
