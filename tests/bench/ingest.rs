@@ -4,7 +4,8 @@
 //! those parts. If `peers` are installed, the receiver that a team might write itself is measured, too.
 //!
 //! Run: `ops/bench ingest` (`REQUESTS`, `CONNECTIONS`, `ROUNDS` set other sizes). Each round measures all of them in
-//! turn; the figures are medians of the rounds. The CPU ratio is the figure to quote, because rates suffer from whatever else the machine does.
+//! turn; the figures are medians of the rounds. The CPU ratio is the figure to quote, because rates
+//! suffer from whatever else the machine does.
 
 #![allow(
     clippy::unwrap_used,
