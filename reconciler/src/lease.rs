@@ -21,7 +21,7 @@ pub const LEASE: Duration = Duration::from_secs(20);
 const RENEW: Duration = Duration::from_secs(4);
 /// How long we use one that could not be renewed: for a second, what was sent under it still counts against the rate
 /// limit.
-const USED: Duration = LEASE.saturating_sub(Duration::from_millis(1_100));
+pub const USED: Duration = LEASE.saturating_sub(Duration::from_millis(1_100));
 /// How often to check which are used up.
 const LOOK: Duration = Duration::from_millis(250);
 

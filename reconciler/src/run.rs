@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::catch_up::{CatchUp, Settings};
 use crate::checks::Checker;
 use crate::directories;
-use crate::lease::LEASE;
+use crate::lease::{LEASE, USED};
 use crate::store::duties::{self, Duty};
 use crate::store::sweeps::{self, Cadence, Summary};
 use crate::sweep::{Mode, sweep};
@@ -92,33 +92,38 @@ async fn list_directories(work: Work, every: Duration, shutdown: CancellationTok
 }
 
 async fn list_if_due(work: &Work, every: Duration) -> Result<(), Failure> {
-    let holder = work.leases.holder();
-    if !answered(duties::claim_directories(&work.pool, holder, LEASE, every)).await? {
+    let (holder, asked) = (work.leases.holder(), Instant::now());
+    let claim = duties::claim_directories(&work.pool, holder, LEASE, every);
+    let Some(began) = answered(claim).await? else {
         return Ok(());
-    }
-    let began = answered(duties::now(&work.pool)).await?;
-    let renewed = async {
-        let mut renewed = Instant::now();
-        while renewed.elapsed() < LEASE {
-            tokio::time::sleep(LEASE / 4).await;
-            let holding = duties::hold(&work.pool, Duty::Directories, holder, LEASE);
-            match answered_within(LEASE / 2, holding).await {
-                Ok(true) => renewed = Instant::now(),
-                Ok(false) => break,
-                Err(error) => tracing::debug!(error = %described(&error), "cannot renew the lease"),
-            }
-        }
-        Failure::LeaseLost
     };
     let passed = tokio::select! {
         passed = contained(directories::pass(work, Mode::default())) => passed.and_then(|pass| pass.complete()),
-        lost = renewed => Err(lost),
+        () = until_lost(work, asked) => Err(Failure::LeaseLost),
     };
     if passed.is_ok() {
         answered(duties::done(&work.pool, Duty::Directories, began)).await?;
     }
     answered(duties::release(&work.pool, Duty::Directories, holder)).await?;
     passed
+}
+
+/// Renews the lease of the list of directories, which the database was asked for at `asked`, until that fails for too long.
+async fn until_lost(work: &Work, asked: Instant) {
+    let mut asked = asked;
+    loop {
+        let renewing = async {
+            tokio::time::sleep(LEASE / 4).await;
+            let now = Instant::now();
+            let holding = duties::hold(&work.pool, Duty::Directories, work.leases.holder(), LEASE);
+            (now, answered_within(LEASE / 2, holding).await)
+        };
+        match tokio::time::timeout_at((asked + USED).into(), renewing).await {
+            Ok((now, Ok(true))) => asked = now,
+            Ok((_, Ok(false))) | Err(_) => return,
+            Ok((_, Err(error))) => tracing::debug!(error = %described(&error), "cannot renew the lease"),
+        }
+    }
 }
 
 async fn sweeps_loop(work: Work, every: Duration, shutdown: CancellationToken) {

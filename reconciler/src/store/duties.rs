@@ -60,13 +60,14 @@ pub async fn release(pool: &PgPool, duty: Duty, holder: &str) -> sqlx::Result<()
 }
 
 /// Takes the lease of the list of directories, if the list was not read for `every`, or not since the log lost entries.
+/// Returns when that was, by the database's clock.
 pub async fn claim_directories(
     pool: &PgPool,
     holder: &str,
     lease: Duration,
     every: Duration,
-) -> sqlx::Result<bool> {
-    let claimed = sqlx::query!(
+) -> sqlx::Result<Option<OffsetDateTime>> {
+    sqlx::query_scalar!(
         r#"
         update dsync.duties set holder = $1, held_until = now() + $2
         where duty = 'directories'
@@ -76,21 +77,14 @@ pub async fn claim_directories(
                 or done_at + $3 <= now() or done_at > now()
                 or done_at <= (select max(noticed_at) from dsync.rewinds)
             )
+        returning now() as "now!"
         "#,
         holder,
         interval(lease),
         interval(every),
     )
-    .execute(pool)
-    .await?;
-    Ok(claimed.rows_affected() == 1)
-}
-
-/// The database's time.
-pub async fn now(pool: &PgPool) -> sqlx::Result<OffsetDateTime> {
-    sqlx::query_scalar!(r#"select now() as "now!""#)
-        .fetch_one(pool)
-        .await
+    .fetch_optional(pool)
+    .await
 }
 
 /// Records that a duty that began at `began` was completed.

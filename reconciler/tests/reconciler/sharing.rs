@@ -2,15 +2,25 @@
 //! replaced.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use reconciler::lease::Leases;
+use reconciler::catch_up::Settings;
+use reconciler::lease::{LEASE, Leases};
+use reconciler::run;
+use reconciler::store::duties;
+use reconciler::work::Work;
+use reconciler::workos::client::{Api, ClientSettings};
+use service::settings::Secret;
 use tests::{Line, Proxy, eventually};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use workos_sim::{DirectoryOptions, Endpoint, RateLimits, Request, Seed};
 
-use crate::stand::{BOUND, Stand, service_pool, sweep_with};
+use crate::stand::{BOUND, LIMITS, Stand, service_pool, sweep_with};
 
 /// For each directory, the requests that began a sweep of it, and those that walked its users.
 fn by_directory(requests: &[Request]) -> BTreeMap<String, Vec<&Request>> {
@@ -198,6 +208,57 @@ async fn who_no_longer_reaches_the_database_stops_before_another_begins() -> any
     })
     .await?;
     ensure!(lease.lost().is_cancelled(), "two hold it");
+    Ok(())
+}
+
+#[tokio::test]
+async fn who_reads_the_list_and_no_longer_reaches_the_database_stops_before_another_begins()
+-> anyhow::Result<()> {
+    let stand = Stand::up().await?;
+    let proxy = Proxy::to(format!("127.0.0.1:{}", stand.pool.connect_options().get_port()))?;
+    let pool = service_pool(&proxy.instead_of(stand.postgres.url().as_str()))?;
+    // WorkOS never answers. Whoever stops asking closes the connection.
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let url = format!("http://{}", listener.local_addr()?);
+    let (tell, mut asked) = watch::channel((false, None));
+    tokio::spawn(async move {
+        let (mut socket, _) = listener.accept().await?;
+        let mut request = vec![0; 8192];
+        ensure!(socket.read(&mut request).await? > 0, "nothing asked");
+        tell.send_replace((true, None));
+        ensure!(socket.read(&mut request).await? == 0, "asked twice");
+        tell.send_replace((true, Some(Instant::now())));
+        anyhow::Ok(())
+    });
+    let settings = ClientSettings {
+        timeout: BOUND,
+        ..ClientSettings::new(url.parse()?, Secret::from("sk_test"))
+    };
+    let work = Work {
+        api: Api::new(settings, stand.clock.clone(), stand.work.metrics.clone())?,
+        leases: Leases::new(pool.clone(), "silent"),
+        pool,
+        ..stand.work.clone()
+    };
+    let off = Settings {
+        every: Duration::ZERO,
+        holdback: Duration::ZERO,
+    };
+    let (mut tasks, shutdown, hour) = (JoinSet::new(), CancellationToken::new(), Duration::from_hours(1));
+    run::start(&mut tasks, &work, LIMITS, off, hour, &shutdown);
+    tokio::time::timeout(BOUND, asked.wait_for(|(asked, _)| *asked)).await??;
+    proxy.set(Line::Silent);
+    eventually(BOUND, async || {
+        let claimed = duties::claim_directories(&stand.pool, "other", LEASE, hour).await?;
+        claimed.context("still held")
+    })
+    .await?;
+    // What was sent a moment ago still counts against the rate limit.
+    let stopped = asked.borrow().1.context("two read the list")?;
+    ensure!(
+        stopped.elapsed() > Duration::from_millis(500),
+        "only just stopped"
+    );
     Ok(())
 }
 
