@@ -31,7 +31,7 @@ use crate::acknowledged::Acknowledged;
 use crate::directories;
 use crate::lease::LEASE;
 use crate::store::duties::{self, Duty, Position};
-use crate::store::sweeps;
+use crate::store::{self, sweeps};
 use crate::work::{Failure, IN_FLIGHT, Work, stored};
 use crate::workos::client::ApiError;
 use crate::workos::events::{Listed, Range, Ways};
@@ -46,6 +46,8 @@ const ANEW: Duration = Duration::from_hours(24 * 89);
 const LONGEST_RANGE: Duration = Duration::from_hours(24 * 29);
 /// How much ranges overlap: it is not documented whether a range includes its bounds.
 const OVERLAP: Duration = Duration::from_secs(1);
+/// How many pages of a range are read in search of an event about one of our directories.
+const HEARD: usize = 20;
 /// How many recovered events of a poll are logged one by one at level info; the rest are logged at level debug.
 const TOLD: usize = 20;
 
@@ -128,11 +130,12 @@ impl CatchUp {
 
     /// Polls once. `None` while another reconciler holds the lease.
     pub async fn poll(&mut self) -> Result<Option<Polled>, Failure> {
+        // Before the lease is taken: who has another environment's key must keep it from nobody.
+        self.recognise().await?;
         if !self.hold().await? {
             self.acknowledged.clear();
             return Ok(None);
         }
-        self.recognise().await?;
         let (position, rewound) = answered(duties::position(&self.work.pool)).await?;
         if position != self.stands {
             // Another reconciler moved it, perhaps because the log lost events that are known here.
@@ -174,19 +177,49 @@ impl CatchUp {
     }
 
     /// Fails if the API key may be another environment's: with its events, its directories would come in and make ours look
-    /// like a few among many, and ours would not be read later. A list that cannot be read is no reason to wait.
+    /// like a few among many, and ours would not be read later.
     async fn recognise(&mut self) -> Result<(), Failure> {
-        if self.recognised {
-            return Ok(());
-        }
-        match directories::recognise(&self.work).await {
-            Ok(()) => self.recognised = true,
-            Err(Failure::Api(error)) if !matches!(error, ApiError::Unauthorized(_)) => {
-                tracing::warn!(%error, "cannot list directories to see whether this API key is this environment's");
+        if !self.recognised {
+            let listed = directories::recognise(&self.work).await;
+            match listed {
+                // None of ours may be left to list, or the list cannot be read. Events about ours are no other environment's.
+                Err(Failure::OtherEnvironment | Failure::Api(_)) if self.hears_of_ours().await? => {}
+                listed => listed?,
             }
-            Err(error) => return Err(error),
+            self.recognised = true;
         }
         Ok(())
+    }
+
+    /// Whether events since the position, of which only the first pages are read, speak of a directory that readers see.
+    async fn hears_of_ours(&mut self) -> Result<bool, Failure> {
+        let (position, _) = answered(duties::position(&self.work.pool)).await?;
+        let Some(at) = position.at else {
+            return Ok(false);
+        };
+        let ours = stored(store::directories::shown(&self.work.pool)).await?;
+        let now = Timestamp::from(self.work.clock.now());
+        let start = at.minus(self.settings.holdback).max(now.minus(RETENTION));
+        for range in ranges(start, now) {
+            let mut after = None;
+            for _ in 0..HEARD {
+                let listed = self
+                    .work
+                    .api
+                    .events(&mut self.ways, &range, after.as_deref())
+                    .await?;
+                let Listed::Page(page) = listed else { break };
+                let mut records = page.objects.iter().filter_map(|event| record(event, now));
+                if records.any(|record| record.subject.directory().is_some_and(|id| ours.contains_key(id))) {
+                    return Ok(true);
+                }
+                after = page.after;
+                if after.is_none() {
+                    break;
+                }
+            }
+        }
+        Ok(false)
     }
 
     /// Reads one range to its end and appends what it lists. Returns the server's time of the first answer.

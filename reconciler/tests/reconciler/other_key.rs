@@ -15,6 +15,7 @@ use workos_sim::{Change, DirectoryOptions, Options, Seed, Sim};
 use crate::catching_up::HOLDBACK;
 use crate::checking::doubt;
 use crate::guarding::directory_of;
+use crate::scripted::{client_bearing, failing};
 use crate::stand::{Stand, sweep_with};
 
 /// Some directories of ours, swept, and another environment.
@@ -53,11 +54,7 @@ impl Two {
     }
 
     fn wrong_catch_up(&self) -> anyhow::Result<CatchUp> {
-        let settings = Settings {
-            every: Duration::from_secs(1),
-            holdback: HOLDBACK,
-        };
-        Ok(CatchUp::new(self.wrong()?, settings))
+        Ok(catch_up(self.wrong()?))
     }
 
     /// The same time passes in both environments.
@@ -79,6 +76,14 @@ impl Two {
             .await?;
         Ok((usize::try_from(count)?, ours))
     }
+}
+
+fn catch_up(work: Work) -> CatchUp {
+    let settings = Settings {
+        every: Duration::from_secs(1),
+        holdback: HOLDBACK,
+    };
+    CatchUp::new(work, settings)
 }
 
 #[tokio::test]
@@ -171,6 +176,80 @@ async fn the_catch_up_takes_nothing_from_another_environment_and_skips_nothing_o
         "{polled:?}"
     );
     Ok(())
+}
+
+#[tokio::test]
+async fn who_has_another_environments_key_keeps_the_catch_up_from_nobody() -> anyhow::Result<()> {
+    let two = two_environments(1).await?;
+    ensure!(two.wrong_catch_up()?.poll().await.is_err());
+    let mut right = catch_up(two.stand.another()?);
+    right.poll().await?.context("the wrong one has the lease")?;
+    Ok(())
+}
+
+/// The list could not be read, so it did not show that this is another environment.
+#[tokio::test]
+async fn another_environments_events_stay_out_though_its_directories_cannot_be_listed() -> anyhow::Result<()>
+{
+    let two = two_environments(1).await?;
+    two.stand.catch_up(HOLDBACK).poll().await?.context("no lease")?;
+    let foreign = two.other.create_directory(DirectoryOptions::newer())?;
+    two.other.seed(&foreign, &Seed::default())?;
+    let user = two.users[0].clone();
+    two.stand.sim.change(Change::DeleteUser {
+        user: user.clone(),
+        removals: false,
+    })?;
+    let end = two.stand.log_end().await?;
+    let blind = async |sim| {
+        let (url, _) = failing(sim, |path| path.starts_with("/directories")).await?;
+        anyhow::Ok(catch_up(Work {
+            api: client_bearing(&url, Duration::from_millis(300))?,
+            ..two.stand.work.clone()
+        }))
+    };
+    let refused = blind(&two.other).await?.poll().await;
+    ensure!(
+        refused.is_err() && two.stand.log_end().await? == end,
+        "{refused:?}"
+    );
+    command::pass(&two.wrong()?, None, Mode::default()).await;
+    ensure!(two.shown().await? == (two.users.len(), true));
+    // Of our own environment, the events themselves show that it is ours.
+    let polled = blind(&two.stand.sim).await?.poll().await?.context("no lease")?;
+    ensure!(
+        polled.recovered > 0 && !two.stand.shows_user(&user).await?,
+        "{polled:?}"
+    );
+    Ok(())
+}
+
+/// Its deletion's event is listed, which no other environment lists.
+#[tokio::test]
+async fn the_only_directorys_deletion_is_caught_up_by_a_process_that_never_saw_it_listed()
+-> anyhow::Result<()> {
+    let two = two_environments(1).await?;
+    two.stand.catch_up(HOLDBACK).poll().await?.context("no lease")?;
+    // Another one takes its place, of which very much is told before.
+    let new = two.stand.sim.create_directory(DirectoryOptions::newer())?;
+    let seed = Seed {
+        users: 300,
+        ..Seed::default()
+    };
+    two.stand.sim.seed(&new, &seed)?;
+    two.stand.sim.change(Change::DeleteDirectory {
+        directory: two.directories[0].clone(),
+    })?;
+    two.stand.log(|_, _| false).await?;
+    two.stand.advance(Duration::from_mins(5));
+    command::pass(&two.stand.work, None, Mode::default()).await;
+    ensure!(
+        two.shown().await? == (two.users.len(), true),
+        "nobody approved it"
+    );
+    let polled = two.stand.catch_up(HOLDBACK).poll().await?.context("no lease")?;
+    ensure!(polled.recovered > 300, "{polled:?}");
+    two.stand.agrees().await
 }
 
 #[tokio::test]
