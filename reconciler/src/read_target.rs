@@ -135,7 +135,7 @@ async fn is_held(work: &Work, target: &Target, entity: Entity) -> sqlx::Result<b
     stored(held::is_held(&work.pool, &target.directory, entity, &key)).await
 }
 
-/// Whether `WorkOS` has the directory of an object that it does not have.
+/// Whether `WorkOS` has the directory of a target.
 async fn sees(work: &Work, target: &Target) -> Result<bool, Failure> {
     if target.what == What::Directory {
         return Ok(false);
@@ -212,6 +212,11 @@ async fn read_memberships(
     }
     if !confirmed.held.is_empty() || confirmed.complete().is_err() {
         // Leave it to a sweep, which sees all lists together and holds back implausibly many deletions.
+        stored(sweeps::again(&work.pool, directory)).await?;
+    }
+    // Lists of what another environment's key does not see may be empty.
+    if findings.readings.iter().any(Reading::is_removal) && !sees(work, target).await? {
+        *findings = Findings::default();
         stored(sweeps::again(&work.pool, directory)).await?;
     }
     Ok(at)

@@ -10,12 +10,13 @@ use reconciler::command;
 use reconciler::store::checks::{self, Target, What};
 use reconciler::sweep::Mode;
 use reconciler::work::{Failure, Work};
+use reconciler::workos::client::{Api, ClientSettings};
 use workos_sim::{Change, DirectoryOptions, Options, Seed, Sim};
 
 use crate::catching_up::HOLDBACK;
-use crate::checking::doubt;
+use crate::checking::{doubt, reread};
 use crate::guarding::directory_of;
-use crate::scripted::{client_bearing, failing};
+use crate::scripted::{answering, client_bearing, failing};
 use crate::stand::{Stand, sweep_with};
 
 /// Some directories of ours, swept, and another environment.
@@ -250,6 +251,45 @@ async fn the_only_directorys_deletion_is_caught_up_by_a_process_that_never_saw_i
     let polled = two.stand.catch_up(HOLDBACK).poll().await?.context("no lease")?;
     ensure!(polled.recovered > 300, "{polled:?}");
     two.stand.agrees().await
+}
+
+/// For what it does not see, its lists may be empty instead of not found.
+#[tokio::test]
+async fn another_environments_empty_lists_end_no_membership() -> anyhow::Result<()> {
+    let two = two_environments(2).await?;
+    let members = "select count(*) from directory.memberships";
+    let before = two.stand.count(members).await?;
+    let ids = async |sql| -> anyhow::Result<Vec<String>> {
+        Ok(sqlx::query_scalar(sql).fetch_all(&two.stand.pool).await?)
+    };
+    let users = ids("select distinct user_id from directory.memberships").await?;
+    let groups = ids("select distinct group_id from directory.memberships").await?;
+    ensure!(before > 0);
+    for (what, ids) in [("memberships_of_user", users), ("memberships_of_group", groups)] {
+        reread(&two.stand, what, &ids, &two.directories[0], 1.0).await?;
+    }
+    let url = answering(&two.other, |path| {
+        let filtered = path.contains("?user=") || path.contains("?group=");
+        filtered.then_some((200, r#"{"data":[],"list_metadata":{"before":null,"after":null}}"#))
+    })
+    .await?;
+    let (settings, work) = (
+        ClientSettings::new(url.parse()?, "sk_test".into()),
+        &two.stand.work,
+    );
+    let mut checker = Checker::new(Work {
+        api: Api::new(settings, work.clock.clone(), work.metrics.clone())?,
+        ..work.clone()
+    });
+    while checker.round().await? > 0 {}
+    two.stand.applied().await?;
+    let again = two.stand.count("select count(*) from dsync.rereads").await?;
+    let after = two.stand.count(members).await?;
+    ensure!(
+        after == before && again == 0,
+        "{after} of {before}, {again} rereads"
+    );
+    Ok(())
 }
 
 #[tokio::test]

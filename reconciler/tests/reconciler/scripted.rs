@@ -9,6 +9,11 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use workos_sim::Sim;
 
+/// An answer of a proxy's own: status and body.
+pub(crate) type Own = (u16, &'static str);
+
+const FAILURE: Own = (500, "{}");
+
 /// A server that gives each connection the next of `answers` and records the first line of each request.
 pub(crate) async fn scripted<S: Into<String>>(
     answers: Vec<(u16, S)>,
@@ -77,7 +82,7 @@ pub(crate) async fn edited(
     sim: &Sim,
     edit: impl Fn(&str, &mut Value) + Clone + Send + Sync + 'static,
 ) -> anyhow::Result<String> {
-    before(sim, edit, |_| false).await
+    before(sim, edit, |_| None).await
 }
 
 /// A proxy in front of the simulator that answers some paths with 500, and records those requested.
@@ -95,10 +100,18 @@ pub(crate) async fn failing(
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .push(path.to_owned());
-            fails(path)
+            fails(path).then_some(FAILURE)
         },
     );
     Ok((url.await?, asked))
+}
+
+/// A proxy in front of the simulator that gives some paths answers of its own: status and body.
+pub(crate) async fn answering(
+    sim: &Sim,
+    answers: impl Fn(&str) -> Option<Own> + Clone + Send + Sync + 'static,
+) -> anyhow::Result<String> {
+    before(sim, |_, _| {}, answers).await
 }
 
 /// A proxy in front of the simulator that answers requests for `path` only once it is opened, and tells that one came.
@@ -113,7 +126,7 @@ pub(crate) async fn gated(
     let url = waiting(
         sim,
         |_, _| {},
-        |_| false,
+        |_| None,
         move |path| {
             let (came, mut opened) = (Arc::clone(&came), opened.clone());
             let shut = path.starts_with(&gate);
@@ -132,15 +145,15 @@ pub(crate) async fn gated(
 async fn before(
     sim: &Sim,
     edit: impl Fn(&str, &mut Value) + Clone + Send + Sync + 'static,
-    fails: impl Fn(&str) -> bool + Clone + Send + Sync + 'static,
+    answers: impl Fn(&str) -> Option<Own> + Clone + Send + Sync + 'static,
 ) -> anyhow::Result<String> {
-    waiting(sim, edit, fails, |_| std::future::ready(())).await
+    waiting(sim, edit, answers, |_| std::future::ready(())).await
 }
 
 async fn waiting<W: Future<Output = ()> + Send>(
     sim: &Sim,
     edit: impl Fn(&str, &mut Value) + Clone + Send + Sync + 'static,
-    fails: impl Fn(&str) -> bool + Clone + Send + Sync + 'static,
+    answers: impl Fn(&str) -> Option<Own> + Clone + Send + Sync + 'static,
     waits: impl Fn(&str) -> W + Clone + Send + Sync + 'static,
 ) -> anyhow::Result<String> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
@@ -149,15 +162,18 @@ async fn waiting<W: Future<Output = ()> + Send>(
     tokio::spawn(async move {
         while let Ok((mut socket, _)) = listener.accept().await {
             let (target, key, edit) = (target.clone(), key.clone(), edit.clone());
-            let (fails, waits) = (fails.clone(), waits.clone());
+            let (answers, waits) = (answers.clone(), waits.clone());
             tokio::spawn(async move {
                 let mut request = vec![0; 8192];
                 let length = socket.read(&mut request).await.unwrap_or_default();
                 let text = String::from_utf8_lossy(&request[..length]).into_owned();
                 let path = text.split(' ').nth(1).unwrap_or("/").to_owned();
                 waits(&path).await;
-                if fails(&path) {
-                    let answer = "HTTP/1.1 500 X\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}";
+                if let Some((status, body)) = answers(&path) {
+                    let answer = format!(
+                        "HTTP/1.1 {status} X\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+                        body.len()
+                    );
                     let _ = socket.write_all(answer.as_bytes()).await;
                     return;
                 }
