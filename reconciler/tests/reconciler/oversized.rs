@@ -1,11 +1,13 @@
 //! Objects too large for the broker: what they take away is stored nevertheless.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context as _, ensure};
 use serde_json::json;
 use workos_sim::{Change, DirectoryOptions, Seed};
 
 use crate::catching_up::HOLDBACK;
-use crate::stand::Stand;
+use crate::stand::{Stand, told};
 
 /// More than the broker takes in one message, which is 1 MiB here.
 const LARGE: usize = 1 << 20;
@@ -99,5 +101,24 @@ async fn a_deactivation_too_large_for_the_log_is_swept_without_the_attributes() 
     let report = stand.sweep(&grown.directory).await?;
     ensure!(report.unreadable == 2, "{report:?}");
     grown.is_gone(&stand).await?;
+    // As much of it as the log takes is shown, so it differs no longer. The others still do.
+    let end = stand.log_end().await?;
+    stand.settle();
+    let report = stand.sweep(&grown.directory).await?;
+    let found: BTreeSet<String> = report.drift.iter().map(told).collect();
+    let others = [&grown.users[0], &grown.users[2]];
+    ensure!(
+        found == others.map(|user| format!("user differs {user}")).into() && stand.log_end().await? == end,
+        "{report:?}"
+    );
+    // Unless something else about it changes.
+    stand.sim.change(Change::UpdateUser {
+        user: grown.users[1].clone(),
+        set: Change::fields(json!({ "job_title": "Cook", "state": "suspended" })),
+    })?;
+    stand.log(|_, _| false).await?;
+    stand.settle();
+    stand.sweep(&grown.directory).await?;
+    ensure!(stand.log_end().await? == end + 1);
     Ok(())
 }
