@@ -217,6 +217,11 @@ async fn approve(work: &Work, lease: &Lease) -> anyhow::Result<Approved> {
         all.deleted += one.deleted;
         all.back += one.back;
         all.unread += one.unread;
+        if entity == Entity::Directory && one.deleted > 0 {
+            // What else was held in it went with it.
+            stored(held::clear(&work.pool, directory)).await?;
+            break;
+        }
     }
     if !any {
         // Taking the lease created a row if there was none.

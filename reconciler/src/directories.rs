@@ -201,11 +201,11 @@ pub async fn vanished(
     let told = report.found() + report.too_young.len() > 0 || found.gone.iter().any(|id| id == directory);
     // Taking its lease created a row if there was none.
     if !told || (!mode.dry_run && report.held.is_empty() && report.too_young.is_empty()) {
-        stored(sweeps::remove(&work.pool, directory)).await?;
         // Also if an event reported its end: no sweep looks here again, and nobody needs to approve what went with it.
         if !mode.dry_run {
             stored(held::clear(&work.pool, directory)).await?;
         }
+        stored(sweeps::remove(&work.pool, directory)).await?;
     } else if !mode.dry_run {
         // It stays due, and would be swept again at once, for as long as nobody decides.
         stored(sweeps::fail(&work.pool, directory)).await?;

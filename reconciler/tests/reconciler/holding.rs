@@ -299,6 +299,31 @@ async fn what_another_environments_key_does_not_find_is_not_approved() -> anyhow
     Ok(())
 }
 
+/// Not even of the last directory: the list no longer shows whether the key is ours.
+#[tokio::test]
+async fn what_was_held_in_a_directory_whose_end_is_approved_goes_with_it() -> anyhow::Result<()> {
+    let guarded = directory_of(40).await?;
+    guarded.delete_silently(&guarded.users[..20]).await?;
+    guarded.stand.sweep(&guarded.directory).await?;
+    ensure!(guarded.rows_held().await? == 20);
+    // Another one, that is gone, too.
+    let other = guarded.stand.sim.create_directory(DirectoryOptions::newer())?;
+    guarded.stand.log_all().await?;
+    guarded.stand.settle();
+    for directory in [&guarded.directory, &other] {
+        let directory = directory.clone();
+        guarded.stand.sim.change(Change::DeleteDirectory { directory })?;
+    }
+    guarded.stand.log(|_, _| false).await?;
+    guarded.stand.settle();
+    guarded.stand.pass().await;
+    ensure!(guarded.rows_held().await? == 22 && guarded.shown().await? == 40);
+    let done = guarded.approved_by(&guarded.stand.work).await?;
+    ensure!(done["deleted"] == 1, "{done}");
+    ensure!(guarded.rows_held().await? == 1 && guarded.shown().await? == 0);
+    Ok(())
+}
+
 #[tokio::test]
 async fn only_what_is_recorded_as_held_is_logged_as_held() -> anyhow::Result<()> {
     let guarded = directory_of(40).await?;
