@@ -166,6 +166,9 @@ pub enum Command {
     /// Show the status: what is connected, how far behind it is, and what waits for a person
     Status(StatusArgs),
     /// Compare with `WorkOS` now, repair the differences, and report them
+    ///
+    /// Give it the service's settings: deletions that it holds back by its own `SWEEP_MAX_DELETIONS` wait for approval in the
+    /// service's sweeps, too.
     Sweep(SweepArgs),
     /// Approve the deletions held back in a directory, after checking again that the objects are gone
     Approve {
