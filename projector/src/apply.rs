@@ -26,8 +26,6 @@ use crate::store::{self, Effects};
 pub struct Applied {
     /// What became of each record.
     pub records: Vec<Fate>,
-    /// How many records are about erased people. They were left out and are queued to be purged from the log.
-    pub to_purge: usize,
     /// The sequence up to which the lane `removals` had applied its records when this was written.
     pub removals: u64,
     /// Where the log lost entries that would have been among these, as far as that was not recorded before.
@@ -154,10 +152,7 @@ async fn write(
     let fold = fold(entries, &texts);
     let effects = store::write(connection, &fold.picture).await?;
     let erased = of_erased(connection, entries, &fold.outcomes, &effects).await?;
-    let mut applied = Applied {
-        to_purge: erased.len(),
-        ..Applied::default()
-    };
+    let mut applied = Applied::default();
     for (entry, outcome) in entries.iter().zip(&fold.outcomes) {
         applied.records.push(match outcome {
             _ if erased.contains(&entry.seq) => Fate::Stale,
@@ -169,6 +164,7 @@ async fn write(
         });
     }
     if !erased.is_empty() {
+        // Upkeep purges them, so that no lane waits for that.
         let seqs: Vec<u64> = erased.into_iter().collect();
         store::erased::note_purges(connection, batch.from.stream_created, &seqs).await?;
     }
@@ -244,16 +240,15 @@ async fn write_in_halves(
             Ok(done) => {
                 savepoint.commit().await?;
                 applied.records.extend(done.records);
-                applied.to_purge += done.to_purge;
             }
             Err(error) if Trouble::of(&error) != Trouble::Data => return Err(error),
             Err(error) => {
                 savepoint.rollback().await?;
                 if let [entry] = part {
                     let reason = Reason::Refused(described(&error).to_string());
-                    let fate = refused(connection, batch, entry, &reason).await?;
-                    applied.to_purge += usize::from(fate == Fate::Stale);
-                    applied.records.push(fate);
+                    applied
+                        .records
+                        .push(refused(connection, batch, entry, &reason).await?);
                 } else {
                     let (first, second) = part.split_at(part.len() / 2);
                     parts.extend([second, first]);

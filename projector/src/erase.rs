@@ -9,7 +9,7 @@
 
 use std::io::Write;
 
-use journal::{Entry, Journal};
+use journal::{Entry, Identity, Journal};
 use schema::json;
 use schema::record::{Record, Subject};
 use schema::timestamp::Timestamp;
@@ -21,9 +21,11 @@ use time::OffsetDateTime;
 use crate::config::Output;
 use crate::erase_marks::Marks;
 use crate::fold::single;
+use crate::lane::Lane;
 use crate::store::erase::{self as store, Forgotten, Outcome};
 use crate::store::taken::{self, SaidOfGroup};
-use crate::store::{dead_letters as letters, erased, losses};
+use crate::store::{dead_letters as letters, erased, losses, progress};
+use crate::watch::{Verdict, appended_at, judge};
 
 /// Subjects of messages that may be about anybody.
 const OF_ANYBODY: &[&str] = &["dsync.quarantine", "dsync.*.other.*", "dsync.*.token.*"];
@@ -67,6 +69,12 @@ pub enum Refused {
     /// The log failed. The database has erased the person; run the command again.
     #[error("erased from the database, but not from the log yet ({0}): run this again")]
     Log(#[from] journal::Error),
+    /// The broker keeps a message that it was told to delete.
+    #[error(
+        "erased from the database, but the broker refuses to delete message {0} from the log: see `deny_delete` and `sealed` \
+         in `nats stream info`, and run this again"
+    )]
+    Kept(u64),
 }
 
 /// Erases the user `id`.
@@ -187,7 +195,14 @@ async fn take(log: Log<'_>, created: Timestamp, entry: &Entry) -> Result<bool, R
         answered(taken::note(log.pool, &said)).await?;
     }
     answered(losses::overwritten(log.pool, created, &[entry.seq])).await?;
-    Ok(log.journal.erase(entry.seq).await?)
+    if log.journal.erase(entry.seq).await? {
+        return Ok(true);
+    }
+    // The broker answers in the same way if it does not delete messages at all.
+    match log.journal.entry(entry.seq).await? {
+        Some(_) => Err(Refused::Kept(entry.seq)),
+        None => Ok(false),
+    }
 }
 
 /// What a membership's record says about the group.
@@ -221,6 +236,21 @@ async fn dead_letters(pool: &PgPool, id: &str, marks: &Marks) -> sqlx::Result<u6
     }
 }
 
+/// Whether the log is known not to be the one in which the lanes stand, so that other messages may have the sequences that
+/// are queued. The lanes will notice, and queue again what is about erased people.
+async fn was_set_back(pool: &PgPool, journal: &Journal, log: Identity) -> Result<bool, Refused> {
+    for lane in Lane::EVERY {
+        let Some(position) = answered(progress::position(pool, lane)).await? else {
+            continue;
+        };
+        let there = appended_at(journal, position.seq, log).await?;
+        if judge(position, log, there, lane) == Verdict::Rewound {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Purges from the log the late records of erased people that were queued when they were read. Returns how many.
 pub async fn drain(pool: &PgPool, journal: &Journal) -> Result<u64, Refused> {
     let Some(log) = journal.identity().await? else {
@@ -229,9 +259,14 @@ pub async fn drain(pool: &PgPool, journal: &Journal) -> Result<u64, Refused> {
     let mut count = 0;
     // One by one: an erasure that is undone meanwhile takes entries from the queue.
     while let Some(seq) = answered(erased::next_purge(pool, log.created)).await? {
-        if let Some(entry) = journal.entry(seq).await? {
-            take(Log { pool, journal }, log.created, &entry).await?;
+        if count == 0 && was_set_back(pool, journal, log).await? {
+            break;
         }
+        match journal.entry(seq).await? {
+            Some(entry) => take(Log { pool, journal }, log.created, &entry).await?,
+            // If the leader's copy is damaged, others may still have the message. They delete it, too.
+            None => journal.erase(seq).await?,
+        };
         answered(erased::purged(pool, log.created, seq)).await?;
         count += 1;
     }

@@ -273,12 +273,6 @@ impl Worker {
                     position = batch.to();
                     self.count(lane, &entries, &applied, began.elapsed());
                     self.tell_lost(&applied.lost);
-                    if applied.to_purge > 0
-                        && let Err(error) = crate::erase::drain(&self.pool, &self.journal).await
-                    {
-                        // They are recorded in the database, so upkeep tries again.
-                        tracing::warn!(lane = lane.as_str(), %error, "late records of erased people are not purged yet; retrying");
-                    }
                     // The batch ends before what the reader has already read: read the rest again.
                     if position.seq < reader.position() {
                         return Ok(End::Again);

@@ -82,3 +82,12 @@ pub async fn purged(pool: &PgPool, stream_created: Timestamp, seq: u64) -> sqlx:
     .await?;
     Ok(())
 }
+
+/// Empties the queue, because every lane starts over and queues again what is about erased people: a log that was set back
+/// gives the same sequences to other messages.
+pub(super) async fn forget_purges(connection: &mut PgConnection) -> sqlx::Result<()> {
+    sqlx::query!("delete from dsync.purges")
+        .execute(connection)
+        .await?;
+    Ok(())
+}

@@ -138,9 +138,22 @@ pub(super) async fn note_at(
     Ok(noted.rows_affected() == 1)
 }
 
+/// Deletes what is recorded about sequences beyond the end of a log that was set back: it gives them to other messages.
+pub(super) async fn forget_beyond(connection: &mut PgConnection, log: Identity) -> sqlx::Result<()> {
+    sqlx::query!(
+        "delete from dsync.overwritten where stream_created = $1 and seq > $2",
+        OffsetDateTime::from(log.created),
+        seq(log.last_seq),
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
 /// Records that the log lost entries that nobody had applied: it once ended at `seen` and no longer does, although every
 /// lane stands at an entry that is still there. `false` if someone else has just noticed it.
 pub async fn note_unread(pool: &PgPool, seen: Position, log: Identity) -> sqlx::Result<bool> {
+    let mut transaction = pool.begin().await?;
     let noted = sqlx::query!(
         r#"
         insert into dsync.rewinds (stream, old_created, old_seq, new_created, new_seq)
@@ -153,8 +166,10 @@ pub async fn note_unread(pool: &PgPool, seen: Position, log: Identity) -> sqlx::
         OffsetDateTime::from(log.created),
         seq(log.last_seq),
     )
-    .execute(pool)
+    .execute(&mut *transaction)
     .await?;
+    forget_beyond(&mut transaction, log).await?;
+    transaction.commit().await?;
     Ok(noted.rows_affected() == 1)
 }
 

@@ -14,7 +14,7 @@ use sqlx::postgres::types::PgInterval;
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 
-use super::{losses, seq};
+use super::{erased, losses, seq};
 use crate::lane::Lane;
 
 /// Where a lane stands, and in which log.
@@ -171,6 +171,8 @@ pub async fn rewind(pool: &PgPool, lane: Lane, from: Position, log: Identity) ->
     )
     .execute(&mut *transaction)
     .await?;
+    losses::forget_beyond(&mut transaction, log).await?;
+    erased::forget_purges(&mut transaction).await?;
     transaction.commit().await?;
     Ok(true)
 }

@@ -8,11 +8,12 @@ use schema::record::{Received, Record, Source};
 use schema::timestamp::Timestamp;
 use serde_json::json;
 use sqlx::{AssertSqlSafe, PgPool};
-use tests::{Nats, Postgres};
+use tests::{Nats, Postgres, eventually};
 use time::OffsetDateTime;
+use tokio_util::sync::CancellationToken;
 
-use crate::rebuilding::{tools, work};
-use crate::{log_on, pictured, record, records, somebody_waits, texts};
+use crate::rebuilding::{BOUND, tools, until_rewound, work};
+use crate::{log_on, pictured, record, records, somebody_waits, texts, worker};
 
 /// A batch that had to wait for a person's erasure must leave out what it has about that person.
 #[tokio::test]
@@ -190,6 +191,111 @@ async fn after_an_undo_the_log_keeps_what_is_applied_and_loses_what_was_left_out
         ensure!(stays == (lane == Lane::Removals), "{lane:?}: {stays}");
         let found = tools(&pool, &journal).verify().await?.differences;
         ensure!(found.is_empty(), "{lane:?}: {found:?}");
+    }
+    Ok(())
+}
+
+/// A broker that may not delete anything answers as if there were no such message.
+#[tokio::test]
+async fn what_the_broker_does_not_delete_does_not_count_as_deleted() -> anyhow::Result<()> {
+    let (postgres, nats) = (Postgres::migrated().await?, Nats::start().await?);
+    async_nats::jetstream::new(async_nats::connect(nats.url()).await?)
+        .create_stream(async_nats::jetstream::stream::Config {
+            name: "DSYNC".to_owned(),
+            subjects: vec!["dsync.>".to_owned()],
+            discard: async_nats::jetstream::stream::DiscardPolicy::New,
+            deny_delete: true,
+            ..Default::default()
+        })
+        .await?;
+    let (pool, journal) = (postgres.pool().await?, log_on(&nats).await?);
+    journal.append(&told("e1", "user_z", "z@example.com")).await?;
+    let refused = erase(&pool, &journal, "user_z", true, OffsetDateTime::UNIX_EPOCH).await;
+    let refused = refused.err().context("it claims to have erased the message")?;
+    ensure!(refused.to_string().contains("deny_delete"), "{refused}");
+    let created = journal.identity().await?.context("no log")?.created;
+    store::erased::note_purges(&mut *pool.acquire().await?, created, &[1]).await?;
+    ensure!(drain(&pool, &journal).await.is_err());
+    ensure!(store::erased::next_purge(&pool, created).await? == Some(1));
+    Ok(())
+}
+
+/// A log that was set back gives the sequences of late records that are queued to be purged to other messages.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_queued_takes_no_other_message_from_a_log_that_was_set_back() -> anyhow::Result<()> {
+    let (postgres, mut nats) = (Postgres::migrated().await?, Nats::start().await?);
+    let (pool, journal) = (postgres.pool().await?, log_on(&nats).await?);
+    journal.append(&told("e1", "user_y", "y@example.com")).await?;
+    let earlier = nats.copy_of_store()?;
+    store::erase::forget(&pool, "user_z", true, OffsetDateTime::UNIX_EPOCH).await?;
+    breaking_off_at(&pool, 2).await?;
+    journal.append(&told("e2", "user_z", "z@example.com")).await?;
+    work(&pool, &nats, Lane::Removals, 0).await?;
+    work(&pool, &nats, Lane::All, 2).await?;
+    let created = journal.identity().await?.context("no log")?.created;
+    ensure!(store::erased::next_purge(&pool, created).await? == Some(2));
+    going_on(&pool).await?;
+
+    nats.set_back(&earlier).await?;
+    let other = told("e3", "user_x", "x@example.com");
+    eventually(BOUND, async || Ok(journal.append(&other).await?)).await?;
+    ensure!(drain(&pool, &journal).await? == 0);
+    ensure!(
+        journal.entry(2).await?.is_some(),
+        "another message was purged before the lanes noticed"
+    );
+    until_rewound(&pool, &nats, 2).await?;
+    drain(&pool, &journal).await?;
+    ensure!(
+        journal.entry(2).await?.is_some(),
+        "another message was purged after the lanes noticed"
+    );
+    let users: Vec<String> = sqlx::query_scalar("select id from directory.users order by id")
+        .fetch_all(&pool)
+        .await?;
+    ensure!(users == ["user_x", "user_y"], "{users:?}");
+    Ok(())
+}
+
+/// Purging takes several round trips and syncs a message, and a log restored from a copy may have many to purge.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_lane_waits_until_late_records_are_purged() -> anyhow::Result<()> {
+    let (postgres, nats) = (Postgres::migrated().await?, Nats::start().await?);
+    let (pool, journal) = (postgres.pool().await?, log_on(&nats).await?);
+    store::erase::forget(&pool, "user_z", true, OffsetDateTime::UNIX_EPOCH).await?;
+    let mut purging = pool.begin().await?;
+    sqlx::query("lock table dsync.overwritten")
+        .execute(&mut *purging)
+        .await?;
+    let created = journal.identity().await?.context("no log")?.created;
+    store::progress::begin(&pool, "DSYNC", created).await?;
+    let shutdown = CancellationToken::new();
+    let worker = worker(postgres.pool().await?, journal.clone(), &shutdown);
+    let lanes = Lane::EVERY.map(|lane| tokio::spawn(worker.clone().work(lane)));
+    for (seq, user) in [(1, "user_z"), (2, "user_y")] {
+        let body = json!({
+            "id": format!("e{seq}"), "event": "dsync.user.deleted", "created_at": "2026-01-02T00:00:00.000Z",
+            "data": {"id": user, "directory_id": "d1"},
+        });
+        journal
+            .append(&record(body.to_string().as_bytes(), Source::Webhook))
+            .await?;
+        eventually(std::time::Duration::from_secs(15), async || {
+            for lane in Lane::EVERY {
+                let at = store::progress::position(&pool, lane)
+                    .await?
+                    .context("not begun")?;
+                ensure!(at.seq == seq, "{lane:?} stands at {}", at.seq);
+            }
+            Ok(())
+        })
+        .await?;
+    }
+    ensure!(store::erased::next_purge(&pool, created).await? == Some(1));
+    purging.rollback().await?;
+    shutdown.cancel();
+    for lane in lanes {
+        lane.await?;
     }
     Ok(())
 }

@@ -5,13 +5,17 @@ use anyhow::{Context as _, ensure};
 use journal::{Entry, Journal};
 use projector::holes::{Hole, Reading, complete};
 use projector::lane::Lane;
+use projector::metrics::Metrics;
 use projector::store::losses;
+use projector::watch::gauges;
+use prometheus::Registry;
 use rand::SeedableRng as _;
 use rand::prelude::StdRng;
 use sqlx::PgPool;
-use tests::{Nats, Postgres};
+use tests::{Nats, Postgres, eventually};
+use tokio_util::sync::CancellationToken;
 
-use crate::rebuilding::{self, tools};
+use crate::rebuilding::{self, BOUND, tools, until_rewound};
 use crate::{append, log_on, records};
 
 struct Stage {
@@ -301,5 +305,52 @@ async fn what_only_a_consumer_left_out_is_asked_for() -> anyhow::Result<()> {
     entries.retain(|entry| !(30..=32).contains(&entry.seq));
     stage.lose(33..=stage.last).await?;
     ensure!(stage.complete(&mut entries, 1_000, false).await.is_err());
+    Ok(())
+}
+
+/// Whatever was erased, a log that was set back has lost it, and gives its sequences to other entries.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_erased_before_the_log_was_set_back_explains_no_later_loss() -> anyhow::Result<()> {
+    for is_read in [true, false] {
+        let mut stage = Stage::set().await?;
+        stage.work(Lane::Removals, 0).await?;
+        stage.work(Lane::All, stage.last).await?;
+        let earlier = stage.nats.copy_of_store()?;
+        let end = stage.more().await?;
+        stage.erase(end + 3).await?;
+        if is_read {
+            stage.work(Lane::All, stage.last).await?;
+            stage.nats.set_back(&earlier).await?;
+            eventually(BOUND, async || Ok(stage.journal.identity().await?)).await?;
+            until_rewound(&stage.pool, &stage.nats, end).await?;
+        } else {
+            let metrics = Metrics::new(&Registry::new());
+            let (rewinds, shutdown) = (metrics.log_rewinds.clone(), CancellationToken::new());
+            let pending = metrics.pending_messages.clone();
+            let watching = tokio::spawn(gauges(
+                stage.pool.clone(),
+                stage.journal.clone(),
+                metrics,
+                shutdown.clone(),
+            ));
+            eventually(BOUND, async || {
+                ensure!(pending.get() > 0);
+                Ok(())
+            })
+            .await?;
+            stage.nats.set_back(&earlier).await?;
+            eventually(BOUND, async || {
+                ensure!(rewinds.get() == 1);
+                Ok(())
+            })
+            .await?;
+            shutdown.cancel();
+            watching.await?;
+        }
+        stage.more().await?;
+        stage.lose([end + 3]).await?;
+        let lost = stage.work(Lane::All, stage.last).await?;
+        ensure!(lost == 1, "read {is_read}: {lost} entries");
+    }
     Ok(())
 }

@@ -61,6 +61,26 @@ pub(crate) async fn work(pool: &PgPool, nats: &Nats, lane: Lane, seq: u64) -> an
     Ok(metrics)
 }
 
+/// Works the lane `all` until it has noticed that the log is not what it was, and stands at `seq`.
+pub(crate) async fn until_rewound(pool: &PgPool, nats: &Nats, seq: u64) -> anyhow::Result<()> {
+    let shutdown = CancellationToken::new();
+    let task = tokio::spawn(worker(pool.clone(), log_on(nats).await?, &shutdown).work(Lane::All));
+    eventually(BOUND, async || {
+        let noticed: i64 = sqlx::query_scalar("select count(*) from dsync.rewinds")
+            .fetch_one(pool)
+            .await?;
+        let at = position(pool, Lane::All).await?;
+        ensure!(
+            noticed > 0 && at == seq,
+            "noticed {noticed} times, at {at} of {seq}"
+        );
+        Ok(())
+    })
+    .await?;
+    shutdown.cancel();
+    Ok(task.await?)
+}
+
 /// Tampers with rows. Returns which, as entity and id.
 async fn tamper(pool: &PgPool, rng: &mut StdRng) -> anyhow::Result<BTreeSet<(String, String)>> {
     let mut touched = BTreeSet::new();
