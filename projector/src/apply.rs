@@ -174,8 +174,8 @@ async fn write(
     Ok(applied)
 }
 
-/// The sequences of those `entries` that are about erased people. An entry is recognised by its subject or, if it has
-/// nothing for the tables or cannot be applied, also by any id in its body.
+/// The sequences of those `entries` that are about erased people. An entry is recognised by its subject or, if that names
+/// nobody and the entry has nothing for the tables or cannot be applied, by any id in its body.
 async fn of_erased(
     connection: &mut PgConnection,
     entries: &[Entry],
@@ -190,7 +190,7 @@ async fn of_erased(
                 found.insert(entry.seq);
             }
             (Outcome::Said { .. }, _) => {}
-            (Outcome::Nothing | Outcome::Dead(_), _) => odd.push((entry.seq, ids_in(&entry.record))),
+            (Outcome::Nothing | Outcome::Dead(_), _) => odd.push((entry.seq, about(&entry.record))),
         }
     }
     let ids: BTreeSet<&str> = odd.iter().flat_map(|(_, ids)| ids.iter().copied()).collect();
@@ -202,11 +202,13 @@ async fn of_erased(
     Ok(found)
 }
 
-/// Everything in a record that may be somebody's id.
-fn ids_in(record: &Record) -> Vec<&str> {
-    let mut ids = possible_ids(&record.body);
-    ids.extend(record.subject.user());
-    ids
+/// The ids of those whom a record may be about: the one whom its subject names or, if it names nobody, everything in its body
+/// that may be somebody's id.
+fn about(record: &Record) -> Vec<&str> {
+    match record.subject.user() {
+        Some(user) => vec![user],
+        None => possible_ids(&record.body),
+    }
 }
 
 fn fate(outcome: &Outcome<'_>, effects: &Effects) -> Fate {
@@ -266,7 +268,7 @@ async fn refused(
     entry: &Entry,
     reason: &Reason,
 ) -> sqlx::Result<Fate> {
-    let erased = store::erased::among(connection, &ids_in(&entry.record)).await?;
+    let erased = store::erased::among(connection, &about(&entry.record)).await?;
     if !erased.is_empty() {
         store::erased::note_purges(connection, batch.from.stream_created, &[entry.seq]).await?;
         return Ok(Fate::Stale);

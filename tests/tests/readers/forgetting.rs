@@ -430,3 +430,33 @@ async fn a_log_that_lost_its_first_messages_to_an_erasure_still_reaches_back_to_
     drop(running);
     Ok(())
 }
+
+/// A manager's address among somebody else's attributes, say, belongs to that person. That person's removal must not get lost with it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_applied_about_others_outlives_whom_it_mentions() -> anyhow::Result<()> {
+    let stage = Stage::set().await?;
+    let _projector = stage.program().start().await?;
+    stage.told(&life()).await?;
+    let of_bob = |id: &str| {
+        let mut dead = event(id, "dsync.user.deleted", 6, &other("user_bob"));
+        dead.body =
+            bytes::Bytes::from_static(br#"{"data": {"manager": "user_z", "mail": "zebulon.q@example.com""#);
+        dead
+    };
+    let before = stage.told(&[of_bob("b1")]).await?;
+    ensure!(stage.erase(&["--force"]).await?.status.success());
+    let after = stage.told(&[of_bob("b2")]).await?;
+    let letters = rows(
+        &stage.pool,
+        "select event_id from dsync.dead_letters where subject like '%user_bob%'",
+    )
+    .await?;
+    ensure!(
+        letters == [json!({"event_id": "b1"}), json!({"event_id": "b2"})],
+        "{letters:?}"
+    );
+    for seq in [before, after] {
+        ensure!(stage.journal.entry(seq).await?.is_some(), "{seq} is gone");
+    }
+    Ok(())
+}
