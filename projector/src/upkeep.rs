@@ -9,6 +9,7 @@ use journal::Journal;
 use service::clock::Clock;
 use service::postgres::{answered_within, described};
 use sqlx::PgPool;
+use tokio::time::{Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::erase;
@@ -20,7 +21,8 @@ const EVERY: Duration = Duration::from_mins(10);
 const PURGE_EVERY: Duration = Duration::from_secs(5);
 /// How long a rebuild can be undone.
 const UNDO: time::Duration = time::Duration::days(7);
-/// Longer than the statements of one piece of upkeep can take together: the server limits each of them.
+/// Longer than the statements of one piece of upkeep can take together: the server limits each of them. Scrubbing goes on for as
+/// long as it gets somewhere.
 const KEPT_UP_WITHIN: Duration = Duration::from_mins(5);
 /// How far ahead the partitions of history are created.
 const AHEAD: time::Duration = time::Duration::days(92);
@@ -43,22 +45,31 @@ pub struct Upkeep {
 impl Upkeep {
     /// Does upkeep until shutdown. Whatever fails is tried again the next time.
     pub async fn work(self, shutdown: CancellationToken) {
-        let mut purge = tokio::time::interval(PURGE_EVERY);
-        let mut all = tokio::time::interval(EVERY);
-        for tick in [&mut purge, &mut all] {
-            tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        }
+        // Broken off by a shutdown: whatever is not done yet is done the next time. Purging does not wait for the rest, which
+        // may take long.
+        let both = async { tokio::join!(self.purge(), self.keep_up()) };
+        shutdown.run_until_cancelled(both).await;
+    }
+
+    async fn purge(&self) {
+        let mut tick = every(PURGE_EVERY);
         loop {
-            tokio::select! {
-                () = shutdown.cancelled() => return,
-                // Broken off by a shutdown: whatever is not done yet is done the next time.
-                _ = all.tick() => drop(shutdown.run_until_cancelled(self.once()).await),
-                _ = purge.tick() => match shutdown.run_until_cancelled(erase::drain(&self.pool, &self.journal)).await {
-                    None | Some(Ok(0)) => {}
-                    Some(Ok(count)) => tracing::info!(count, "purged late records of erased people from the log"),
-                    Some(Err(error)) => tracing::debug!(%error, "cannot purge late records of erased people from the log yet"),
-                },
+            tick.tick().await;
+            match erase::drain(&self.pool, &self.journal).await {
+                Ok(0) => {}
+                Ok(count) => tracing::info!(count, "purged late records of erased people from the log"),
+                Err(error) => {
+                    tracing::debug!(%error, "cannot purge late records of erased people from the log yet");
+                }
             }
+        }
+    }
+
+    async fn keep_up(&self) {
+        let mut tick = every(EVERY);
+        loop {
+            tick.tick().await;
+            self.once().await;
         }
     }
 
@@ -97,8 +108,7 @@ impl Upkeep {
 
     /// Scrubs objects that have been gone for longer than their attributes are kept.
     pub async fn scrub(&self) -> sqlx::Result<Scrubbed> {
-        let scrubbed = upkeep::scrub(&self.pool, self.clock.now() - self.tombstone_retention);
-        answered_within(KEPT_UP_WITHIN, scrubbed).await
+        upkeep::scrub(&self.pool, self.clock.now() - self.tombstone_retention).await
     }
 
     /// Creates partitions of history ahead and drops those past retention. Returns the names of both.
@@ -113,4 +123,10 @@ impl Upkeep {
         };
         Ok((made, dropped))
     }
+}
+
+fn every(period: Duration) -> Interval {
+    let mut tick = tokio::time::interval(period);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    tick
 }

@@ -6,6 +6,7 @@ use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 
 use super::backlog;
+use super::blanking::{CHANGES, blank};
 
 /// What the database knew about a person and has erased.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -63,7 +64,7 @@ pub async fn forget(pool: &PgPool, id: &str, force: bool, now: OffsetDateTime) -
         .await?
         .rows_affected()
         == 1;
-    let history = blank_history(&mut transaction, id).await?;
+    let (newest, are_older) = blank_newest(&mut transaction, id).await?;
     sqlx::query!(
         "delete from dsync.rereads where target in ('user', 'memberships_of_user') and id = $1",
         id
@@ -82,6 +83,12 @@ pub async fn forget(pool: &PgPool, id: &str, force: bool, now: OffsetDateTime) -
         .execute(&mut *transaction)
         .await?;
     transaction.commit().await?;
+    // Writers need not wait for the rest of a very long history. Should this fail, it is done when the command is run again.
+    let history = if are_older {
+        blank(&mut *pool.acquire().await?, "user", id).await?.count
+    } else {
+        newest
+    };
     Ok(Outcome::Forgotten(Forgotten {
         row,
         memberships,
@@ -121,18 +128,30 @@ async fn marks(connection: &mut PgConnection, id: &str) -> sqlx::Result<Vec<Stri
     .await
 }
 
-async fn blank_history(connection: &mut PgConnection, id: &str) -> sqlx::Result<u64> {
-    let blanked = sqlx::query!(
+/// Blanks the person's newest [`CHANGES`] changes, with those that this erasure has just made. Returns how many, and whether
+/// there are older ones.
+async fn blank_newest(connection: &mut PgConnection, id: &str) -> sqlx::Result<(u64, bool)> {
+    let row = sqlx::query!(
         r#"
-        update dsync.changes as c
-        set before = dsync.blank(c.before), after = dsync.blank(c.after)
-        where c.entity = 'user' and c.entity_id = $1
+        with older as materialized (
+            select c.change_id from dsync.changes as c
+            where c.entity = 'user' and c.entity_id = $1
+            order by c.change_id desc offset $2 limit 1
+        ), blanked as (
+            update dsync.changes as c
+            set before = dsync.blank(c.before), after = dsync.blank(c.after)
+            where c.entity = 'user' and c.entity_id = $1
+                and c.change_id > coalesce((select change_id from older), -9223372036854775808)
+            returning c.change_id
+        )
+        select (select count(*) from blanked) as "count!", exists (select from older) as "are_older!"
         "#,
         id,
+        CHANGES,
     )
-    .execute(connection)
+    .fetch_one(connection)
     .await?;
-    Ok(blanked.rows_affected())
+    Ok((row.count.unsigned_abs(), row.are_older))
 }
 
 /// Other directory users with one of these email addresses or provider's ids: probably the same person, earlier or later.

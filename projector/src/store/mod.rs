@@ -5,6 +5,7 @@
 //! never read, compared here and written back: the comparison is in the statement.
 
 pub mod backlog;
+mod blanking;
 mod columns;
 pub mod dead_letters;
 pub mod differing;

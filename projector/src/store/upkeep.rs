@@ -5,14 +5,14 @@
 //! kept, so it cannot bring the values back. Scrubbed objects are not live, so no row that is shown changes. Their history
 //! is blanked with them.
 
+use service::postgres::answered;
 use sqlx::{PgConnection, PgPool, Postgres, Transaction};
 use time::OffsetDateTime;
 
+use super::blanking::{Blanked, CHANGES, blank};
+
 /// Objects listed at once.
 const LISTED: i64 = 500;
-/// Changes blanked by one statement, unless a single object has more: less than a second, so that the limit on a
-/// statement's time is far away, and writers hardly notice.
-const CHANGES: i64 = 5_000;
 
 /// How many objects were scrubbed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -52,10 +52,7 @@ pub async fn forget_replaced(pool: &PgPool, done_before: OffsetDateTime) -> sqlx
 /// last such error is returned once all have been tried.
 pub async fn scrub(pool: &PgPool, gone_before: OffsetDateTime) -> sqlx::Result<Scrubbed> {
     // Those of which there may be many come last.
-    let directories = match pool.acquire().await {
-        Ok(mut connection) => directories(&mut connection, gone_before).await,
-        Err(error) => Err(error),
-    };
+    let directories = answered(directories(pool, gone_before)).await;
     let groups = contents(pool, Contents::Groups, gone_before).await;
     let users = contents(pool, Contents::Users, gone_before).await;
     Ok(Scrubbed {
@@ -72,6 +69,16 @@ enum Contents {
     Groups,
 }
 
+impl Contents {
+    /// What history calls one of them.
+    const fn entity(self) -> &'static str {
+        match self {
+            Self::Users => "user",
+            Self::Groups => "group",
+        }
+    }
+}
+
 /// An object to scrub.
 struct Due {
     id: String,
@@ -86,21 +93,16 @@ async fn contents(pool: &PgPool, what: Contents, gone_before: OffsetDateTime) ->
     let mut left: Vec<String> = Vec::new();
     let mut failed = None;
     loop {
-        let mut connection = pool.acquire().await?;
+        let mut connection = answered(pool.acquire()).await?;
         let mut due = match what {
-            Contents::Users => due_users(&mut connection, gone_before).await?,
-            Contents::Groups => due_groups(&mut connection, gone_before).await?,
+            Contents::Users => answered(due_users(&mut connection, gone_before)).await?,
+            Contents::Groups => answered(due_groups(&mut connection, gone_before)).await?,
         };
         due.retain(|due| !left.contains(&due.id));
         let mut done = 0;
         let mut parts = parts(&due);
         while let Some(part) = parts.pop() {
-            let ids: Vec<&str> = part.iter().map(|due| due.id.as_str()).collect();
-            let scrubbed = match what {
-                Contents::Users => users(&mut connection, &ids, gone_before).await,
-                Contents::Groups => groups(&mut connection, &ids, gone_before).await,
-            };
-            match (scrubbed, part) {
+            match (scrub_part(&mut connection, what, part, gone_before).await, part) {
                 (Ok(scrubbed), _) => done += scrubbed,
                 (Err(error), [one]) if takes_too_long(&error) => {
                     left.push(one.id.clone());
@@ -116,6 +118,23 @@ async fn contents(pool: &PgPool, what: Contents, gone_before: OffsetDateTime) ->
         if done == 0 {
             return failed.map_or(Ok(all), Err);
         }
+    }
+}
+
+async fn scrub_part(
+    connection: &mut PgConnection,
+    what: Contents,
+    part: &[Due],
+    gone_before: OffsetDateTime,
+) -> sqlx::Result<u64> {
+    let blanked = match part {
+        [one] if one.changes >= CHANGES => blank(connection, what.entity(), &one.id).await?,
+        _ => Blanked::NONE,
+    };
+    let ids: Vec<&str> = part.iter().map(|due| due.id.as_str()).collect();
+    match what {
+        Contents::Users => answered(users(connection, &ids, gone_before, blanked)).await,
+        Contents::Groups => answered(groups(connection, &ids, gone_before, blanked)).await,
     }
 }
 
@@ -177,12 +196,13 @@ async fn due_users(connection: &mut PgConnection, gone_before: OffsetDateTime) -
     .await
 }
 
-/// Scrubs those of the users `ids` that are still to be scrubbed. They are looked at again once they are locked, so one
-/// that came back meanwhile is left alone.
+/// Scrubs those of the users `ids` that are still to be scrubbed, of whose history `blanked` was blanked before. They are
+/// looked at again once they are locked, so one that came back meanwhile is left alone.
 async fn users(
     connection: &mut PgConnection,
     ids: &[&str],
     gone_before: OffsetDateTime,
+    blanked: Blanked,
 ) -> sqlx::Result<u64> {
     let row = sqlx::query!(
         r#"
@@ -207,12 +227,13 @@ async fn users(
         ), blanked as (
             update dsync.changes as c
             set before = dsync.blank(c.before), after = dsync.blank(c.after)
-            where c.entity = 'user' and c.entity_id in (select id from scrubbed)
+            where c.entity = 'user' and c.entity_id in (select id from scrubbed) and c.change_id > $3
         )
         select count(*) as "count!" from scrubbed
         "#,
         gone_before,
         ids as &[&str],
+        blanked.last,
     )
     .fetch_one(connection)
     .await?;
@@ -256,6 +277,7 @@ async fn groups(
     connection: &mut PgConnection,
     ids: &[&str],
     gone_before: OffsetDateTime,
+    blanked: Blanked,
 ) -> sqlx::Result<u64> {
     let row = sqlx::query!(
         r#"
@@ -278,19 +300,20 @@ async fn groups(
         ), blanked as (
             update dsync.changes as c
             set before = dsync.blank(c.before), after = dsync.blank(c.after)
-            where c.entity = 'group' and c.entity_id in (select id from scrubbed)
+            where c.entity = 'group' and c.entity_id in (select id from scrubbed) and c.change_id > $3
         )
         select count(*) as "count!" from scrubbed
         "#,
         gone_before,
         ids as &[&str],
+        blanked.last,
     )
     .fetch_one(connection)
     .await?;
     Ok(row.count.unsigned_abs())
 }
 
-async fn directories(connection: &mut PgConnection, gone_before: OffsetDateTime) -> sqlx::Result<u64> {
+async fn directories(pool: &PgPool, gone_before: OffsetDateTime) -> sqlx::Result<u64> {
     let row = sqlx::query!(
         r#"
         with scrubbed as (
@@ -307,7 +330,7 @@ async fn directories(connection: &mut PgConnection, gone_before: OffsetDateTime)
         "#,
         gone_before,
     )
-    .fetch_one(connection)
+    .fetch_one(pool)
     .await?;
     Ok(row.count.unsigned_abs())
 }

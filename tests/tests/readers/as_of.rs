@@ -10,7 +10,7 @@ use sqlx::PgPool;
 use tests::{Postgres, agrees};
 use workos_sim::{DirectoryOptions, Options, Seed, Sim, Truth};
 
-use super::{clear, events, records_of_day, rows, text, write};
+use super::{clear, events, histories, records_of_day, rows, text, write};
 
 const MOMENTS: usize = 50;
 
@@ -190,6 +190,100 @@ async fn before_history_is_kept_there_is_no_answer() -> anyhow::Result<()> {
             rows(&pool, format!("select * from directory.{function}('2100-01-01')"))
                 .await?
                 .is_empty()
+        );
+    }
+    Ok(())
+}
+
+/// What is left of a row of an erased person in the past.
+fn blanked(row: &Value, erased: &BTreeSet<String>) -> Value {
+    let mut row = row.clone();
+    let object = row["row"].as_object_mut().unwrap();
+    if object.contains_key("email") && erased.contains(object["id"].as_str().unwrap()) {
+        let kept = [
+            "id",
+            "directory_id",
+            "organization_id",
+            "active",
+            "created_at",
+            "updated_at",
+        ];
+        object.retain(|name, value| kept.contains(&name.as_str()) && !value.is_null());
+    }
+    row
+}
+
+/// The same while people are erased, and some of these erasures are undone.
+#[tokio::test]
+async fn past_moments_look_as_the_views_did_then_though_people_are_erased() -> anyhow::Result<()> {
+    let postgres = Postgres::deferring().await?;
+    let pool = postgres.pool().await?;
+    let (histories, mut forgotten) = (histories(3)?, 0);
+    for seed in 0..histories {
+        let mut rng = StdRng::seed_from_u64(seed + 1000);
+        let mut moments: Vec<(String, Vec<Vec<Value>>)> = Vec::new();
+        let mut erased = BTreeSet::new();
+        for day in 1..=8 {
+            let mut records = records_of_day(seed * 100 + 7000 + day as u64, 50, day);
+            while !records.is_empty() {
+                let size = rng.random_range(1..=8).min(records.len());
+                let batch: Vec<_> = records.drain(..size).collect();
+                write(&pool, &batch).await?;
+                let now = text(&pool, "select clock_timestamp()").await?.unwrap();
+                moments.push((now, views(&pool, None).await?));
+                if rng.random_ratio(1, 3) {
+                    let (listed, part) = (rng.random_range(1..4), rng.random_range(1..3));
+                    backlog::write_listed(&pool, listed, part).await?;
+                }
+                if rng.random_ratio(1, 6) {
+                    let users = rows(&pool, "select id from dsync.users").await?;
+                    if let Some(user) = users.choose(&mut rng) {
+                        let id = user["id"].as_str().unwrap().to_owned();
+                        store::erase::forget(&pool, &id, true, time::OffsetDateTime::UNIX_EPOCH).await?;
+                        forgotten += 1;
+                        if rng.random_bool(0.5) {
+                            store::erase::undo(&pool, &id).await?;
+                        }
+                        erased.insert(id);
+                        let now = text(&pool, "select clock_timestamp()").await?.unwrap();
+                        moments.push((now, views(&pool, None).await?));
+                    }
+                }
+                let (moment, then) = moments.choose(&mut rng).unwrap();
+                let found = views(&pool, Some(moment)).await?;
+                compare(&found, then, &erased)
+                    .with_context(|| format!("seed {seed}, day {day}: at {moment}"))?;
+            }
+        }
+        backlog::drain(&pool).await?;
+        for (moment, then) in moments.sample(&mut rng, 30) {
+            compare(&views(&pool, Some(moment)).await?, then, &erased)
+                .with_context(|| format!("seed {seed}: at {moment}"))?;
+        }
+        clear(&pool).await?;
+    }
+    ensure!(forgotten > 5 * histories, "only {forgotten} people were erased");
+    Ok(())
+}
+
+fn compare(found: &[Vec<Value>], then: &[Vec<Value>], erased: &BTreeSet<String>) -> anyhow::Result<()> {
+    let all = |views: &[Vec<Value>]| {
+        views
+            .iter()
+            .map(|rows| {
+                let mut rows: Vec<String> = rows.iter().map(|row| blanked(row, erased).to_string()).collect();
+                rows.sort();
+                rows
+            })
+            .collect::<Vec<_>>()
+    };
+    let (found, then) = (all(found), all(then));
+    for (found, then) in found.iter().zip(&then) {
+        let missing: Vec<_> = then.iter().filter(|row| !found.contains(row)).collect();
+        let extra: Vec<_> = found.iter().filter(|row| !then.contains(row)).collect();
+        ensure!(
+            missing.is_empty() && extra.is_empty(),
+            "missing {missing:#?}, extra {extra:#?}"
         );
     }
     Ok(())

@@ -3,20 +3,24 @@
 
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use rand::prelude::*;
+use schema::record::Source;
 use serde_json::{Value, json};
 use service::clock::Clock;
 use sqlx::PgPool;
-use tests::{Nats, Postgres, agrees};
+use tests::{Nats, Postgres, agrees, eventually};
 use time::OffsetDateTime;
 use time::macros::datetime;
+use tokio_util::sync::CancellationToken;
 use workos_sim::{DirectoryOptions, Options, Seed, Sim};
 
+use projector::store::erase::{Outcome, forget};
+use projector::store::erased::note_purges;
 use projector::store::upkeep::{Scrubbed, drop_partitions, make_partitions, scrub};
 use projector::upkeep::Upkeep;
 
-use super::{events, log_on, rows, tell, text, write};
+use super::{BOUND, append, events, log_on, record, rows, tell, text, write};
 
 const DAY: Duration = Duration::from_hours(24);
 
@@ -225,6 +229,86 @@ async fn no_statement_blanks_much_history_and_what_takes_too_long_keeps_nobody_w
         "one statement blanked {most:?}"
     );
     Ok(())
+}
+
+/// Nor does one person's history, however long it is.
+#[tokio::test]
+async fn a_very_long_history_is_blanked_in_parts() -> anyhow::Result<()> {
+    let postgres = Postgres::migrated().await?;
+    let pool = postgres.pool().await?;
+    long_gone(&pool).await?;
+    sqlx::raw_sql(
+        "insert into dsync.changes (change_id, recorded_at, directory_id, entity, entity_id, operation, after)
+            select 2000000 + n, now(), 'd1', 'user', 'u' || (7 + n % 2), 'updated', '{\"email\": \"x\"}'
+            from generate_series(1, 24000) as n",
+    )
+    .execute(&pool)
+    .await?;
+    let forgotten = forget(&pool, "u8", false, datetime!(2026-01-01 00:00 UTC)).await?;
+    ensure!(
+        matches!(&forgotten, Outcome::Forgotten(done) if done.history == 12_300),
+        "{forgotten:?}"
+    );
+    let left = "select count(*) from dsync.changes where entity_id = 'u8' and after <> '{}'";
+    ensure!(
+        text(&pool, left).await?.as_deref() == Some("0"),
+        "of u8, values are left"
+    );
+    let scrubbed = scrub(&pool, datetime!(2026-01-01 00:00 UTC)).await?;
+    ensure!(scrubbed.users == 59, "{scrubbed:?}");
+    let left = "select count(*) from dsync.changes where after <> '{}'";
+    ensure!(
+        text(&pool, left).await?.as_deref() == Some("0"),
+        "values are left"
+    );
+    let most = text(&pool, "select max(changes) from blanked").await?;
+    ensure!(most.as_deref() == Some("5000"), "one statement blanked {most:?}");
+    Ok(())
+}
+
+/// Scrubbing may take hours, the first time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn late_records_of_erased_people_are_purged_while_others_are_scrubbed() -> anyhow::Result<()> {
+    let (postgres, nats) = tokio::try_join!(Postgres::migrated(), Nats::start())?;
+    let (pool, journal) = (postgres.pool().await?, log_on(&nats).await?);
+    let mut slow = pool.begin().await?;
+    sqlx::query("lock table dsync.users").execute(&mut *slow).await?;
+    let upkeep = Upkeep {
+        pool: postgres.pool().await?,
+        journal: journal.clone(),
+        clock: Clock::system(),
+        tombstone_retention: 30 * DAY,
+        history_retention: Duration::ZERO,
+    };
+    let shutdown = CancellationToken::new();
+    let working = tokio::spawn(upkeep.work(shutdown.clone()));
+    eventually(BOUND, async || {
+        let waits = "select count(*) from pg_locks where relation = 'dsync.users'::regclass and not granted";
+        ensure!(
+            text(&pool, waits).await?.as_deref() == Some("1"),
+            "nothing is scrubbed"
+        );
+        Ok(())
+    })
+    .await?;
+    let late = user(
+        "u1",
+        "e1",
+        "dsync.user.created",
+        "2026-01-01T00:00:00Z",
+        "2026-01-01T00:00:00Z",
+    );
+    let late = append(&journal, &[record(late.to_string().as_bytes(), Source::Webhook)]).await?;
+    let created = journal.identity().await?.context("no log")?.created;
+    note_purges(&mut *pool.acquire().await?, created, &[late]).await?;
+    eventually(Duration::from_secs(20), async || {
+        ensure!(journal.entry(late).await?.is_none(), "it is still in the log");
+        Ok(())
+    })
+    .await?;
+    shutdown.cancel();
+    slow.rollback().await?;
+    Ok(working.await?)
 }
 
 /// Everything that is gone is scrubbed again and again between changes, while old events are repeated. The views still
