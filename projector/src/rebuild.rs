@@ -16,6 +16,7 @@ use sqlx::{Connection as _, PgConnection, PgPool};
 
 use crate::backlog;
 use crate::beside::{Build, Error};
+use crate::holes::EVERYTHING;
 use crate::reach::Reach;
 use crate::rebuild_report::{Older, Rebuilt, Undone, Verified};
 use crate::sent_back;
@@ -139,7 +140,9 @@ impl Tools {
         let end = self.journal.identity().await?.ok_or(Error::NoLog)?.last_seq;
         loop {
             let stand = swap::stand(connection).await?.ok_or(Error::NotBegun)?;
-            if stand.all.seq >= end {
+            // No lane reads what was erased from the end.
+            let next = self.journal.first_at(stand.all.seq + 1, EVERYTHING).await?;
+            if next.is_none_or(|next| next.seq > end) {
                 return Ok(unlisted);
             }
             self.bar

@@ -227,6 +227,8 @@ pub async fn undo(connection: &mut PgConnection, rebuild: i64) -> sqlx::Result<(
         set seq_appended_at = null,
             seq = case
                 when p.stream_created <> b.stream_created then 0
+                -- The log was set back since, and gave some of the same sequences to other messages.
+                when exists (select from dsync.rewinds as r where r.noticed_at >= b.done_at) then 0
                 when p.lane = 'all' then least(p.seq, b.seq)
                 else least(p.seq, b.removals_seq)
             end

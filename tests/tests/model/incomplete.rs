@@ -4,8 +4,8 @@ use anyhow::{Context as _, ensure};
 use indicatif::ProgressBar;
 use projector::beside::{Build, Error};
 use projector::reach::Reach;
-use projector::store::differing;
 use projector::store::shadow::Seed;
+use projector::store::{differing, losses};
 use service::clock::Clock;
 use sqlx::PgPool;
 use tests::eventually;
@@ -113,5 +113,37 @@ async fn a_directory_whose_own_deletion_is_held_is_left_as_it_is() -> anyhow::Re
         others_after != others,
         "the rebuild changed nothing, although the log lacks half of its entries"
     );
+    Ok(())
+}
+
+/// No lane ever reads what was erased from the end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rebuild_does_not_wait_until_lanes_read_what_was_erased_from_the_logs_end() -> anyhow::Result<()> {
+    let Applied {
+        pool, journal, last, ..
+    } = &applied().await?;
+    let created = journal.identity().await?.context("no log")?.created;
+    losses::overwritten(pool, created, &[*last]).await?;
+    ensure!(journal.erase(*last).await?);
+    sqlx::raw_sql(
+        "update dsync.progress set seq = seq - 1, seq_appended_at = null where lane = 'all';
+         insert into dsync.rewinds (stream, old_created, old_seq, new_created, new_seq)
+         select stream, stream_created, 0, stream_created, 0 from dsync.progress where lane = 'all';
+         insert into dsync.sweeps (directory_id) values ('directory_1')",
+    )
+    .execute(pool)
+    .await?;
+    let tools = tools(pool, journal);
+    let rebuilding = tokio::spawn(async move { tools.rebuild(true).await });
+    eventually(BOUND, async || {
+        let listed = "update dsync.sweeps set relisted_at = now() where relist_at is not null";
+        let listed = sqlx::query(listed).execute(pool).await?.rows_affected();
+        ensure!(listed == 1, "nothing is requested yet");
+        Ok(())
+    })
+    .await?;
+    tokio::time::timeout(BOUND, rebuilding)
+        .await
+        .context("the rebuild waits forever")???;
     Ok(())
 }

@@ -14,14 +14,15 @@ use projector::rebuild::Tools;
 use projector::run::{Tuning, Worker};
 use projector::store;
 use rand::prelude::*;
-use schema::record::Record;
+use schema::record::{Record, Source};
+use serde_json::json;
 use service::clock::Clock;
 use sqlx::{AssertSqlSafe, PgConnection, PgPool};
 use tests::{Nats, Postgres, eventually};
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
-use crate::{append, clear, log_on, records, somebody_waits, tables, worker};
+use crate::{append, clear, log_on, record, records, somebody_waits, tables, worker};
 
 pub(crate) const BOUND: Duration = Duration::from_mins(1);
 
@@ -412,5 +413,46 @@ async fn a_directory_connected_meanwhile_is_not_waited_for() -> anyhow::Result<(
         .execute(&mut *connection)
         .await?;
     ensure!(store::swap::listed(&mut connection, asked).await? == (1, 1));
+    Ok(())
+}
+
+/// A log that was set back gives other records the sequences of those that were applied before the rebuild. What they say of the
+/// restored rows must be applied to them, too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_log_was_set_back_an_undo_has_all_of_it_applied_again() -> anyhow::Result<()> {
+    let (postgres, mut nats) = (Postgres::migrated().await?, Nats::start().await?);
+    let (pool, journal) = (postgres.pool().await?, log_on(&nats).await?);
+    let told = |id: &str, kind: &str, user: &str, second: u32| {
+        let at = format!("2026-01-01T00:00:{second:02}.000Z");
+        let data = json!({"id": user, "directory_id": "d1", "email": "x@example.com", "updated_at": at});
+        let body = json!({"id": id, "event": kind, "created_at": at, "data": data});
+        record(body.to_string().as_bytes(), Source::Webhook)
+    };
+    journal.append(&told("e1", "dsync.user.created", "u", 1)).await?;
+    let earlier = nats.copy_of_store()?;
+    for n in 2..=5 {
+        let other = told(&format!("e{n}"), "dsync.user.created", &format!("v{n}"), n);
+        journal.append(&other).await?;
+    }
+    work(&pool, &nats, Lane::Removals, 0).await?;
+    work(&pool, &nats, Lane::All, 5).await?;
+    sqlx::raw_sql("update dsync.users set email = 'tampered@example.com' where id = 'u'")
+        .execute(&pool)
+        .await?;
+    let tools = tools(&pool, &journal);
+    ensure!(tools.rebuild(false).await?.replaced.all == 1);
+
+    nats.set_back(&earlier).await?;
+    let gone = told("e6", "dsync.user.deleted", "u", 6);
+    eventually(BOUND, async || Ok(journal.append(&gone).await?)).await?;
+    until_rewound(&pool, &nats, 2).await?;
+    let is_shown = "select exists (select from directory.users where id = 'u')";
+    ensure!(!sqlx::query_scalar::<_, bool>(is_shown).fetch_one(&pool).await?);
+    tools.undo().await?;
+    work(&pool, &nats, Lane::All, 2).await?;
+    ensure!(
+        !sqlx::query_scalar::<_, bool>(is_shown).fetch_one(&pool).await?,
+        "somebody who was removed is back"
+    );
     Ok(())
 }
