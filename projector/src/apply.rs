@@ -26,8 +26,8 @@ use crate::store::{self, Effects};
 pub struct Applied {
     /// What became of each record.
     pub records: Vec<Fate>,
-    /// The sequence up to which the lane `removals` had applied its records when this was written.
-    pub removals: u64,
+    /// The sequence up to which the other lane had applied its records when this was written.
+    pub other: u64,
     /// Where the log lost entries that would have been among these, as far as that was not recorded before.
     pub lost: Vec<Hole>,
 }
@@ -132,7 +132,7 @@ async fn attempt(
     };
     let way = (batch.from, batch.to());
     let advanced = store::progress::advance(&mut transaction, batch.lane, way, batch.lease, &news).await?;
-    applied.removals = advanced.ok_or(Error::Overtaken)?;
+    applied.other = advanced.ok_or(Error::Overtaken)?;
     if !batch.holes.is_empty() {
         let created = batch.from.stream_created;
         applied.lost = store::losses::note(&mut transaction, batch.lane, created, batch.holes).await?;

@@ -384,24 +384,17 @@ impl Worker {
         let now = Timestamp::from(self.clock.now());
         for (entry, fate) in entries.iter().zip(&applied.records) {
             let outcome = match fate {
-                // The lane `removals` has counted it. It shows up here because another record in this batch changed the
-                // same row.
-                Fate::Applied { .. }
-                    if lane == Lane::All
-                        && entry.record.subject.is_removal()
-                        && entry.seq <= applied.removals =>
-                {
-                    continue;
-                }
+                // Only the lane `all` counts dead ones.
+                Fate::Dead if lane == Lane::Removals => continue,
+                Fate::Dead => "dead",
+                // Both lanes read removals, and the first to apply one counts it. To the other it is stale, or shows up as
+                // applied because another record in the batch changed the same row.
+                _ if entry.record.subject.is_removal() && entry.seq <= applied.other => continue,
+                Fate::Stale => "stale",
                 Fate::Applied { created_at } => {
                     self.observe_age(entry, *created_at, now);
                     "applied"
                 }
-                // Both lanes read removals. The lane `all` does not count stale ones, nor the lane `removals` dead ones.
-                Fate::Stale if lane == Lane::All && entry.record.subject.is_removal() => continue,
-                Fate::Dead if lane == Lane::Removals => continue,
-                Fate::Stale => "stale",
-                Fate::Dead => "dead",
             };
             self.metrics.count(&entry.record.event_type, outcome);
         }

@@ -111,8 +111,8 @@ impl News {
 }
 
 /// Moves `lane` from `from` to `to` if it still stands at `from`, records the `news`, and renews the lease if `holder` still
-/// has it. Returns the sequence up to which the lane `removals` has applied its records of this log; `None` if another
-/// projector was faster: roll the batch back.
+/// has it. Returns the sequence up to which the other lane has applied its records of this log; `None` if another projector
+/// was faster: roll the batch back.
 pub async fn advance(
     connection: &mut PgConnection,
     lane: Lane,
@@ -138,8 +138,8 @@ pub async fn advance(
             held_until = case when holder = $6 then now() + $7 else held_until end
         where lane = $1 and stream_created = $2 and seq = $3
         returning (
-            select r.seq from dsync.progress as r where r.lane = 'removals' and r.stream_created = $2
-        ) as removals
+            select o.seq from dsync.progress as o where o.lane <> $1 and o.stream_created = $2
+        ) as other
         "#,
         lane.as_str(),
         OffsetDateTime::from(from.stream_created),
@@ -154,7 +154,7 @@ pub async fn advance(
     )
     .fetch_optional(connection)
     .await?;
-    Ok(moved.map(|row| row.removals.map_or(0, i64::unsigned_abs)))
+    Ok(moved.map(|row| row.other.map_or(0, i64::unsigned_abs)))
 }
 
 /// Moves every lane back to the beginning of the log that is there now, and records that. `false` if the lane no longer

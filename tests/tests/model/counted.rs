@@ -89,6 +89,39 @@ async fn a_removal_is_counted_once_and_at_the_age_at_which_it_took_effect() -> a
     Ok(())
 }
 
+/// The same if the lane `all` is first: to the other one it is stale then.
+#[tokio::test]
+async fn a_removal_that_the_lane_all_applies_first_is_counted_once() -> anyhow::Result<()> {
+    let (postgres, nats) = tokio::try_join!(Postgres::migrated(), Nats::start())?;
+    let (pool, journal) = (postgres.pool().await?, log_on(&nats).await?);
+    // The last one says nothing new.
+    for (id, kind, second) in [("e1", "updated", 1), ("e2", "deleted", 3), ("e3", "deleted", 2)] {
+        journal.append(&told(id, kind, "u1", second)).await?;
+    }
+    let created = journal.identity().await?.context("no log")?.created;
+    progress::begin(&pool, "DSYNC", created).await?;
+    ensure!(hold(&pool, Lane::Removals, "another", BOUND).await?.is_some());
+    let shutdown = CancellationToken::new();
+    let worker: Worker = worker(postgres.pool().await?, journal, &shutdown);
+    let events = worker.metrics.events.clone();
+    let tasks = Lane::EVERY.map(|lane| tokio::spawn(worker.clone().work(lane)));
+    reaches(&pool, Lane::All, 3).await?;
+    progress::release(&pool, Lane::Removals, "another").await?;
+    reaches(&pool, Lane::Removals, 3).await?;
+    shutdown.cancel();
+    for task in tasks {
+        task.await?;
+    }
+    let of = |outcome| events.with_label_values(&["dsync.user.deleted", outcome]).get();
+    ensure!(
+        (of("applied"), of("stale")) == (1, 1),
+        "{} applied, {} stale",
+        of("applied"),
+        of("stale")
+    );
+    Ok(())
+}
+
 /// What was erased from the log's end will never be applied, so nobody may wait for it, or be woken because of it.
 #[tokio::test]
 async fn what_was_erased_from_the_logs_end_is_not_pending() -> anyhow::Result<()> {
