@@ -15,7 +15,7 @@ use reconciler::workos::client::{Api, ClientSettings};
 use reconciler::workos::pages::{List, Pages};
 use reconciler::{command, run, status};
 use service::boot::{self, Context};
-use service::postgres::{self, PoolSettings, described};
+use service::postgres::{self, PoolSettings, answered, described};
 use service::retry::Backoff;
 use service::settings::SettingError;
 use service::{admin, healthcheck};
@@ -191,7 +191,7 @@ async fn reachable(api: &Api) -> Result<(), String> {
 async fn prepared(cli: &Cli, context: &Context, work: &Work) -> bool {
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
     loop {
-        match applied::has_schema(&work.pool).await {
+        match answered(applied::has_schema(&work.pool)).await {
             Ok(true) => match work.journal.create_missing(&cli.limits.limits()).await {
                 Ok(_) => return true,
                 Err(error) => tracing::warn!(%error, "waiting for the log"),
