@@ -58,9 +58,12 @@ impl Acceptor {
             .observe(began.elapsed().as_secs_f64());
         appended.map_err(|error| {
             tracing::warn!(event, kind, %error, "not confirmed as stored");
+            // A limit that the log reached may be one that somebody set on the stream by hand.
             if matches!(
                 error,
-                AppendError::Unavailable(Unavailable::NoResponders | Unavailable::Elsewhere)
+                AppendError::TooLarge
+                    | AppendError::Full
+                    | AppendError::Unavailable(Unavailable::NoResponders | Unavailable::Elsewhere)
             ) {
                 self.stream.doubt();
             }

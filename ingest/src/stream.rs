@@ -80,8 +80,8 @@ impl Stream {
         }
     }
 
-    /// To be called when nothing answers for the stream, which may have been deleted. Does nothing until setup has
-    /// succeeded.
+    /// To be called when nothing answers for the stream, which may have been deleted, or when it takes too little. Does
+    /// nothing until setup has succeeded.
     pub fn doubt(&self) {
         if self.ready().is_ok() {
             self.doubt.notify_one();

@@ -238,6 +238,31 @@ async fn a_log_edited_so_that_it_loses_records_is_set_right_when_readiness_asks(
     assert_eq!(stored(&app).await, ["event_1", "event_2", "event_3"]);
 }
 
+/// The settings that a webhook shows to be too narrow are set right at once: readiness does not look at them.
+#[tokio::test]
+async fn a_log_edited_so_that_it_takes_too_little_is_set_right_by_the_next_webhook() {
+    let broker = Nats::start().await.unwrap();
+    let app = App::start(&broker, Setup::default()).await;
+    let stream =
+        r#"{"name":"DSYNC","subjects":["dsync.>"],"storage":"file","discard":"new","allow_direct":true"#;
+    let edits = [
+        // First: it drops what is already too much.
+        (r#""max_msgs_per_subject":1,"discard_new_per_subject":true"#, 503),
+        (r#""max_msgs":2"#, 503),
+        (r#""max_msg_size":20"#, 413),
+    ];
+    assert_eq!(app.post(user_created("event_0")).await.status, 200);
+    let mut events = vec!["event_0".to_owned()];
+    for (edit, refused) in edits {
+        jetstream(&broker, "STREAM.UPDATE.DSYNC", &format!("{stream},{edit}}}")).await;
+        let event = format!("event_{}", events.len());
+        assert_eq!(app.post(user_created(&event)).await.status, refused, "{edit}");
+        until_stored(&app, &event).await;
+        events.push(event);
+    }
+    assert_eq!(stored(&app).await, events);
+}
+
 /// The log is deleted, and a stream of another name takes its subjects, as after a restore: that stream acknowledges,
 /// but nobody reads it.
 #[tokio::test]

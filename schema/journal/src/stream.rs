@@ -72,13 +72,14 @@ pub struct Fitness {
     pub is_fit: bool,
 }
 
-/// Whether a stream with these settings takes all of our entries, drops none but by age, and says so.
+/// Whether a stream with these settings takes all of our entries under their subjects, drops none but by age, and says so.
 fn is_fit(config: &Config) -> bool {
     config.subjects.iter().any(|subject| subject == SUBJECTS)
         && config.storage == StorageType::File
         && config.retention == RetentionPolicy::Limits
         && config.discard == DiscardPolicy::New
         && config.max_messages_per_subject <= 0
+        && config.subject_transform.is_none()
         && !config.no_ack
 }
 
@@ -269,6 +270,16 @@ impl Limits {
             "max_msgs_per_subject",
             put(&mut config.max_messages_per_subject, -1),
         );
+        // Brokers refuse to have this without a limit for each subject.
+        set(
+            "discard_new_per_subject",
+            put(&mut config.discard_new_per_subject, false),
+        );
+        // How much the log takes is for `max_bytes` alone to say, and how large a record may be for the broker.
+        set("max_msgs", put(&mut config.max_messages, -1));
+        set("max_msg_size", put(&mut config.max_message_size, -1));
+        // Otherwise entries are filed where no reader looks for them.
+        set("subject_transform", put(&mut config.subject_transform, None));
         set("no_ack", put(&mut config.no_ack, false));
         set("duplicate_window", put(&mut config.duplicate_window, window));
         set("allow_direct", put(&mut config.allow_direct, true));

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::stream::DiscardPolicy;
+use async_nats::jetstream::stream::{Config, DiscardPolicy, SubjectTransform};
 use journal::{ConnectError, Connection, Ensured, Error, Fitness, Journal, Limits};
 use tests::{Nats, NatsOptions, eventually};
 
@@ -86,7 +86,7 @@ async fn what_the_operator_set_beside_ours_stays() -> anyhow::Result<()> {
     let nats = Nats::start().await?;
     let context = async_nats::jetstream::new(async_nats::connect(nats.url()).await?);
     context
-        .create_stream(async_nats::jetstream::stream::Config {
+        .create_stream(Config {
             name: "DSYNC".to_owned(),
             subjects: vec!["dsync.>".to_owned()],
             description: Some("ours".to_owned()),
@@ -151,7 +151,7 @@ async fn a_stream_that_is_there_is_left_as_it_is_by_who_only_makes_missing_ones(
 async fn made_for_ever(nats: &Nats, discard: DiscardPolicy) -> anyhow::Result<Journal> {
     let context = async_nats::jetstream::new(async_nats::connect(nats.url()).await?);
     context
-        .create_stream(async_nats::jetstream::stream::Config {
+        .create_stream(Config {
             name: "DSYNC".to_owned(),
             subjects: vec!["dsync.>".to_owned()],
             discard,
@@ -197,7 +197,7 @@ async fn a_stream_that_keeps_or_confirms_too_little_is_set_right() -> anyhow::Re
     let nats = Nats::start().await?;
     let context = async_nats::jetstream::new(async_nats::connect(nats.url()).await?);
     context
-        .create_stream(async_nats::jetstream::stream::Config {
+        .create_stream(Config {
             name: "DSYNC".to_owned(),
             subjects: vec!["dsync.>".to_owned()],
             discard: DiscardPolicy::New,
@@ -219,11 +219,55 @@ async fn a_stream_that_keeps_or_confirms_too_little_is_set_right() -> anyhow::Re
     Ok(())
 }
 
+/// Nor need one stay that refuses what it should take, or files it elsewhere.
+#[tokio::test]
+async fn a_stream_that_takes_too_little_or_files_it_elsewhere_is_set_right() -> anyhow::Result<()> {
+    let nats = Nats::start().await?;
+    let journal = Journal::connect(&settings(&nats)).await?;
+    journal.ensure(&limits()).await?;
+    let context = async_nats::jetstream::new(async_nats::connect(nats.url()).await?);
+    let edit = async |edit: fn(&mut Config)| {
+        let mut config = config(&nats).await?;
+        edit(&mut config);
+        context.update_stream(config).await?;
+        anyhow::Ok(())
+    };
+    let unedited = config(&nats).await?;
+    for (edited, is_fit, names) in [
+        (
+            (|config| config.max_messages = 1) as fn(&mut Config),
+            true,
+            &["max_msgs"][..],
+        ),
+        (|config| config.max_message_size = 10, true, &["max_msg_size"]),
+        // Brokers refuse the one without the other.
+        (
+            |config| (config.max_messages_per_subject, config.discard_new_per_subject) = (1, true),
+            false,
+            &["max_msgs_per_subject", "discard_new_per_subject"],
+        ),
+        (
+            |config| {
+                config.subject_transform = Some(SubjectTransform {
+                    source: "dsync.>".to_owned(),
+                    destination: "elsewhere.>".to_owned(),
+                });
+            },
+            false,
+            &["subject_transform"],
+        ),
+    ] {
+        edit(edited).await?;
+        assert_eq!(journal.fitness().await?.is_fit, is_fit, "{names:?}");
+        assert_eq!(journal.ensure(&limits()).await?, Ensured::Updated(names.to_vec()));
+        assert_eq!(config(&nats).await?, unedited, "{names:?}");
+    }
+    Ok(())
+}
+
 /// A broker leaves what a login may not do unanswered. Returns what a login that may not change the stream finds, after
 /// somebody else made this `edit`.
-async fn ensured_after(
-    edit: impl FnOnce(&mut async_nats::jetstream::stream::Config),
-) -> anyhow::Result<(Result<Ensured, Error>, Fitness)> {
+async fn ensured_after(edit: impl FnOnce(&mut Config)) -> anyhow::Result<(Result<Ensured, Error>, Fitness)> {
     let nats = Nats::with(NatsOptions {
         more: vec![
             "accounts { A { jetstream: enabled, users: [ { user: admin, password: a }, { user: ours, password: o, \
@@ -384,7 +428,7 @@ async fn settings_that_can_never_work_are_told_at_once_and_not_repeated() {
     ));
 }
 
-async fn config(nats: &Nats) -> anyhow::Result<async_nats::jetstream::stream::Config> {
+async fn config(nats: &Nats) -> anyhow::Result<Config> {
     let context = async_nats::jetstream::new(async_nats::connect(nats.url()).await?);
     Ok(context.get_stream("DSYNC").await?.cached_info().config.clone())
 }
