@@ -210,6 +210,34 @@ async fn a_programs_login_is_refused_what_is_not_its_own() -> anyhow::Result<()>
     Ok(())
 }
 
+/// The broker answers an append wherever it is asked to, with more rights than the login has. The answer names a sequence, as
+/// these requests do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_to_an_append_is_no_request() -> anyhow::Result<()> {
+    let (nats, ..) = broker().await?;
+    let ingest = intruder(&nats, 0).await?;
+    let create = r#"{"name":"DSYNC","subjects":["dsync.>"],"storage":"file"}"#;
+    ensure!(may(&ingest, "$JS.API.STREAM.CREATE.DSYNC", create).await);
+    let requests = [
+        "STREAM.PURGE",
+        "STREAM.MSG.DELETE",
+        "STREAM.DELETE",
+        "STREAM.UPDATE",
+    ];
+    for request in requests {
+        let answer_to = format!("$JS.API.{request}.DSYNC");
+        ingest
+            .publish_with_reply("dsync.d.user.u.updated", answer_to, "{}".into())
+            .await?;
+    }
+    // Their answers follow those requests.
+    ensure!(may(&ingest, "dsync.d.user.u.updated", "{}").await);
+    let info = ingest.request("$JS.API.STREAM.INFO.DSYNC", "".into()).await?;
+    let info: serde_json::Value = serde_json::from_slice(&info.payload)?;
+    ensure!(info["state"]["messages"] == requests.len() + 1, "{info}");
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_one_program_is_sent_no_other_can_listen_to() -> anyhow::Result<()> {
     let (nats, ..) = broker().await?;
