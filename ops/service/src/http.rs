@@ -1,20 +1,25 @@
 //! An HTTP/1 server that strangers may connect to. Connections are limited in number, closed when slow, and drained at
 //! shutdown.
 //!
+//! Where there is no room for another connection, the one is closed that has been silent for longest: anybody may connect and
+//! send nothing, or half a head, but whoever has a request sends its head within milliseconds.
+//!
 //! `axum::serve` never closes connections that are silent, or whose headers are incomplete or arrive byte by byte; this
 //! does. The size of a body, and the time it may take, are up to the handlers.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::error::Error;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
 use bytes::Bytes;
 use hyper::body::{Body, Incoming};
+use hyper::header::{self, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -35,7 +40,8 @@ const BUFFER: usize = 32 << 10;
 /// The limits of one server.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Concurrent connections; more wait in the operating system's queue.
+    /// Concurrent connections. If there are more, those without a request make room; if all have one, the others wait in the
+    /// operating system's queue.
     pub connections: usize,
     /// How long a request's headers may take, and how long a kept-alive connection may stay silent.
     pub header_read: Duration,
@@ -82,6 +88,43 @@ impl Handler for Router {
     }
 }
 
+/// The connections on which no request has arrived yet, by their turn: first the one that has been silent for longest.
+#[derive(Clone, Default)]
+struct Silent(Arc<Mutex<BTreeMap<u64, CancellationToken>>>);
+
+impl Silent {
+    /// Adds a connection. The token is cancelled when it is to make room for another one.
+    fn add(&self, turn: u64) -> CancellationToken {
+        let makes_room = CancellationToken::new();
+        self.locked().insert(turn, makes_room.clone());
+        makes_room
+    }
+
+    /// It has sent a request, or is closed.
+    fn remove(&self, turn: u64) {
+        self.locked().remove(&turn);
+    }
+
+    fn make_room(&self) {
+        if let Some((_, longest)) = self.locked().pop_first() {
+            longest.cancel();
+        }
+    }
+
+    fn locked(&self) -> MutexGuard<'_, BTreeMap<u64, CancellationToken>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One connection's place among all.
+#[derive(Clone)]
+struct Place {
+    peer: SocketAddr,
+    turn: u64,
+    silent: Silent,
+    room: Arc<Semaphore>,
+}
+
 /// Serves on `listener` until `shutdown`, then lets requests in progress finish within [`Limits::drain`], and closes
 /// the remaining connections.
 pub async fn serve(
@@ -102,33 +145,54 @@ pub async fn serve_with(
     shutdown: CancellationToken,
 ) {
     let room = Arc::new(Semaphore::new(limits.connections));
+    let silent = Silent::default();
+    let mut turn = 0;
     let connections = TaskTracker::new();
     let give_up = CancellationToken::new();
     // Even if the caller drops this future, no connection outlives its server.
     let _give_up_at_the_end = give_up.clone().drop_guard();
     loop {
         let next = async {
-            let permit = Arc::clone(&room).acquire_owned().await;
-            (permit, accept(&listener).await)
+            let accepted = accept(&listener).await;
+            let permit = if let Ok(permit) = Arc::clone(&room).try_acquire_owned() {
+                Ok(permit)
+            } else {
+                silent.make_room();
+                Arc::clone(&room).acquire_owned().await
+            };
+            (permit, accepted)
         };
         let Some((permit, (stream, peer))) = shutdown.run_until_cancelled(next).await else {
             break;
+        };
+        turn += 1;
+        let makes_room = silent.add(turn);
+        let place = Place {
+            peer,
+            turn,
+            silent: silent.clone(),
+            room: Arc::clone(&room),
         };
         let (handler, shutdown) = (handler.clone(), shutdown.clone());
         let tls = tls.clone();
         let connection = async move {
             let Some(tls) = tls else {
-                return converse(stream, peer, handler, limits, shutdown).await;
+                return converse(stream, place, handler, limits, shutdown).await;
             };
             match tokio::time::timeout(limits.header_read, tls.accept(stream)).await {
-                Ok(Ok(stream)) => converse(stream, peer, handler, limits, shutdown).await,
+                Ok(Ok(stream)) => converse(stream, place, handler, limits, shutdown).await,
                 Ok(Err(error)) => tracing::debug!(%error, "the TLS handshake failed"),
                 Err(_) => tracing::debug!("the TLS handshake took too long"),
             }
         };
-        let give_up = give_up.clone();
+        let (give_up, silent) = (give_up.clone(), silent.clone());
         connections.spawn(async move {
-            give_up.run_until_cancelled(connection).await;
+            tokio::select! {
+                () = connection => {}
+                () = give_up.cancelled() => {}
+                () = makes_room.cancelled() => tracing::debug!("a silent connection made room for another"),
+            }
+            silent.remove(turn);
             drop(permit);
         });
     }
@@ -148,14 +212,24 @@ pub async fn serve_with(
 /// One connection, from its first byte to its close.
 async fn converse(
     stream: impl AsyncRead + AsyncWrite + Unpin,
-    peer: SocketAddr,
+    place: Place,
     handler: impl Handler,
     limits: Limits,
     shutdown: CancellationToken,
 ) {
     let service = hyper::service::service_fn(move |request| {
-        let answering = handler.answer(peer, request);
-        async { Ok::<_, Infallible>(answering.await) }
+        place.silent.remove(place.turn);
+        let answering = handler.answer(place.peer, request);
+        let room = Arc::clone(&place.room);
+        async move {
+            let mut answer = answering.await;
+            // Where there is no room left, nobody keeps a place between requests.
+            if room.available_permits() == 0 {
+                let close = HeaderValue::from_static("close");
+                answer.headers_mut().insert(header::CONNECTION, close);
+            }
+            Ok::<_, Infallible>(answer)
+        }
     });
     let mut connection = pin!(
         http1::Builder::new()

@@ -176,9 +176,52 @@ async fn connections_above_the_limit_wait_for_room() {
     assert!(rest(&mut one).await.ends_with("released") && rest(&mut two).await.ends_with("released"));
 }
 
+/// Nobody waits until strangers' time for a head is up.
+#[tokio::test]
+async fn silent_connections_make_room_for_one_with_a_request() {
+    let server = Server::start(Limits {
+        header_read: Duration::from_mins(1),
+        ..LIMITS
+    })
+    .await;
+    let mut strangers = Vec::new();
+    for begun in [
+        &b""[..],
+        b"GET / HT",
+        b"",
+        b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ",
+    ] {
+        let mut stranger = server.connect().await;
+        stranger.write_all(begun).await.unwrap();
+        strangers.push(stranger);
+    }
+    let mut one = server.connect().await;
+    one.write_all(b"GET /held HTTP/1.1\r\nHost: x\r\n\r\n")
+        .await
+        .unwrap();
+    server.entered().await;
+    // Who has sent a request stays, but keeps no place after it.
+    for _ in 0..3 {
+        strangers.push(server.connect().await);
+        let mut two = server.connect().await;
+        two.write_all(REQUEST).await.unwrap();
+        let said = rest(&mut two).await;
+        assert!(
+            said.contains("200 OK") && said.contains("connection: close"),
+            "{said}"
+        );
+    }
+    server.release.notify_one();
+    assert!(answer(&mut one, "released").await.starts_with("HTTP/1.1 200 OK"));
+}
+
 #[tokio::test]
 async fn a_drain_finishes_what_is_under_way_and_takes_nothing_new() {
-    let server = Server::start(LIMITS).await;
+    let server = Server::start(Limits {
+        connections: 3,
+        ..LIMITS
+    })
+    .await;
     let (mut busy, mut idle) = (server.connect().await, server.connect().await);
     idle.write_all(REQUEST).await.unwrap();
     answer(&mut idle, "hello").await;
@@ -244,7 +287,6 @@ async fn a_peer_that_never_reads_is_cut_off() {
     let limits = Limits {
         lifetime: HEADER_READ,
         drain: HEADER_READ,
-        connections: 1,
         ..LIMITS
     };
     let server = Server::start(limits).await;
@@ -252,7 +294,12 @@ async fn a_peer_that_never_reads_is_cut_off() {
     // Sends requests until the answers, which nobody reads, have filled every buffer on the way.
     let many = REQUEST.repeat(1000);
     bounded(async { while write.write_all(&many).await.is_ok() {} }).await;
-    // There is room for only one connection.
+    // There is room for only one more connection.
+    let mut busy = server.connect().await;
+    busy.write_all(b"GET /held HTTP/1.1\r\nHost: x\r\n\r\n")
+        .await
+        .unwrap();
+    server.entered().await;
     let mut next = server.connect().await;
     next.write_all(REQUEST).await.unwrap();
     assert!(answer(&mut next, "hello").await.starts_with("HTTP/1.1 200 OK"));

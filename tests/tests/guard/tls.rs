@@ -233,7 +233,7 @@ async fn who_never_shakes_hands_is_let_go_and_leaves_room_for_others() -> anyhow
     let nats = Nats::start().await?;
     let (ingest, _own) = over_tls(&authority, &nats).await?;
     let address = ingest.listen_url().replace("http://", "");
-    // As many connections as are served at once. The next one waits until these are closed.
+    // As many connections as are served at once. One of them makes room for the next.
     let mut silent = Vec::new();
     for _ in 0..768 {
         silent.push(TcpStream::connect(&address).await?);
