@@ -1,5 +1,6 @@
 //! A private NATS server with `JetStream`, which syncs every write to disk before acknowledging it.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -16,6 +17,8 @@ use crate::watchdog::Watched;
 
 const STARTS_WITHIN: Duration = Duration::from_secs(20);
 const STOPS_WITHIN: Duration = Duration::from_secs(20);
+/// Where `ops/test`, `ops/run` and `ops/bench` put the broker that they fetch.
+const FETCHED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/tools/nats/bin");
 
 /// How the server differs from the default.
 #[derive(Debug, Clone, Default)]
@@ -155,7 +158,8 @@ impl Nats {
         let config = self.dir.path().join("nats.conf");
         std::fs::write(&config, self.config())?;
         let log = self.dir.path().join("nats.log");
-        let mut server = Watched::new("nats-server", "/dev/null");
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let mut server = Watched::new(program(&path, Path::new(FETCHED))?, "/dev/null");
         server.command().arg("--config").arg(&config);
         let mut process = Process::start("nats-server", server, &log, self.dir.path())?;
         let address = self.port.address();
@@ -270,6 +274,15 @@ impl Nats {
     }
 }
 
+/// The first server on the `path`, or else the one that was fetched.
+fn program(path: &OsStr, fetched: &Path) -> anyhow::Result<PathBuf> {
+    std::env::split_paths(path)
+        .chain([fetched.to_owned()])
+        .map(|bin| bin.join("nats-server"))
+        .find(|program| program.is_file())
+        .context("found no nats-server on the path; ops/test fetches one")
+}
+
 /// Succeeds once the server sends its greeting, which it does after loading its streams.
 async fn greeting(address: &str) -> anyhow::Result<()> {
     let mut socket = TcpStream::connect(address).await?;
@@ -300,4 +313,22 @@ fn turn_over_a_bit(store: &Path, id: &str) -> anyhow::Result<usize> {
         }
     }
     Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_on_the_path_comes_before_the_one_that_was_fetched() {
+        let there = tempfile::tempdir().unwrap();
+        let [early, late, fetched] = ["early", "late", "fetched"].map(|name| there.path().join(name));
+        let path = std::env::join_paths([&early, &late]).unwrap();
+        assert!(program(&path, &fetched).is_err());
+        for bin in [&fetched, &late, &early] {
+            std::fs::create_dir(bin).unwrap();
+            std::fs::write(bin.join("nats-server"), "").unwrap();
+            assert_eq!(program(&path, &fetched).unwrap(), bin.join("nats-server"));
+        }
+    }
 }
