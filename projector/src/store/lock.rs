@@ -32,7 +32,8 @@ pub(super) async fn limit(connection: &mut PgConnection) -> sqlx::Result<()> {
 }
 
 /// Locks each directory, and shares the lock that erasures hold exclusively. Then returns which of `people` are erased, and
-/// locks the history backlog of these directories and of `groups`. Also sets what [`limit`] sets. For the order of the
+/// locks the history backlog of these directories and of `groups`. Also sets what [`limit`] sets, and has the statements that
+/// follow planned once for the session: planning them for one removal takes as long as executing them. For the order of the
 /// locks, see `dsync.lock_directories` (V15) and `dsync.entering_deferring_groups` (V19).
 pub(super) async fn enter(
     connection: &mut PgConnection,
@@ -44,7 +45,8 @@ pub(super) async fn enter(
         r#"
         select
             erased as "erased!", has_backlog as "has_backlog!",
-            set_config('idle_in_transaction_session_timeout', $3, true) as "limit!"
+            set_config('idle_in_transaction_session_timeout', $3, true) as "limit!",
+            set_config('plan_cache_mode', 'force_generic_plan', true) as "planned!"
         from dsync.entering_deferring_groups($1::text[], $2::text[], $4::text[])
         "#,
         directories as &[&str],

@@ -7,7 +7,7 @@ use serde_json::json;
 use sqlx::{Connection as _, PgConnection};
 use tests::Postgres;
 
-use super::bodies::{event, user};
+use super::bodies::{event, membership, user};
 use super::{record, write_within};
 
 /// A session plans the functions that write history only once. If it planned them while there were no memberships, they
@@ -72,6 +72,36 @@ async fn read_by(session: &mut PgConnection, second: u32) -> anyhow::Result<(i64
     let read = read.fetch_one(&mut *transaction).await?;
     transaction.commit().await?;
     Ok(read)
+}
+
+/// Planning these long statements takes as long as executing them for one removal. The statement that begins a transaction
+/// is short, and left to Postgres to decide about.
+#[tokio::test]
+async fn a_session_plans_the_statements_that_write_once() -> anyhow::Result<()> {
+    const BATCHES: i64 = 10;
+    let postgres = Postgres::migrated().await?;
+    let mut session = PgConnection::connect(&postgres.url()).await?;
+    for second in 1..=u32::try_from(BATCHES)? {
+        let person = user("u1", second, json!({}));
+        let joined = membership(&format!("e{second}"), "dsync.group.user_added", second, person);
+        let mut transaction = session.begin().await?;
+        write_within(
+            &mut transaction,
+            &[record(joined.to_string().as_bytes(), Source::Webhook)],
+        )
+        .await?;
+        transaction.commit().await?;
+    }
+    let planned: Vec<(String, i64, i64)> = sqlx::query_as(
+        "select x.written, p.generic_plans, p.custom_plans
+        from pg_prepared_statements as p, substring(p.statement from 'insert into (\\w+) as') as x (written)
+        where x.written is not null order by x.written",
+    )
+    .fetch_all(&mut session)
+    .await?;
+    let expected = ["groups", "memberships", "users"].map(|table| (table.to_owned(), BATCHES, 0));
+    ensure!(planned == expected, "{planned:?}");
+    Ok(())
 }
 
 /// How many rows were read by going through all of `table`, so far.
