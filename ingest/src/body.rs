@@ -38,6 +38,8 @@ pub fn is_announced_above(limit: usize, body: &Incoming) -> bool {
 pub async fn read(body: Incoming, limit: usize, time: Duration, slot: &mut Slot) -> Result<Bytes, BodyError> {
     let cut_off = slot.cut_off();
     let body = tokio::select! {
+        // Nearly always, all of it has arrived with the head: then there is nothing to wait for.
+        biased;
         body = collect(body, limit, slot) => body?,
         () = cut_off.cancelled() => return Err(BodyError::CutOff),
         () = tokio::time::sleep(time) => return Err(BodyError::TooSlow),

@@ -13,6 +13,7 @@ use std::error::Error;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -93,11 +94,9 @@ impl Handler for Router {
 struct Silent(Arc<Mutex<BTreeMap<u64, CancellationToken>>>);
 
 impl Silent {
-    /// Adds a connection. The token is cancelled when it is to make room for another one.
-    fn add(&self, turn: u64) -> CancellationToken {
-        let makes_room = CancellationToken::new();
-        self.locked().insert(turn, makes_room.clone());
-        makes_room
+    /// Adds a connection. Its token is cancelled when it is to make room for another one.
+    fn add(&self, turn: u64, makes_room: CancellationToken) {
+        self.locked().insert(turn, makes_room);
     }
 
     /// It has sent a request, or is closed.
@@ -166,15 +165,16 @@ pub async fn serve_with(
             break;
         };
         turn += 1;
-        let makes_room = silent.add(turn);
+        // Tokens of its own: a connection looks at them whenever it is woken, each under a lock.
+        let (closes, shutdown) = (give_up.child_token(), shutdown.child_token());
+        silent.add(turn, closes.clone());
         let place = Place {
             peer,
             turn,
             silent: silent.clone(),
             room: Arc::clone(&room),
         };
-        let (handler, shutdown) = (handler.clone(), shutdown.clone());
-        let tls = tls.clone();
+        let (handler, tls) = (handler.clone(), tls.clone());
         let connection = async move {
             let Some(tls) = tls else {
                 return converse(stream, place, handler, limits, shutdown).await;
@@ -185,12 +185,11 @@ pub async fn serve_with(
                 Err(_) => tracing::debug!("the TLS handshake took too long"),
             }
         };
-        let (give_up, silent) = (give_up.clone(), silent.clone());
+        let silent = silent.clone();
         connections.spawn(async move {
             tokio::select! {
                 () = connection => {}
-                () = give_up.cancelled() => {}
-                () = makes_room.cancelled() => tracing::debug!("a silent connection made room for another"),
+                () = closes.cancelled() => tracing::debug!("closed a connection that was silent, or did not finish in time"),
             }
             silent.remove(turn);
             drop(permit);
@@ -217,8 +216,11 @@ async fn converse(
     limits: Limits,
     shutdown: CancellationToken,
 ) {
+    let is_first = AtomicBool::new(true);
     let service = hyper::service::service_fn(move |request| {
-        place.silent.remove(place.turn);
+        if is_first.swap(false, Ordering::Relaxed) {
+            place.silent.remove(place.turn);
+        }
         let answering = handler.answer(place.peer, request);
         let room = Arc::clone(&place.room);
         async move {
