@@ -207,7 +207,7 @@ async fn a_log_recreated_so_that_it_loses_records_is_not_used_until_it_is_set_ri
     })
     .await;
     assert!(
-        reason.contains("storage") && reason.contains("would lose entries"),
+        reason.contains("storage") && reason.contains("would lose or refuse entries"),
         "{reason}"
     );
     assert_come_again(&app.post(user_created("event_1")).await, "5");
@@ -236,6 +236,24 @@ async fn a_log_edited_so_that_it_loses_records_is_set_right_when_readiness_asks(
         until_stored(&app, event).await;
     }
     assert_eq!(stored(&app).await, ["event_1", "event_2", "event_3"]);
+}
+
+/// It takes nothing more, and no broker opens it again.
+#[tokio::test]
+async fn a_sealed_log_is_not_ready() {
+    let broker = Nats::start().await.unwrap();
+    let app = App::start(&broker, Setup::default()).await;
+    assert_eq!(app.post(user_created("event_1")).await.status, 200);
+    assert_eq!(app.context.readiness.missing().await, []);
+    let sealed = r#"{"name":"DSYNC","subjects":["dsync.>"],"storage":"file","discard":"new","sealed":true}"#;
+    jetstream(&broker, "STREAM.UPDATE.DSYNC", sealed).await;
+    let reason = until("not ready", async || {
+        let missing = app.context.readiness.missing().await;
+        missing.first().map(|missing| missing.reason.clone())
+    })
+    .await;
+    assert!(reason.contains("sealed"), "{reason}");
+    assert_come_again(&app.post(user_created("event_2")).await, "5");
 }
 
 /// The settings that a webhook shows to be too narrow are set right at once: readiness does not look at them.

@@ -47,8 +47,9 @@ pub enum Error {
         /// The broker's own words.
         description: String,
     },
-    /// The stream cannot serve as the log, and the broker did not change it: with these settings, entries would be lost.
-    #[error("the stream would lose entries, because these settings differ and cannot be changed: {}: {why}", .differing.join(", "))]
+    /// The stream cannot serve as the log, and the broker did not change it: with these settings, entries would
+    /// be lost or refused.
+    #[error("the stream would lose or refuse entries, because these settings differ and cannot be changed: {}: {why}", .differing.join(", "))]
     Unfit {
         /// The names of all settings that differ.
         differing: Vec<&'static str>,

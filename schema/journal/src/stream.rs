@@ -15,6 +15,8 @@ use crate::error::{Error, Unavailable};
 const SUBJECTS: &str = "dsync.>";
 /// The broker's error code for "a stream of this name exists, with another configuration".
 const NAME_IN_USE: u64 = 10058;
+/// What no broker takes back of a stream's settings. A change that asks for it is refused as a whole.
+const FOREVER: [&str; 2] = ["deny_delete", "deny_purge"];
 
 /// How much the log holds, for how long, and in how many copies.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,6 +83,7 @@ fn is_fit(config: &Config) -> bool {
         && config.max_messages_per_subject <= 0
         && config.subject_transform.is_none()
         && !config.no_ack
+        && !config.sealed
 }
 
 /// A copy that the leader has not heard from for this long is out of touch. They hear from each other every second.
@@ -178,31 +181,47 @@ impl Journal {
     }
 
     async fn update(&self, limits: &Limits) -> Result<Ensured, Error> {
-        let Told { config } = self.ask(format!("STREAM.INFO.{}", self.stream), &()).await?;
-        let known = readable(&config)?;
-        let (config, changed) = limits.over(config)?;
+        let Told { config: told } = self.ask(format!("STREAM.INFO.{}", self.stream), &()).await?;
+        let (mut config, changed) = limits.over(told.clone())?;
         if changed.is_empty() {
             return Ok(Ensured::Unchanged);
         }
-        // Silence does not mean that the broker is stuck: it treats a login without the right to do this in the same way.
-        let answer: Result<Info, Error> = self
-            .ask_now(format!("STREAM.UPDATE.{}", self.stream), &config)
-            .await;
-        match answer {
+        let error = match self.change(&config).await {
             Ok(_) => {
                 tracing::info!(stream = %self.stream, ?changed, ?limits, "updated the log's stream");
-                Ok(Ensured::Updated(changed))
+                return Ok(Ensured::Updated(changed));
             }
-            Err(error @ (Error::Refused { .. } | Error::Unavailable(Unavailable::TimedOut))) => {
-                let (differing, why) = (changed, error.to_string());
-                if is_fit(&known) {
-                    Ok(Ensured::Kept { differing, why })
-                } else {
-                    Err(Error::Unfit { differing, why })
-                }
+            // Silence does not mean that the broker is stuck: it treats a login without the right to do this in the same
+            // way.
+            Err(error @ (Error::Refused { .. } | Error::Unavailable(Unavailable::TimedOut))) => error,
+            Err(error) => return Err(error),
+        };
+        let why = error.to_string();
+        let (forever, others): (Vec<_>, Vec<_>) =
+            changed.iter().copied().partition(|name| FOREVER.contains(name));
+        if matches!(error, Error::Refused { .. }) && !forever.is_empty() && !others.is_empty() {
+            for name in &forever {
+                config.insert((*name).to_owned(), true.into());
             }
-            Err(error) => Err(error),
+            if self.change(&config).await.is_ok_and(|info| is_fit(&info.config)) {
+                tracing::info!(stream = %self.stream, changed = ?others, ?limits, "updated the log's stream");
+                return Ok(Ensured::Kept {
+                    differing: forever,
+                    why,
+                });
+            }
         }
+        let differing = changed;
+        if is_fit(&readable(&told)?) {
+            Ok(Ensured::Kept { differing, why })
+        } else {
+            Err(Error::Unfit { differing, why })
+        }
+    }
+
+    async fn change(&self, config: &Map<String, Value>) -> Result<Info, Error> {
+        self.ask_now(format!("STREAM.UPDATE.{}", self.stream), config)
+            .await
     }
 }
 
@@ -281,6 +300,7 @@ impl Limits {
         // Otherwise entries are filed where no reader looks for them.
         set("subject_transform", put(&mut config.subject_transform, None));
         set("no_ack", put(&mut config.no_ack, false));
+        set("sealed", put(&mut config.sealed, false));
         set("duplicate_window", put(&mut config.duplicate_window, window));
         set("allow_direct", put(&mut config.allow_direct, true));
         // Erasing a person deletes their messages one by one. Purging is left to operators.

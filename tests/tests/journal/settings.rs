@@ -178,16 +178,44 @@ async fn a_stream_whose_settings_cannot_be_changed_serves_as_it_is() -> anyhow::
     Ok(())
 }
 
-/// A stream that drops its oldest entries when full cannot serve: it would lose what it acknowledged.
+/// A stream that drops its oldest entries when full would lose what it acknowledged.
 #[tokio::test]
-async fn a_stream_that_would_lose_entries_does_not() -> anyhow::Result<()> {
+async fn what_a_broker_never_takes_back_does_not_keep_it_from_taking_the_rest() -> anyhow::Result<()> {
     let nats = Nats::start().await?;
     let journal = made_for_ever(&nats, DiscardPolicy::Old).await?;
-    let Err(Error::Unfit { differing, why }) = journal.ensure(&limits()).await else {
+    let aged = Limits {
+        max_age: Duration::from_hours(1),
+        ..limits()
+    };
+    let Ensured::Kept { differing, why } = journal.ensure(&aged).await? else {
+        panic!("the stream was changed, or left as it is")
+    };
+    assert_eq!(differing, ["deny_delete"]);
+    assert!(why.contains("deny"), "{why}");
+    let config = config(&nats).await?;
+    assert_eq!(
+        (config.discard, config.max_age),
+        (DiscardPolicy::New, aged.max_age)
+    );
+    assert!(config.deny_delete && journal.fitness().await?.is_fit);
+    Ok(())
+}
+
+/// It takes no entries, and no broker opens it again.
+#[tokio::test]
+async fn a_sealed_stream_does_not_serve() -> anyhow::Result<()> {
+    let nats = Nats::start().await?;
+    let journal = Journal::connect(&settings(&nats)).await?;
+    journal.ensure(&limits()).await?;
+    let mut sealed = config(&nats).await?;
+    sealed.sealed = true;
+    let context = async_nats::jetstream::new(async_nats::connect(nats.url()).await?);
+    context.update_stream(sealed).await?;
+    assert!(!journal.fitness().await?.is_fit);
+    let Err(Error::Unfit { differing, .. }) = journal.ensure(&limits()).await else {
         panic!("such a stream is accepted")
     };
-    assert_eq!(differing, ["discard", "deny_delete"]);
-    assert!(why.contains("deny"), "{why}");
+    assert!(differing.contains(&"sealed"), "{differing:?}");
     Ok(())
 }
 
@@ -304,8 +332,8 @@ async fn an_unfit_stream_that_may_not_be_changed_is_named_for_what_differs() -> 
     };
     assert_eq!(
         error.to_string(),
-        "the stream would lose entries, because these settings differ and cannot be changed: discard: the log's broker \
-         did not answer in time"
+        "the stream would lose or refuse entries, because these settings differ and cannot be changed: discard: the \
+         log's broker did not answer in time"
     );
     assert!(!fitness.is_fit);
     Ok(())
