@@ -144,6 +144,15 @@ impl App {
         .await;
     }
 
+    /// Waits until it is not ready, and returns why.
+    pub(crate) async fn not_ready(&self) -> String {
+        until("not ready", async || {
+            let missing = self.context.readiness.missing().await;
+            missing.first().map(|missing| missing.reason.clone())
+        })
+        .await
+    }
+
     pub(crate) async fn client(&self) -> Client {
         Client::connect(self.addr).await
     }

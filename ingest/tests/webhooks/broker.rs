@@ -201,11 +201,7 @@ async fn a_log_recreated_so_that_it_loses_records_is_not_used_until_it_is_set_ri
     let forgetful = r#"{"name":"DSYNC","subjects":["dsync.>"],"storage":"memory"}"#;
     jetstream(&broker, "STREAM.DELETE.DSYNC", "").await;
     jetstream(&broker, "STREAM.CREATE.DSYNC", forgetful).await;
-    let reason = until("not ready", async || {
-        let missing = app.context.readiness.missing().await;
-        missing.first().map(|missing| missing.reason.clone())
-    })
-    .await;
+    let reason = app.not_ready().await;
     assert!(
         reason.contains("storage") && reason.contains("would lose or refuse entries"),
         "{reason}"
@@ -247,13 +243,13 @@ async fn a_sealed_log_is_not_ready() {
     assert_eq!(app.context.readiness.missing().await, []);
     let sealed = r#"{"name":"DSYNC","subjects":["dsync.>"],"storage":"file","discard":"new","sealed":true}"#;
     jetstream(&broker, "STREAM.UPDATE.DSYNC", sealed).await;
-    let reason = until("not ready", async || {
-        let missing = app.context.readiness.missing().await;
-        missing.first().map(|missing| missing.reason.clone())
-    })
-    .await;
+    let reason = app.not_ready().await;
     assert!(reason.contains("sealed"), "{reason}");
     assert_come_again(&app.post(user_created("event_2")).await, "5");
+    // What an operator does about it.
+    jetstream(&broker, "STREAM.DELETE.DSYNC", "").await;
+    until_stored(&app, "event_2").await;
+    app.ready().await;
 }
 
 /// The settings that a webhook shows to be too narrow are set right at once: readiness does not look at them.

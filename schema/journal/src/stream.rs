@@ -102,8 +102,8 @@ fn speaks_for_all(info: &Info) -> bool {
 impl Journal {
     /// Creates the stream, or brings its settings in line with `limits`. Entries are lost only to a shorter `max_age`.
     /// [`Error::Refused`] says in the broker's words which setting it does not accept, and [`Error::Unfit`] why the stream
-    /// that exists must not be used. Several programs may call this at
-    /// once if they agree on `limits`. A program that only needs the stream to exist calls [`Self::create_missing`].
+    /// that exists must not be used. Several programs may call this at once if they agree on `limits`. A program that only
+    /// needs the stream to exist calls [`Self::create_missing`].
     pub async fn ensure(&self, limits: &Limits) -> Result<Ensured, Error> {
         match self.update(limits).await {
             Err(Error::NoStream) => match self.create(limits).await {
